@@ -1,0 +1,3 @@
+module github.com/dovetail-go/dovetail
+
+go 1.26.0
