@@ -1,0 +1,238 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package deptest_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/dovetail-go/dovetail/internal/deptest"
+)
+
+// load writes the files of a small repository and reads it.
+func load(t *testing.T, files map[string]string) (*deptest.Repo, string) {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		full := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(full, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	repo, err := deptest.Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return repo, dir
+}
+
+// check compares problems with what each has to contain, in any order.
+func check(t *testing.T, problems []string, want ...string) {
+	t.Helper()
+	rest := slices.Clone(problems)
+	for _, w := range want {
+		i := slices.IndexFunc(rest, func(p string) bool { return strings.Contains(p, w) })
+		if i < 0 {
+			t.Errorf("no complaint with %q in %q", w, problems)
+			continue
+		}
+		rest = slices.Delete(rest, i, i+1)
+	}
+	if len(rest) > 0 {
+		t.Errorf("complaints that are not wanted: %q", rest)
+	}
+}
+
+const rootMod = "module example.com/house\n\ngo 1.26.0\n"
+
+func TestLoad(t *testing.T) {
+	repo, _ := load(t, map[string]string{
+		"go.mod":                rootMod,
+		"doc.go":                "package house\n",
+		"room/room.go":          "package room\n",
+		"room/door_test.go":     "package room_test\n",
+		"kit/go.mod":            "module example.com/house/kit\n",
+		"kit/kit.go":            "package kit\n",
+		"kit/deep/deep.go":      "package deep\n",
+		"room/testdata/x.go":    "not Go at all",
+		".hidden/x.go":          "not Go at all",
+		"_attic/x.go":           "not Go at all",
+		"web/node_modules/x.go": "not Go at all",
+	})
+	var got []string
+	for _, m := range repo.Modules {
+		for _, p := range m.Packages {
+			got = append(got, m.Dir+" "+p.Path+" "+p.Name)
+		}
+	}
+	want := []string{
+		". example.com/house house",
+		". example.com/house/room room",
+		"kit example.com/house/kit kit",
+		"kit example.com/house/kit/deep deep",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("packages = %q, want %q", got, want)
+	}
+}
+
+func TestLoadNeedsARootModule(t *testing.T) {
+	if _, err := deptest.Load(t.TempDir()); err == nil {
+		t.Error("Load of an empty directory = nil, want an error")
+	}
+}
+
+func TestImports(t *testing.T) {
+	repo, _ := load(t, map[string]string{
+		"go.mod":      rootMod,
+		"a/a.go":      "package a\n\nimport (\n\t\"fmt\"\n\t\"example.com/house/b\"\n)\n",
+		"a/a_test.go": "package a\n\nimport _ \"example.org/assert\"\n",
+	})
+	problems := repo.Root().Packages[0].Imports(func(f *deptest.File, imported string) string {
+		if deptest.Standard(imported) || deptest.Within(imported, "example.com/house") {
+			return ""
+		}
+		return "imports " + imported
+	})
+	check(t, problems, "a/a_test.go:3: imports example.org/assert")
+	if deptest.Within("example.com/household", "example.com/house") {
+		t.Error("Within takes a longer name for a path below")
+	}
+}
+
+func TestPackageDoc(t *testing.T) {
+	repo, _ := load(t, map[string]string{
+		"go.mod":           rootMod,
+		"good/a.go":        "// Package good is.\npackage good\n",
+		"good/b.go":        "// A licence.\n\npackage good\n",
+		"none/a.go":        "package none\n",
+		"none/a_test.go":   "// Package none only in its test.\npackage none\n",
+		"twice/a.go":       "// Package twice is.\npackage twice\n",
+		"twice/b.go":       "// Package twice is again.\npackage twice\n",
+		"tests/a_test.go":  "package tests\n",
+		"directive/doc.go": "//go:build linux\n\npackage directive\n",
+	})
+	var problems []string
+	for _, p := range repo.Root().Packages {
+		problems = append(problems, p.PackageDoc()...)
+	}
+	check(t, problems, "none: package none has no", "twice: package twice has more than one", "directive: package directive has no")
+}
+
+func TestUndocumented(t *testing.T) {
+	repo, _ := load(t, map[string]string{
+		"go.mod": rootMod,
+		"a/a.go": `package a
+
+// Fine is documented.
+type Fine struct{ Field int }
+
+// Config is documented.
+type Config struct {
+	// A and what follows.
+	A int
+	B int
+
+	C int
+	D int // D too.
+	e int
+}
+
+type Bare struct{}
+
+func Func() {}
+
+func (*Bare) Method() {}
+
+func (f Fine) String() string { return "" }
+
+func (hidden) Exported() {}
+
+type hidden struct{ Field int }
+
+// Reader reads.
+type Reader interface {
+	Read()
+	// Close closes.
+	Close()
+	hidden()
+}
+
+// Alone explains its method.
+type Alone interface{ Do() }
+
+// Group of constants.
+const (
+	One = 1
+	Two = 2
+)
+
+var Three, four = 3, 4
+
+type (
+	Grouped int
+	// Other is documented.
+	Other int
+)
+
+//go:noinline
+func Directive() {}
+
+type Generic[T any] struct{}
+
+// Put is documented.
+func (*Generic[T]) Put() {}
+
+func (*Generic[T]) Get() {}
+`,
+		"a/generated.go": "// Code generated by hand. DO NOT EDIT.\n\npackage a\n\nfunc Generated() {}\n",
+		"a/a_test.go":    "package a\n\nfunc Helper() {}\n",
+	})
+	check(t, repo.Root().Packages[0].Undocumented(),
+		"field Config.C", "type Bare", "function Func", "function Bare.Method", "function Fine.String", "method Reader.Read",
+		"var Three", "type Grouped", "function Directive", "type Generic", "function Generic.Get")
+}
+
+func TestExamples(t *testing.T) {
+	repo, _ := load(t, map[string]string{
+		"go.mod":             rootMod,
+		"run/a.go":           "package run\n\nfunc F() {}\n",
+		"run/a_test.go":      "package run_test\n\nimport \"fmt\"\n\nfunc Example() {\n\tfmt.Println(1)\n\t// Output: 1\n}\n",
+		"compile/a.go":       "package compile\n\nconst C = 1\n",
+		"compile/a_test.go":  "package compile_test\n\nfunc Example() {\n\tprintln(1)\n}\n",
+		"unexported/a.go":    "package unexported\n\nfunc f() {}\n",
+		"unexported/type.go": "package unexported\n\ntype t struct{}\n\nfunc (t) Exported() {}\n",
+	})
+	got := map[string][2]bool{}
+	for _, p := range repo.Root().Packages {
+		got[p.Name] = [2]bool{p.Exports(), p.HasExample()}
+	}
+	for name, want := range map[string][2]bool{"run": {true, true}, "compile": {true, false}, "unexported": {false, false}} {
+		if got[name] != want {
+			t.Errorf("%s: exports, has example = %v, want %v", name, got[name], want)
+		}
+	}
+}
+
+func TestMentions(t *testing.T) {
+	_, dir := load(t, map[string]string{"go.mod": rootMod, "a.md": "fine\nnot here\n", "b.bin": "\x00here"})
+	problems, err := deptest.Mentions(dir, []string{"a.md", "b.bin", "gone.md"}, map[*regexp.Regexp]string{regexp.MustCompile(`here`): "because"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, problems, `a.md:2: "here": because`)
+}
+
+func TestTrackedNeedsAClone(t *testing.T) {
+	if names, err := deptest.Tracked(t.Context(), t.TempDir()); err == nil {
+		t.Errorf("Tracked outside a clone = %q, want an error", names)
+	}
+}
