@@ -1,0 +1,185 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// Config tunes an [Engine]. The zero value is a sound default.
+type Config struct {
+	// Node is a name for this process in owners and histories. It need not be unique: a
+	// random suffix is added. Empty means the suffix alone.
+	Node string
+	// Concurrency is how many sagas are worked on at once. Zero means 16.
+	Concurrency int
+	// Lease is how long after a node's death its sagas are taken over. The heartbeat
+	// runs three times as often. Zero means 10 s; the least is 1 s.
+	Lease time.Duration
+	// Poll is how often an idle engine looks for due sagas: how late a saga can be when
+	// nobody calls Wake. Zero means 1.5 s; the least is 10 ms.
+	Poll time.Duration
+	// Timeout bounds one attempt at a step that has no Timeout of its own. Zero means 30 s.
+	Timeout time.Duration
+	// Backoff is the schedule of attempts where a step has none: Base zero means 100 ms,
+	// Max zero means 30 s. Attempts must be zero.
+	Backoff Backoff
+	// StuckAfter is how many attempts at one operation may fail before the saga is reported
+	// as stuck, though it is still tried. Zero means 10, negative never.
+	StuckAfter int
+	// MaxTakeovers is how many nodes in a row may die over one step before the saga is
+	// parked. Zero means 10, negative no limit.
+	MaxTakeovers int
+	// Drain is how long Run waits, when its context has ended, for steps in progress
+	// before it cancels them. Zero means 10 s, negative not at all.
+	Drain time.Duration
+	// Hooks observe the engine.
+	Hooks Hooks
+	// Logger receives what nobody else hears of. Nil means slog.Default().
+	Logger *slog.Logger
+}
+
+// Engine runs sagas. It is safe for concurrent use. Several engines, in as many
+// processes, may share one store; each saga is worked on by one of them at a time.
+type Engine struct {
+	store Store
+	cfg   Config
+	defs  map[DefinitionKey]*definition
+	keys  []DefinitionKey
+	wake  chan struct{}
+	busy  atomic.Bool
+	stats counters
+}
+
+// NewEngine returns an engine for the given definitions. Nothing runs before
+// [Engine.Run].
+func NewEngine(store Store, cfg Config, defs ...Registered) (*Engine, error) {
+	if store == nil {
+		return nil, errors.New("saga: store is nil")
+	}
+	e := &Engine{store: store, defs: map[DefinitionKey]*definition{}, wake: make(chan struct{}, 1)}
+	for i, d := range defs {
+		if d == nil || d.definition() == nil {
+			return nil, fmt.Errorf("saga: definition %d is nil", i+1)
+		}
+		key := DefinitionKey{d.Name(), d.Version()}
+		if e.defs[key] != nil {
+			return nil, fmt.Errorf("saga: definition %s version %d is given twice", key.Name, key.Version)
+		}
+		e.defs[key] = d.definition()
+		e.keys = append(e.keys, key)
+	}
+	var err error
+	e.cfg, err = cfg.withDefaults()
+	return e, err
+}
+
+func (c Config) withDefaults() (Config, error) {
+	c.Concurrency = cmpOr(c.Concurrency, 16)
+	c.Lease = cmpOr(c.Lease, 10*time.Second)
+	c.Poll = cmpOr(c.Poll, 1500*time.Millisecond)
+	c.Timeout = cmpOr(c.Timeout, 30*time.Second)
+	c.Backoff.Base = cmpOr(c.Backoff.Base, 100*time.Millisecond)
+	c.Backoff.Max = cmpOr(c.Backoff.Max, 30*time.Second)
+	c.StuckAfter = max(cmpOr(c.StuckAfter, 10), 0)
+	c.MaxTakeovers = max(cmpOr(c.MaxTakeovers, 10), 0)
+	c.Drain = max(cmpOr(c.Drain, 10*time.Second), 0)
+	if c.Concurrency < 1 {
+		return c, fmt.Errorf("saga: Config.Concurrency is %d, want at least 1", c.Concurrency)
+	}
+	if c.Lease < time.Second {
+		return c, fmt.Errorf("saga: Config.Lease is %v, want at least 1s", c.Lease)
+	}
+	if c.Poll < 10*time.Millisecond {
+		return c, fmt.Errorf("saga: Config.Poll is %v, want at least 10ms", c.Poll)
+	}
+	if c.Timeout < 0 {
+		return c, fmt.Errorf("saga: Config.Timeout is %v, want more than 0", c.Timeout)
+	}
+	if c.Backoff.Base < 0 || c.Backoff.Max < 0 || c.Backoff.Attempts != 0 {
+		return c, fmt.Errorf("saga: Config.Backoff is %+v, want nothing negative and no Attempts", c.Backoff)
+	}
+	return c, nil
+}
+
+func cmpOr[T comparable](v, fallback T) T {
+	var zero T
+	if v == zero {
+		return fallback
+	}
+	return v
+}
+
+// Start starts a saga as a part of the caller's transaction: it exists if and only if
+// tx commits. The same ID with the same data is a no-op, whatever has become of the
+// saga; with other data, or under another definition, it returns [ErrConflict].
+//
+// Call [Engine.Wake] after the commit; without it the saga waits for the next poll.
+func Start[T any](ctx context.Context, e *Engine, tx Tx, def *Definition[T], id string, data T) error {
+	if id == "" || len(id) > maxID {
+		return fmt.Errorf("saga: id has %d bytes, want 1 to %d", len(id), maxID)
+	}
+	if problem := checkText(id); problem != "" {
+		return fmt.Errorf("saga: id %s", problem)
+	}
+	d := def.d
+	if e.defs[DefinitionKey{d.name, d.version}] == nil {
+		return fmt.Errorf("saga %s: start: definition %s version %d is not registered with the engine", id, d.name, d.version)
+	}
+	encoded, err := json.Marshal(data)
+	if err != nil {
+		return fmt.Errorf("saga %s: start: data: %w", id, err)
+	}
+	sum := sha256.Sum256(encoded)
+	err = e.store.Start(ctx, tx, Beginning{
+		ID: id, Name: d.name, Version: d.version, Step: d.steps[0].Name, Data: encoded,
+		Input: base64.RawURLEncoding.EncodeToString(sum[:]), Deadline: d.deadline,
+	})
+	if err != nil {
+		return fmt.Errorf("saga %s: start: %w", id, err)
+	}
+	return nil
+}
+
+const maxID = 200
+
+// Wake makes a running engine look for due sagas now. It never blocks.
+func (e *Engine) Wake() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (e *Engine) newNode() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:])
+	suffix := hex.EncodeToString(b[:])
+	if e.cfg.Node == "" {
+		return suffix
+	}
+	return e.cfg.Node + "-" + suffix
+}
+
+func (e *Engine) log() *slog.Logger {
+	if e.cfg.Logger != nil {
+		return e.cfg.Logger
+	}
+	return slog.Default()
+}
+
+// Run works on sagas until ctx ends, then drains: it takes up no further step, gives
+// the steps in progress Config.Drain to finish, and leaves the rest to be
+// resumed by another engine or the next Run. It returns nil after a drain.
+func (e *Engine) Run(ctx context.Context) error { return errors.New("saga: not yet") }

@@ -1,0 +1,69 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga
+
+import (
+	"context"
+	"time"
+)
+
+// Hooks observe an engine. Every field may be nil. They are called outside locks, from
+// many goroutines, and should be quick.
+type Hooks struct {
+	// StepStart is called before an attempt. The attempt runs with the context that it
+	// returns, in which a tracer may put its span.
+	StepStart func(ctx context.Context, s StepStart) context.Context
+	// StepEnd is called when an attempt has ended and its outcome is stored, with the
+	// attempt's context.
+	StepEnd func(ctx context.Context, s StepEnd)
+	// Ended is called when a saga has ended.
+	Ended func(Ended)
+	// Stuck is called when a saga has got stuck: alarm somebody.
+	Stuck func(Stuck)
+}
+
+// StepStart is an attempt that begins.
+type StepStart struct {
+	Attempt
+	// Name and Version are those of the definition.
+	Name    string
+	Version int
+}
+
+// StepEnd is an attempt that has ended.
+type StepEnd struct {
+	Attempt
+	// Name and Version are those of the definition.
+	Name    string
+	Version int
+	// Outcome is "done", "failed" or "refused".
+	Outcome string
+	// Err is the attempt's error, or nil.
+	Err error
+	// Took is how long the attempt took.
+	Took time.Duration
+}
+
+// Ended is a saga that has ended.
+type Ended struct {
+	End
+	// Name and Version are those of the definition.
+	Name    string
+	Version int
+}
+
+// Stuck is a saga that needs an operator.
+type Stuck struct {
+	// Saga is the saga's ID.
+	Saga string
+	// Name and Version are those of the definition.
+	Name    string
+	Version int
+	// Step is the current step.
+	Step string
+	// Reason tells why.
+	Reason string
+	// Parked is true when it waits for an operator, false when it is still being tried.
+	Parked bool
+}

@@ -1,0 +1,68 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sagasql keeps sagas in PostgreSQL, MySQL or MariaDB, and SQLite.
+package sagasql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/dovetail-go/dovetail/internal/sqldialect"
+)
+
+// Dialect is the SQL that the database speaks.
+type Dialect = sqldialect.Dialect
+
+// The dialects.
+const (
+	Postgres = sqldialect.Postgres
+	MySQL    = sqldialect.MySQL
+	SQLite   = sqldialect.SQLite
+)
+
+// Config tunes a [Store]. The zero value is a sound default.
+type Config struct {
+	// Prefix begins the names of the tables, so that several services can share a
+	// database: lower-case letters, digits and underscores. Empty means "saga".
+	Prefix string
+}
+
+// Store is a saga.Store in an SQL database.
+type Store struct {
+	db      *sql.DB
+	dialect Dialect
+	prefix  string
+	sql     statements
+}
+
+// New returns a store on db. Its tables are made by [Store.Migrate] or from [Schema].
+// Start accepts transactions of this database only.
+func New(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
+	if db == nil {
+		return nil, errors.New("sagasql: db is nil")
+	}
+	if !d.Valid() {
+		return nil, fmt.Errorf("sagasql: dialect is %v, want Postgres, MySQL or SQLite", d)
+	}
+	if err := sqldialect.CheckName(cfg.Prefix); err != nil {
+		return nil, fmt.Errorf("sagasql: Config.Prefix %w", err)
+	}
+	if cfg.Prefix == "" {
+		cfg.Prefix = defaultPrefix
+	}
+	return &Store{db: db, dialect: d, prefix: cfg.Prefix, sql: newStatements(d, cfg.Prefix)}, nil
+}
+
+const defaultPrefix = "saga"
+
+// Schema returns the tables of the default prefix as text for a migration tool.
+func Schema(d Dialect) string { return sqldialect.Schema(d, defaultPrefix, steps(d, defaultPrefix)) }
+
+// Migrate creates the tables, or brings them up to date. Many replicas may call it at
+// every start. It needs one connection.
+func (s *Store) Migrate(ctx context.Context) error {
+	return sqldialect.Migrate(ctx, s.db, s.dialect, s.prefix, steps(s.dialect, s.prefix))
+}

@@ -1,0 +1,74 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package sagasql
+
+import "strings"
+
+// steps are the migrations; released ones never change.
+//
+// wake_at is null for sagas that have ended or are parked, so that the index behind
+// the search for due sagas holds only those that can become due. It does not
+// change from step to step, so that PostgreSQL updates in place (HOT).
+func steps(d Dialect, prefix string) []string {
+	text := "TEXT"
+	if d == MySQL {
+		text = "LONGTEXT"
+	}
+	first := `
+CREATE TABLE {p}_instance (
+  id VARCHAR(200) NOT NULL PRIMARY KEY,
+  name VARCHAR(100) NOT NULL,
+  version INTEGER NOT NULL,
+  status SMALLINT NOT NULL,
+  step VARCHAR(100) NOT NULL,
+  attempt INTEGER NOT NULL,
+  reason {text} NOT NULL,
+  cancel {text} NOT NULL,
+  stuck {text} NOT NULL,
+  stuck_at BIGINT NULL,
+  parked SMALLINT NOT NULL,
+  data {text} NOT NULL,
+  input VARCHAR(64) NOT NULL,
+  starts BIGINT NOT NULL,
+  owner VARCHAR(120) NOT NULL,
+  epoch BIGINT NOT NULL,
+  revision BIGINT NOT NULL,
+  takeovers INTEGER NOT NULL,
+  wake_at BIGINT NULL,
+  deadline BIGINT NULL,
+  created_at BIGINT NOT NULL,
+  updated_at BIGINT NOT NULL
+){options};
+CREATE INDEX {p}_instance_wake ON {p}_instance (wake_at){sparse_wake};
+CREATE INDEX {p}_instance_status ON {p}_instance (status, created_at, id);
+CREATE INDEX {p}_instance_stuck ON {p}_instance (stuck_at){sparse_stuck};
+CREATE TABLE {p}_history (
+  saga_id VARCHAR(200) NOT NULL,
+  n BIGINT NOT NULL,
+  at BIGINT NOT NULL,
+  step VARCHAR(100) NOT NULL,
+  op VARCHAR(20) NOT NULL,
+  attempt INTEGER NOT NULL,
+  outcome VARCHAR(20) NOT NULL,
+  text {text} NOT NULL,
+  took BIGINT NOT NULL,
+  node VARCHAR(120) NOT NULL,
+  PRIMARY KEY (saga_id, n)
+){options};
+CREATE TABLE {p}_node (
+  id VARCHAR(120) NOT NULL PRIMARY KEY,
+  expires_at BIGINT NOT NULL
+){options};
+`
+	sparseWake, sparseStuck := " WHERE wake_at IS NOT NULL", " WHERE stuck_at IS NOT NULL"
+	if d == MySQL {
+		sparseWake, sparseStuck = "", "" // it has no partial indexes
+	}
+	return []string{strings.NewReplacer("{p}", prefix, "{text}", text, "{options}", d.TableOptions(),
+		"{sparse_wake}", sparseWake, "{sparse_stuck}", sparseStuck).Replace(first)}
+}
+
+type statements struct{}
+
+func newStatements(d Dialect, prefix string) statements { return statements{} }

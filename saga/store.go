@@ -1,0 +1,144 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+)
+
+// ErrLost is returned by [Store.SaveTx] for a change that came too late: the saga has
+// another owner, or has moved on.
+var ErrLost = errors.New("saga: lost the race")
+
+// Store keeps sagas. sagasql and sagamem implement it; sagatest checks an
+// implementation. Users of sagas do not call it.
+//
+// All times are the store's own: callers pass durations. Every method may be called
+// from many goroutines and from many processes at once. After an error it is
+// unknown whether a write took place, unless stated otherwise.
+type Store interface {
+	// Start inserts a running saga as a part of tx, on which it calls nothing but
+	// ExecContext. If the ID exists with the same name and input, it does nothing; with
+	// others it returns ErrConflict. It must not end tx, nor leave it broken.
+	Start(ctx context.Context, tx Tx, s Beginning) error
+
+	// Beat extends the lease of a node, or begins it.
+	Beat(ctx context.Context, node string, lease time.Duration) error
+	// Leave ends the lease and frees the node's sagas.
+	Leave(ctx context.Context, node string) error
+
+	// Claim gives the node up to Limit sagas that are due, oldest first: those without an
+	// owner and those whose owner has no lease. It raises their epoch. Two calls never
+	// return the same epoch of a saga.
+	Claim(ctx context.Context, c Claim) ([]Record, error)
+	// Owned returns the sagas that the node owns, for a node that does not know what a
+	// failed Claim gave it.
+	Owned(ctx context.Context, node string) ([]Record, error)
+
+	// Save makes those changes whose saga still has the epoch and revision they name, each
+	// with its history entries, and returns the indices of the others. All of it commits
+	// together.
+	Save(ctx context.Context, changes []Change) (lost []int, err error)
+	// SaveTx calls fn with a transaction and makes the change that fn returns in the same
+	// transaction. It returns ErrLost, with everything rolled back, for a change that is
+	// too late, and fn's own error with everything rolled back. It may call fn again
+	// after a failure that rolled back. The transaction is nil if the store has none.
+	SaveTx(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) (Change, error)) error
+
+	// Load returns one saga, or ErrNotFound.
+	Load(ctx context.Context, id string) (Record, error)
+	// List returns the sagas that f selects, newest first.
+	List(ctx context.Context, f Filter) ([]Record, error)
+	// History returns the entries of a saga, oldest first.
+	History(ctx context.Context, id string) ([]Entry, error)
+	// Prune deletes up to limit sagas that ended longer ago than age, with their history,
+	// and returns how many.
+	Prune(ctx context.Context, age time.Duration, limit int) (int, error)
+}
+
+// Beginning is a saga to be started.
+type Beginning struct {
+	ID      string
+	Name    string
+	Version int
+	// Step is the name of the first step.
+	Step string
+	Data []byte
+	// Input identifies the input: a repeated start must bring the same.
+	Input string
+	// Deadline is how long the saga may take to its pivot, zero for ever.
+	Deadline time.Duration
+}
+
+// Claim is what a node asks for.
+type Claim struct {
+	Node  string
+	Limit int
+	// Definitions are those that the node can run. Others are claimed only when they have
+	// been due for longer than Foreign.
+	Definitions []DefinitionKey
+	Foreign     time.Duration
+}
+
+// DefinitionKey names one version of a definition.
+type DefinitionKey struct {
+	Name    string
+	Version int
+}
+
+// Record is a saga with what only engine and store need.
+type Record struct {
+	Instance
+	// Revision grows with every change.
+	Revision int64
+	// Takeovers counts how often it was claimed from a node that had died, since the last change.
+	Takeovers int
+	// Now is the store's clock when the record was read.
+	Now time.Time
+}
+
+// Change is the next state of a saga, to be written if nobody else was faster.
+type Change struct {
+	ID string
+	// Epoch and Revision are what the saga must still have.
+	Epoch, Revision int64
+
+	// The new values.
+	Status  Status
+	Step    string
+	Attempt int
+	Reason  string
+	Stuck   string
+	Parked  bool
+	Cancel  string
+	Data    []byte
+
+	// Entries are added to the history, with N counted from Revision+1. The new revision
+	// is that of the last entry, and Revision+1 if there is none.
+	Entries []Entry
+	// Due tells when the saga may be claimed next.
+	Due Due
+	// After is the delay of DueAfter.
+	After time.Duration
+	// Release gives up the ownership.
+	Release bool
+}
+
+// NewRevision returns the revision of the saga after the change.
+func (c Change) NewRevision() int64 { return c.Revision + int64(max(1, len(c.Entries))) }
+
+// Due tells when a saga may be claimed next.
+type Due uint8
+
+const (
+	// DueKeep leaves it as it is.
+	DueKeep Due = iota
+	// DueAfter sets it to a delay from now.
+	DueAfter
+	// DueNever is for sagas that have ended or are parked.
+	DueNever
+)

@@ -1,0 +1,97 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/dovetail-go/dovetail/saga/internal/core"
+)
+
+// Get returns the saga, or [ErrNotFound].
+func (e *Engine) Get(ctx context.Context, id string) (Instance, error) {
+	rec, err := e.store.Load(ctx, id)
+	if err != nil {
+		return Instance{}, fmt.Errorf("saga %s: %w", id, err)
+	}
+	return rec.Instance, nil
+}
+
+// List returns the sagas that f selects, newest first.
+func (e *Engine) List(ctx context.Context, f Filter) ([]Instance, error) {
+	if f.Limit <= 0 {
+		f.Limit = 100
+	}
+	f.Limit = min(f.Limit, 1000)
+	recs, err := e.store.List(ctx, f)
+	if err != nil {
+		return nil, fmt.Errorf("saga: list: %w", err)
+	}
+	list := make([]Instance, len(recs))
+	for i, rec := range recs {
+		list[i] = rec.Instance
+	}
+	return list, nil
+}
+
+// History returns what happened to the saga, oldest first, or [ErrNotFound].
+func (e *Engine) History(ctx context.Context, id string) ([]Entry, error) {
+	rec, err := e.store.Load(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("saga %s: %w", id, err)
+	}
+	entries, err := e.store.History(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("saga %s: history: %w", id, err)
+	}
+	start := Entry{At: rec.Created, Op: "start", Outcome: "accepted"}
+	return append([]Entry{start}, entries...), nil
+}
+
+// Cancel makes a saga compensate that has not begun its pivot, and returns
+// [ErrPastPivot] for one that has: when it returns nil the saga is certain to end
+// compensated. An attempt in progress finishes first. For a saga that compensates
+// already it does nothing. Why is kept in the history: say who, too.
+func (e *Engine) Cancel(ctx context.Context, id, why string) error {
+	return e.intervene(ctx, id, core.Cancel, "cancel", why)
+}
+
+// Retry makes a stuck saga go on with its current step at once, with its attempts
+// counted afresh. [ErrNotStuck] is returned for any other saga. Why is kept in the
+// history: say who, too.
+func (e *Engine) Retry(ctx context.Context, id, why string) error {
+	return e.intervene(ctx, id, core.Retry, "retry", why)
+}
+
+// Skip declares the current operation of a stuck saga done, because somebody has done
+// it by hand or can do without, and lets the saga go on. [ErrNotStuck] is returned
+// for any other saga. Why is kept in the history: say who, too.
+func (e *Engine) Skip(ctx context.Context, id, why string) error {
+	return e.intervene(ctx, id, core.Skip, "skip", why)
+}
+
+// Prune deletes sagas that ended longer ago than age, with their history, in small
+// transactions, and returns how many. A pruned ID can be started again.
+func (e *Engine) Prune(ctx context.Context, age time.Duration) (int, error) {
+	const batch = 500
+	total := 0
+	for {
+		n, err := e.store.Prune(ctx, age, batch)
+		total += n
+		if err != nil {
+			return total, fmt.Errorf("saga: prune: %w", err)
+		}
+		if n < batch {
+			return total, nil
+		}
+	}
+}
+
+// intervene applies an operator's verb against whatever the engines do meanwhile.
+func (e *Engine) intervene(ctx context.Context, id string, kind core.Kind, verb, why string) error {
+	return errors.New("saga: not yet")
+}
