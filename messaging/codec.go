@@ -64,7 +64,10 @@ func Encode(c Codec, m Message, v any) (*Message, error) {
 		}
 		m.Header[contentType] = ct.ContentType()
 	}
-	return &m, m.Validate()
+	if err := m.Validate(); err != nil {
+		return nil, err
+	}
+	return &m, nil
 }
 
 // contentType is the header for the media type of the body.

@@ -172,14 +172,13 @@ func Decide(ctx context.Context, err error, attempt int, s Subscription) Decisio
 	if d.Delay == 0 {
 		d.Delay = s.Backoff.Delay(attempt)
 	}
-	d.Attempt = attempt
-	if verdict.Outcome == fault.Neutral {
+	if r := (*fault.Rejection)(nil); verdict.Outcome == fault.Neutral && errors.As(err, &r) {
 		// Refused by one of our own guards: the message has not had its chance.
-		d.Action = Retried
+		d.Action, d.Attempt = Retried, attempt
 		return d
 	}
 	if limit := s.WithDefaults().MaxDeliveries; limit > 0 && attempt >= limit {
-		d.Delay, d.Attempt = 0, 0
+		d.Delay = 0
 		d.Reason = reason(fmt.Errorf("gave up after %d deliveries: %w", attempt, err))
 		return d
 	}

@@ -54,10 +54,14 @@ func (m *Message) Validate() error {
 	if err := validTopic("Message.Topic", m.Topic); err != nil {
 		return err
 	}
-	for _, f := range [...]struct{ name, value string }{{"ID", m.ID}, {"Key", m.Key}, {"Type", m.Type}} {
-		if err := validText("Message."+f.name, f.value); err != nil {
-			return err
-		}
+	if err := validText("Message.ID", m.ID); err != nil {
+		return err
+	}
+	if err := validText("Message.Key", m.Key); err != nil {
+		return err
+	}
+	if err := validText("Message.Type", m.Type); err != nil {
+		return err
 	}
 	for name, value := range m.Header {
 		if name == "" {

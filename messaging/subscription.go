@@ -37,6 +37,10 @@ type Subscription struct {
 	// retries included. Other keys, and messages without a key, flow meanwhile. It
 	// belongs to the group: all its subscriptions must agree.
 	Ordered bool
+	// Temporary asks for a group that ends with its last subscriber and takes its messages
+	// with it: for a process that wants every message while it runs, such as for cache
+	// invalidation or a live page. Its name must then be unique to the process.
+	Temporary bool
 	// From is where a group begins that the broker does not know yet. A group that exists
 	// goes on where it was; to replay, subscribe a new group. Zero begins with what is
 	// published from now on.
