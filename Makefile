@@ -1,0 +1,45 @@
+# The work is in scripts/, one file per task; these are their names.
+# make help lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down bench fuzz
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+test: ## everything: format, vet, lint, release, all tests with -race against real servers
+	@scripts/test
+
+quick: ## vet and the root module's short tests, under a minute
+	go vet ./...
+	go test -short ./...
+
+fmt: ## gofmt every Go file
+	@git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 -r gofmt -l -w
+
+vet: ## go vet in every module
+	@scripts/each go vet ./...
+
+lint: ## golangci-lint in every module (built once, from tools/go.mod)
+	@scripts/lint
+
+race: ## only the tests of make test: all modules, -race, real servers
+	@scripts/test services tests
+
+tidy: ## go mod tidy in every module, with our own modules taken from here
+	@scripts/tidy
+
+release-check: ## pack every module and use it from outside, as a user would
+	@scripts/release-check
+
+services-up: ## install and start the test servers (NAMES="postgres redis" for some)
+	@scripts/services up $(NAMES)
+
+services-down: ## stop the test servers; their data stays
+	@scripts/services down $(NAMES)
+
+bench: ## benchmarks of the blocks (PKG=./retry for one, COUNT=10 for benchstat)
+	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),1) $(or $(PKG),./...)
+
+fuzz: ## every fuzz test for FUZZTIME each (30s)
+	@scripts/fuzz $(or $(FUZZTIME),30s)
