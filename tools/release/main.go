@@ -28,10 +28,10 @@ func main() {
 	keep := flag.Bool("keep", false, "keep the packed modules and the trial programs, and say where they are")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, *root, *rules, *keep); err != nil {
+	err := run(ctx, *root, *rules, *keep)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "release-check:", err)
-		stop()
 		os.Exit(1)
 	}
 }
