@@ -211,13 +211,14 @@ func TestExamples(t *testing.T) {
 		"unexported/a.go":    "package unexported\n\nfunc f() {}\n",
 		"unexported/type.go": "package unexported\n\ntype t struct{}\n\nfunc (t) Exported() {}\n",
 	})
-	got := map[string][2]bool{}
+	got := map[string][3]bool{}
 	for _, p := range repo.Root().Packages {
-		got[p.Name] = [2]bool{p.Exports(), p.HasExample()}
+		some, run := p.Examples()
+		got[p.Name] = [3]bool{p.Exports(), some, run}
 	}
-	for name, want := range map[string][2]bool{"run": {true, true}, "compile": {true, false}, "unexported": {false, false}} {
+	for name, want := range map[string][3]bool{"run": {true, true, true}, "compile": {true, true, false}, "unexported": {false, false, false}} {
 		if got[name] != want {
-			t.Errorf("%s: exports, has example = %v, want %v", name, got[name], want)
+			t.Errorf("%s: exports, has an example, one that runs = %v, want %v", name, got[name], want)
 		}
 	}
 }

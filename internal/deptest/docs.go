@@ -177,19 +177,18 @@ func (p *Package) Exports() bool {
 	return false
 }
 
-// HasExample reports whether one of the package's examples is run by go test,
-// which it does only for those that say what they print.
-func (p *Package) HasExample() bool {
+// Examples reports whether the package has an example at all, and whether go test
+// runs one, which it does only for those that say what they print.
+func (p *Package) Examples() (some, run bool) {
 	var files []*ast.File
 	for _, f := range p.Files {
 		if f.Test {
 			files = append(files, f.AST)
 		}
 	}
-	for _, example := range doc.Examples(files...) {
-		if example.Output != "" || example.EmptyOutput {
-			return true
-		}
+	examples := doc.Examples(files...)
+	for _, example := range examples {
+		run = run || example.Output != "" || example.EmptyOutput
 	}
-	return false
+	return len(examples) > 0, run
 }
