@@ -211,15 +211,17 @@ func (s *subscriber) putAway(ctx context.Context, e *entry, took time.Duration) 
 // buried ends an attempt to put a dead letter away, which was confirmed unless err is set.
 func (s *subscriber) buried(ctx context.Context, e *entry, dl messaging.DeadLetter, err error, took time.Duration) {
 	b := s.g.b
-	dec := messaging.Decision{Action: messaging.DeadLettered, Attempt: dl.Attempt, Reason: dl.Reason, Err: e.cause}
+	dec := messaging.Decision{Action: messaging.DeadLettered, Reason: dl.Reason, Err: e.cause}
 	b.mu.Lock()
 	if err == nil && b.cfg.DeadLetter == nil && !s.g.bury(dl) {
 		err = fmt.Errorf("messagingmem: group %q keeps %d dead letters already, as many as Config.MaxDeadLetters", s.g.name, b.cfg.MaxDeadLetters)
 	}
 	if err != nil {
 		e.buried++
-		dec.Action, dec.Delay, dec.Err = messaging.Retried, s.s.Backoff.Delay(e.buried), err
-		dec.Reason = "dead letter not put away: " + err.Error()
+		dec = messaging.Decision{
+			Action: messaging.Retried, Delay: s.s.Backoff.Delay(e.buried), Attempt: dl.Attempt,
+			Reason: "dead letter not put away: " + err.Error(), Err: err,
+		}
 		s.g.retry(e, dec.Delay)
 	} else {
 		s.g.finish(e, messaging.DeadLettered)
