@@ -11,6 +11,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/dovetail-go/dovetail/saga/internal/core"
 )
 
 // Definition is the plan of a saga over data of type T: an immutable, validated list
@@ -177,6 +179,67 @@ func (d *Definition[T]) Data(in Instance) (T, error) {
 }
 
 func (d *Definition[T]) definition() *definition { return d.d }
+
+// shape returns what the core needs to know.
+func (d *definition) shape(stuckAfter int) *core.Shape {
+	sh := &core.Shape{Pivot: len(d.steps), End: d.onEnd != nil, StuckAfter: stuckAfter}
+	for i, s := range d.steps {
+		sh.Steps = append(sh.Steps, core.Step{Local: s.Kind == KindLocal, Undo: s.Undo != KindNone, Attempts: s.Attempts})
+		if s.Pivot {
+			sh.Pivot = i
+		}
+	}
+	// A local step that ends the saga and has no undo decides, whether it says so or not.
+	if last := len(d.steps) - 1; sh.Pivot > last && d.steps[last].Kind == KindLocal && d.steps[last].undo == nil {
+		sh.Pivot = last
+	}
+	return sh
+}
+
+// index returns the position of the saga's current step in the form of core.State, and
+// false if the definition has no such step.
+func (d *definition) index(in Instance) (int, bool) {
+	if in.Step == "" {
+		if in.Status == Compensating || in.Status == Compensated {
+			return -1, true
+		}
+		return len(d.steps), true
+	}
+	for i := range d.steps {
+		if d.steps[i].Name == in.Step {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// stepName is the reverse of index.
+func (d *definition) stepName(s core.State) string {
+	if s.Step < 0 || s.Step >= len(d.steps) {
+		return ""
+	}
+	return d.steps[s.Step].Name
+}
+
+// backoff returns the schedule of the operation that s calls for.
+func (d *definition) backoff(s core.State, fallback Backoff) Backoff {
+	b := fallback
+	if s.Step >= 0 && s.Step < len(d.steps) {
+		b = d.steps[s.Step].retry
+		if s.Status == core.Compensating {
+			b = d.steps[s.Step].undoRetry
+		}
+	}
+	return Backoff{Base: or(b.Base, fallback.Base), Max: or(b.Max, fallback.Max)}
+}
+
+// stateOf returns the core's view of a saga whose current step has the given index.
+func stateOf(rec Record, step int) core.State {
+	return core.State{
+		Status: core.Status(rec.Status), Step: step, Attempt: rec.Attempt, Reason: rec.Reason,
+		Cancel: rec.Cancel, Stuck: rec.Stuck, Parked: rec.Parked,
+	}
+}
 
 // check returns what is wrong with the step behind the given pivot, if any.
 func (s *step[T]) check(pivot string, last bool) string {

@@ -44,6 +44,9 @@ type Config struct {
 	// Drain is how long Run waits, when its context has ended, for steps in progress
 	// before it cancels them. Zero means 10 s, negative not at all.
 	Drain time.Duration
+	// Writers is how many transactions may record progress at once, one connection each.
+	// While all are busy, progress gathers and commits together. Zero means 2.
+	Writers int
 	// Hooks observe the engine.
 	Hooks Hooks
 	// Logger receives what nobody else hears of. Nil means slog.Default().
@@ -58,8 +61,10 @@ type Engine struct {
 	defs  map[DefinitionKey]*definition
 	keys  []DefinitionKey
 	wake  chan struct{}
-	busy  atomic.Bool
 	stats counters
+
+	waiters waiters
+	running atomic.Bool
 }
 
 // NewEngine returns an engine for the given definitions. Nothing runs before
@@ -86,17 +91,21 @@ func NewEngine(store Store, cfg Config, defs ...Registered) (*Engine, error) {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	c.Concurrency = cmpOr(c.Concurrency, 16)
-	c.Lease = cmpOr(c.Lease, 10*time.Second)
-	c.Poll = cmpOr(c.Poll, 1500*time.Millisecond)
-	c.Timeout = cmpOr(c.Timeout, 30*time.Second)
-	c.Backoff.Base = cmpOr(c.Backoff.Base, 100*time.Millisecond)
-	c.Backoff.Max = cmpOr(c.Backoff.Max, 30*time.Second)
-	c.StuckAfter = max(cmpOr(c.StuckAfter, 10), 0)
-	c.MaxTakeovers = max(cmpOr(c.MaxTakeovers, 10), 0)
-	c.Drain = max(cmpOr(c.Drain, 10*time.Second), 0)
+	c.Concurrency = or(c.Concurrency, 16)
+	c.Lease = or(c.Lease, 10*time.Second)
+	c.Poll = or(c.Poll, 1500*time.Millisecond)
+	c.Timeout = or(c.Timeout, 30*time.Second)
+	c.Backoff.Base = or(c.Backoff.Base, 100*time.Millisecond)
+	c.Backoff.Max = or(c.Backoff.Max, 30*time.Second)
+	c.StuckAfter = max(or(c.StuckAfter, 10), 0)
+	c.MaxTakeovers = max(or(c.MaxTakeovers, 10), 0)
+	c.Writers = or(c.Writers, 2)
+	c.Drain = max(or(c.Drain, 10*time.Second), 0)
 	if c.Concurrency < 1 {
 		return c, fmt.Errorf("saga: Config.Concurrency is %d, want at least 1", c.Concurrency)
+	}
+	if c.Writers < 1 {
+		return c, fmt.Errorf("saga: Config.Writers is %d, want at least 1", c.Writers)
 	}
 	if c.Lease < time.Second {
 		return c, fmt.Errorf("saga: Config.Lease is %v, want at least 1s", c.Lease)
@@ -113,7 +122,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-func cmpOr[T comparable](v, fallback T) T {
+func or[T comparable](v, fallback T) T {
 	var zero T
 	if v == zero {
 		return fallback
@@ -181,5 +190,12 @@ func (e *Engine) log() *slog.Logger {
 
 // Run works on sagas until ctx ends, then drains: it takes up no further step, gives
 // the steps in progress Config.Drain to finish, and leaves the rest to be
-// resumed by another engine or the next Run. It returns nil after a drain.
-func (e *Engine) Run(ctx context.Context) error { return errors.New("saga: not yet") }
+// resumed by another engine or the next Run. It returns nil after a drain. One Run
+// of an engine may be active at a time.
+func (e *Engine) Run(ctx context.Context) error {
+	if !e.running.CompareAndSwap(false, true) {
+		return errors.New("saga: the engine is running already")
+	}
+	defer e.running.Store(false)
+	return newRun(e, ctx).run(ctx)
+}

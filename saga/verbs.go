@@ -93,5 +93,55 @@ func (e *Engine) Prune(ctx context.Context, age time.Duration) (int, error) {
 
 // intervene applies an operator's verb against whatever the engines do meanwhile.
 func (e *Engine) intervene(ctx context.Context, id string, kind core.Kind, verb, why string) error {
-	return errors.New("saga: not yet")
+	for n := 1; ; n++ {
+		done, err := e.tryVerb(ctx, id, kind, or(clean(why), "no reason given"))
+		if err != nil {
+			return fmt.Errorf("saga %s: %s: %w", id, verb, err)
+		}
+		if done {
+			return nil
+		}
+		if !pause(ctx, delay(Backoff{Base: 2 * time.Millisecond, Max: 100 * time.Millisecond}, n)) {
+			return fmt.Errorf("saga %s: %s: %w", id, verb, ctx.Err())
+		}
+	}
+}
+
+func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, why string) (done bool, err error) {
+	rec, err := e.store.Load(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	def := e.defs[DefinitionKey{rec.Name, rec.Version}]
+	if def == nil {
+		return false, fmt.Errorf("definition %s version %d is not registered with the engine", rec.Name, rec.Version)
+	}
+	step, ok := def.index(rec.Instance)
+	if !ok {
+		return false, fmt.Errorf("%s version %d has no step %q", rec.Name, rec.Version, rec.Step)
+	}
+	before := stateOf(rec, step)
+	after, out, err := def.shape(0).Decide(before, core.Event{Kind: kind, Text: why})
+	switch {
+	case errors.Is(err, core.ErrPastPivot):
+		return false, ErrPastPivot
+	case errors.Is(err, core.ErrNotStuck):
+		return false, ErrNotStuck
+	case err != nil || out.Op == "":
+		return true, err
+	}
+	c := changeTo(rec, after, def.stepName(after), rec.Data)
+	c.Entries = []Entry{{Step: rec.Step, Op: out.Op, Outcome: out.Outcome, Text: why, Node: e.cfg.Node}}
+	c.Due = DueAfter
+	if Status(after.Status).Ended() {
+		c.Due, c.Release = DueNever, true
+	}
+	lost, err := e.store.Save(ctx, []Change{c})
+	if err != nil || len(lost) > 0 {
+		return false, err
+	}
+	rec.Status, rec.Stuck, rec.Step = c.Status, c.Stuck, c.Step
+	e.announce(rec.Instance, before)
+	e.Wake()
+	return true, nil
 }

@@ -169,7 +169,7 @@ func (sh *Shape) decide(s State, ev Event) (State, Outcome, error) {
 		switch {
 		case s.Status == Compensating || s.Cancel != "":
 			return s, Outcome{}, nil
-		case !sh.abortable(s):
+		case !sh.Abortable(s):
 			return s, Outcome{}, ErrPastPivot
 		}
 		s.Cancel, s.Stuck, s.Parked = ev.Text, "", false
@@ -224,19 +224,21 @@ func (sh *Shape) ended(s State, ev Event) (State, Outcome, error) {
 	return s, Outcome{}, nil
 }
 
-// abortable tells whether the saga can still be undone: the pivot has not begun, or
+// Abortable tells whether the saga can still be undone: the pivot has not begun, or
 // is a local step, which has not happened as long as it is current.
-func (sh *Shape) abortable(s State) bool {
+func (sh *Shape) Abortable(s State) bool {
 	return s.Status == Running && (s.Step < sh.Pivot && s.Step < len(sh.Steps) ||
 		s.Step == sh.Pivot && s.Step < len(sh.Steps) && sh.Steps[s.Step].Local)
 }
 
+// Turns tells whether the event Look would turn the saga back.
+func (sh *Shape) Turns(s State, late bool) bool {
+	return !s.Parked && sh.Abortable(s) && abort(s, Event{Late: late}) != ""
+}
+
 func (sh *Shape) look(s State, ev Event) State {
-	if s.Parked || !sh.abortable(s) {
-		return s
-	}
-	if why := abort(s, ev); why != "" {
-		return sh.compensate(s, why)
+	if sh.Turns(s, ev.Late) {
+		return sh.compensate(s, abort(s, ev))
 	}
 	return s
 }
@@ -305,7 +307,7 @@ func (sh *Shape) failed(s State, ev Event) (_ State, wait bool) {
 		s.Stuck, s.Parked = fmt.Sprintf("%s where there is no way back: %s", why, ev.Text), true
 		return s, false
 	}
-	if sh.abortable(s) {
+	if sh.Abortable(s) {
 		if why := abort(s, ev); why != "" {
 			return sh.compensate(s, why), false
 		}

@@ -1,0 +1,332 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/dovetail-go/dovetail/saga/internal/core"
+)
+
+// job is one saga in the hands of a worker.
+type job struct {
+	r     *run
+	def   *definition
+	shape *core.Shape
+	rec   Record
+	state core.State
+	read  time.Time // when rec was read, by this process's clock
+}
+
+// work takes the saga as far as it goes now: to its end, into a backoff, or to the
+// moment at which it belongs to somebody else.
+func (r *run) work(rec Record) {
+	j := &job{r: r, def: r.defs[DefinitionKey{rec.Name, rec.Version}]}
+	if j.def != nil {
+		j.shape = j.def.shape(r.cfg.StuckAfter)
+	}
+	if !j.adopt(rec) {
+		return
+	}
+	if j.def == nil {
+		j.postpone()
+		return
+	}
+	if limit := r.cfg.MaxTakeovers; limit > 0 && rec.Takeovers >= limit {
+		j.park(fmt.Sprintf("%d nodes died over this step", rec.Takeovers))
+		return
+	}
+	for j.step() {
+	}
+}
+
+// step does one thing and reports whether there may be another.
+func (j *job) step() bool {
+	if j.r.draining.Load() {
+		return j.release()
+	}
+	if time.Now().After(*j.r.leased.Load()) && !j.reassure() {
+		return false
+	}
+	if j.shape.Turns(j.state, j.late()) {
+		return j.commit(func() draft {
+			return j.apply(j.draft(), core.Event{Kind: core.Look, Late: j.late()}, nil, 0)
+		})
+	}
+	switch j.shape.Next(j.state) {
+	case core.Do:
+		s := &j.def.steps[j.state.Step]
+		return j.attempt(OpDo, s.Name, s.Kind, s.timeout, s.do)
+	case core.Undo:
+		s := &j.def.steps[j.state.Step]
+		return j.attempt(OpUndo, s.Name, s.Undo, s.timeout, s.undo)
+	case core.End:
+		return j.attempt(OpEnd, "", KindLocal, 0, nil)
+	}
+	return j.release()
+}
+
+// function is a step's or an undo's user function.
+type function func(ctx context.Context, tx *sql.Tx, a Attempt, data []byte) ([]byte, error)
+
+// attempt runs one operation once and records its outcome.
+func (j *job) attempt(op, name string, kind Kind, timeout time.Duration, fn function) bool {
+	a := Attempt{Saga: j.rec.ID, Step: name, Op: op, Number: j.state.Attempt + 1}
+	ctx, cancel := context.WithTimeout(j.r.attempts, or(timeout, j.r.cfg.Timeout))
+	defer cancel()
+	if left, ok := j.left(); ok && j.shape.Abortable(j.state) {
+		ctx, cancel = context.WithTimeout(ctx, left)
+		defer cancel()
+	}
+	if h := j.r.cfg.Hooks.StepStart; h != nil {
+		ctx = h(ctx, StepStart{Attempt: a, Name: j.def.name, Version: j.def.version})
+	}
+	if kind == KindLocal {
+		return j.local(ctx, a, fn)
+	}
+	return j.call(ctx, a, fn)
+}
+
+// call runs a remote operation and records it.
+func (j *job) call(ctx context.Context, a Attempt, fn function) bool {
+	start := time.Now()
+	data, err := j.invoke(a, func() ([]byte, error) { return fn(ctx, nil, a, j.rec.Data) })
+	took := time.Since(start)
+	if err != nil && j.r.attempts.Err() != nil {
+		return j.release() // the end of Run cut it short, which says nothing about the step
+	}
+	build := func() draft {
+		d := j.apply(j.draft(), j.event(err), data, took)
+		d.after = retryAfter(err)
+		return d
+	}
+	if err == nil && j.shape.Next(build().state) == core.End {
+		return j.end(ctx, a, build, took)
+	}
+	more := j.commit(build)
+	j.report(ctx, a, err, took)
+	return more
+}
+
+// end records the last operation in the transaction that ends the saga. If the user's
+// function for the end fails, the operation is recorded nevertheless.
+func (j *job) end(ctx context.Context, a Attempt, build func() draft, took time.Duration) bool {
+	// The operation has used up a part of its time; the end has its own.
+	tctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.r.cfg.Timeout)
+	defer cancel()
+	var d draft
+	var c Change
+	var failed error
+	err := j.r.store.SaveTx(tctx, func(ctx context.Context, tx *sql.Tx) (Change, error) {
+		if d, failed = j.applyEnd(ctx, tx, a, build()); failed != nil {
+			return Change{}, failed
+		}
+		c = j.change(d)
+		return c, nil
+	})
+	more := false
+	switch {
+	case err == nil:
+		more = j.accept(d, c)
+	case failed != nil:
+		more = j.commit(func() draft { return j.apply(build(), j.event(failed), nil, 0) })
+	default:
+		more = j.commit(build)
+	}
+	j.report(ctx, a, nil, took)
+	return more
+}
+
+// local runs an operation in the transaction that records it, together with the end
+// of the saga if it is the last.
+func (j *job) local(ctx context.Context, a Attempt, fn function) bool {
+	var d draft
+	var c Change
+	var failed error
+	entered, start := false, time.Now()
+	err := j.r.store.SaveTx(ctx, func(ctx context.Context, tx *sql.Tx) (Change, error) {
+		entered, d = true, j.draft()
+		if fn != nil {
+			var data []byte
+			if data, failed = j.invoke(a, func() ([]byte, error) { return fn(ctx, tx, a, d.data) }); failed != nil {
+				return Change{}, failed
+			}
+			d = j.apply(d, j.event(nil), data, time.Since(start))
+		}
+		if j.shape.Next(d.state) == core.End {
+			if d, failed = j.applyEnd(ctx, tx, a, d); failed != nil {
+				return Change{}, failed
+			}
+		}
+		c = j.change(d)
+		return c, nil
+	})
+	took := time.Since(start)
+	switch {
+	case err == nil:
+		more := j.accept(d, c)
+		j.report(ctx, a, nil, took)
+		return more
+	case j.r.attempts.Err() != nil:
+		return j.release()
+	case !entered:
+		// No transaction was to be had, which says nothing about the step.
+		return j.trouble("no transaction", err) && pause(j.r.writing, delay(storeBackoff, 3)) && j.reload()
+	case failed == nil:
+		// The change was not accepted, or may have been made all the same.
+		revision := j.rec.Revision
+		rec, ok := j.load()
+		switch {
+		case !ok:
+			return false
+		case results(rec, c):
+			more := j.accept(d, c)
+			j.report(ctx, a, nil, took)
+			return more
+		case !j.owns(rec) || !j.adopt(rec):
+			return false
+		case rec.Revision != revision || errors.Is(err, ErrLost):
+			return true
+		}
+		failed = err
+	}
+	more := j.commit(func() draft {
+		d := j.apply(j.draft(), j.event(failed), nil, took)
+		d.after = retryAfter(failed)
+		return d
+	})
+	j.report(ctx, a, failed, took)
+	return more
+}
+
+// applyEnd runs the user's function for the end of a saga whose draft calls for it.
+func (j *job) applyEnd(ctx context.Context, tx *sql.Tx, a Attempt, d draft) (draft, error) {
+	start := time.Now()
+	end := End{Saga: j.rec.ID, Status: Completed}
+	if d.state.Status == core.Compensating {
+		end.Status, end.Reason = Compensated, d.state.Reason
+	}
+	data, err := j.invoke(a, func() ([]byte, error) { return j.def.onEnd(ctx, tx, end, d.data) })
+	if err != nil {
+		return d, err
+	}
+	return j.apply(d, core.Event{Kind: core.Done}, data, time.Since(start)), nil
+}
+
+// park stops the saga until an operator comes.
+func (j *job) park(why string) bool {
+	return j.commit(func() draft { return j.apply(j.draft(), core.Event{Kind: core.Park, Text: why}, nil, 0) })
+}
+
+// release gives the saga back as it is.
+func (j *job) release() bool {
+	return j.rec.Owner == j.r.node && j.commit(func() draft {
+		d := j.draft()
+		d.release = true
+		return d
+	})
+}
+
+// postpone leaves a saga to nodes that know its definition, and reports it as stuck
+// until one of them comes by.
+func (j *job) postpone() {
+	j.commit(func() draft {
+		d := j.draft()
+		d.wait, d.after, d.release = true, foreign, true
+		if d.state.Stuck == "" {
+			d.state.Stuck = fmt.Sprintf("no node runs %s version %d", j.rec.Name, j.rec.Version)
+			d.entries = []Entry{{Op: "park", Outcome: "accepted", Text: d.state.Stuck, Node: j.r.node}}
+		}
+		return d
+	})
+}
+
+// adopt makes rec what the job works on.
+func (j *job) adopt(rec Record) bool {
+	j.rec, j.read = rec, time.Now()
+	if j.def == nil {
+		j.state = stateOf(rec, 0)
+		return true
+	}
+	step, ok := j.def.index(rec.Instance)
+	j.state = stateOf(rec, step)
+	if !ok && !j.state.Parked {
+		j.park(fmt.Sprintf("%s version %d has no step %q", rec.Name, rec.Version, rec.Step))
+	}
+	return ok
+}
+
+// reload reads the saga anew and reports whether it is still ours.
+func (j *job) reload() bool {
+	rec, ok := j.load()
+	return ok && j.owns(rec) && j.adopt(rec)
+}
+
+// load reads the saga, however long the store takes to answer.
+func (j *job) load() (Record, bool) {
+	for n := 1; ; n++ {
+		ctx, cancel := context.WithTimeout(j.r.writing, callTimeout)
+		rec, err := j.r.store.Load(ctx, j.rec.ID)
+		cancel()
+		if err == nil {
+			return rec, true
+		}
+		if errors.Is(err, ErrNotFound) || !j.trouble("not read", err) || !pause(j.r.writing, delay(storeBackoff, n)) {
+			return Record{}, false
+		}
+	}
+}
+
+// owns reports whether rec shows the saga still in our hands.
+func (j *job) owns(rec Record) bool {
+	if rec.Owner == j.r.node && rec.Epoch == j.rec.Epoch {
+		return true
+	}
+	j.r.stats.lost.Add(1)
+	return false
+}
+
+// reassure makes sure of the node's lease after it may have run out, and that the saga
+// was not taken over meanwhile.
+func (j *job) reassure() bool {
+	for n := 1; ; n++ {
+		err := j.r.beat(j.r.writing)
+		if err == nil {
+			return j.reload()
+		}
+		if !j.trouble("lease not renewed", err) || !pause(j.r.writing, delay(storeBackoff, n)) {
+			return false
+		}
+	}
+}
+
+var storeBackoff = Backoff{Base: 50 * time.Millisecond, Max: 2 * time.Second}
+
+// trouble logs an error of the store and reports whether to go on.
+func (j *job) trouble(what string, err error) bool {
+	if j.r.writing.Err() != nil {
+		return false
+	}
+	j.r.log().WarnContext(j.r.writing, "saga: "+what, "saga", j.rec.ID, "node", j.r.node, "error", err)
+	return true
+}
+
+// late reports whether the saga's deadline has passed by the store's clock.
+func (j *job) late() bool {
+	left, ok := j.left()
+	return ok && left <= 0
+}
+
+// left returns the time to the deadline, if there is one: what it was by the store's
+// clock when the saga was read, less what has passed since.
+func (j *job) left() (time.Duration, bool) {
+	if j.rec.Deadline.IsZero() {
+		return 0, false
+	}
+	return j.rec.Deadline.Sub(j.rec.Now) - time.Since(j.read), true
+}

@@ -1,0 +1,368 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga
+
+import (
+	"container/heap"
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// callTimeout bounds one call of the store that is not a user's transaction.
+	callTimeout = 15 * time.Second
+	// foreign is how long a saga whose definition a node does not know is left to others.
+	foreign = 30 * time.Second
+	// maxWakes bounds the memory for backoffs; beyond it polling finds them.
+	maxWakes = 4096
+)
+
+// run is one call of Engine.Run: a node with a lease, its sagas and its schedule.
+type run struct {
+	*Engine
+	node   string
+	writes *committer
+
+	// attempts is the context of attempts. It outlives Run's context by Config.Drain.
+	attempts context.Context
+	stop     context.CancelFunc
+	// writing is the context of writes, which outlives attempts a little, so that what
+	// has happened is also recorded.
+	writing context.Context
+	finish  context.CancelFunc
+	// draining is true when no further step may begin.
+	draining atomic.Bool
+
+	// leased is until when the node's lease is certain, by this process's clock.
+	leased atomic.Pointer[time.Time]
+
+	mu    sync.Mutex
+	held  map[string]*held
+	wakes wakeHeap
+
+	freed   chan struct{} // a saga is no longer held
+	sooner  chan struct{} // wakes has a new first
+	workers sync.WaitGroup
+}
+
+// held is a saga in the hands of a worker.
+type held struct {
+	// again is what a claim gave while the worker was still putting the saga away.
+	again *Record
+}
+
+func newRun(e *Engine, ctx context.Context) *run {
+	r := &run{
+		Engine: e, node: e.newNode(), held: map[string]*held{},
+		freed: make(chan struct{}, 1), sooner: make(chan struct{}, 1),
+	}
+	r.attempts, r.stop = context.WithCancel(context.WithoutCancel(ctx))
+	r.writing, r.finish = context.WithCancel(context.WithoutCancel(ctx))
+	r.writes = newCommitter(e.store, e.cfg.Writers)
+	r.leased.Store(&time.Time{})
+	return r
+}
+
+func (r *run) run(ctx context.Context) error {
+	defer r.finish()
+	defer r.stop()
+	if !r.join(ctx) {
+		return nil
+	}
+	beating, endBeat := context.WithCancel(r.writing)
+	beatEnded := make(chan struct{})
+	go func() {
+		defer close(beatEnded)
+		r.heartbeat(beating)
+	}()
+
+	r.schedule(ctx)
+
+	r.draining.Store(true)
+	worked := make(chan struct{})
+	go func() {
+		r.workers.Wait()
+		close(worked)
+	}()
+	patience := time.NewTimer(r.cfg.Drain)
+	defer patience.Stop()
+	select {
+	case <-worked:
+	case <-patience.C:
+	}
+	r.stop()
+	// What the cancelled attempts did is still written, if the store lets us.
+	giveUp := time.AfterFunc(3*time.Second, r.finish)
+	defer giveUp.Stop()
+	<-worked
+	endBeat()
+	<-beatEnded
+	r.leave(ctx)
+	return nil
+}
+
+// join begins the lease. It returns false if ctx ended before the store answered.
+func (r *run) join(ctx context.Context) bool {
+	for n := 0; ; n++ {
+		err := r.beat(ctx)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		r.log().WarnContext(ctx, "saga: store not reachable", "node", r.node, "error", err)
+		if !pause(ctx, delay(Backoff{Base: 100 * time.Millisecond, Max: 5 * time.Second}, n+1)) {
+			return false
+		}
+	}
+}
+
+func (r *run) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	if err := r.store.Leave(ctx, r.node); err != nil {
+		r.log().WarnContext(ctx, "saga: lease not returned, it will expire", "node", r.node, "error", err)
+	}
+}
+
+func (r *run) heartbeat(ctx context.Context) {
+	t := time.NewTicker(r.cfg.Lease / 3)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if err := r.beat(ctx); err != nil && ctx.Err() == nil {
+			r.log().WarnContext(ctx, "saga: heartbeat missed", "node", r.node, "error", err)
+		}
+	}
+}
+
+func (r *run) beat(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease/3)
+	defer cancel()
+	// Counted from before the call: the store cannot have begun the lease earlier.
+	until := time.Now().Add(r.cfg.Lease)
+	if err := r.store.Beat(ctx, r.node, r.cfg.Lease); err != nil {
+		return err
+	}
+	r.leased.Store(&until)
+	return nil
+}
+
+// schedule claims due sagas and starts a worker for each until ctx ends.
+func (r *run) schedule(ctx context.Context) {
+	unsure := false // a claim failed: it may have given us sagas that we do not know of
+	failures := 0
+	for ctx.Err() == nil {
+		free := r.cfg.Concurrency - r.count()
+		full := free <= 0
+		wait := time.Duration(float64(r.cfg.Poll) * (0.9 + 0.2*rand.Float64()))
+		if !full {
+			recs, err := r.claim(ctx, free, unsure)
+			if unsure = err != nil; unsure {
+				failures++
+				wait = min(delay(Backoff{Base: 100 * time.Millisecond, Max: 5 * time.Second}, failures), wait)
+				if ctx.Err() == nil {
+					r.log().WarnContext(ctx, "saga: no claim", "node", r.node, "error", err)
+				}
+			} else {
+				failures = 0
+			}
+			for _, rec := range recs {
+				r.take(rec)
+			}
+			full = len(recs) >= free
+		}
+		r.await(ctx, wait, full)
+	}
+}
+
+func (r *run) claim(ctx context.Context, limit int, unsure bool) ([]Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	r.stats.polls.Add(1)
+	if !unsure {
+		return r.store.Claim(ctx, Claim{Node: r.node, Limit: limit, Definitions: r.keys, Foreign: foreign})
+	}
+	// Only what was not held before the question can be an orphan of the failed claim.
+	before := r.ids()
+	owned, err := r.store.Owned(ctx, r.node)
+	if err != nil {
+		return nil, err
+	}
+	var orphans []Record
+	for _, rec := range owned {
+		if !before[rec.ID] {
+			orphans = append(orphans, rec)
+		}
+	}
+	return orphans, nil
+}
+
+// await returns when it is time to claim again: woken, a backoff or the poll
+// interval is over, or, if there was more work than hands, a hand is free.
+func (r *run) await(ctx context.Context, wait time.Duration, full bool) {
+	poll := time.NewTimer(wait)
+	defer poll.Stop()
+	var freed <-chan struct{}
+	wake := r.wake
+	if full {
+		// More may be due. A wake-up would not tell anything new.
+		freed, wake = r.freed, nil
+	}
+	for {
+		var due <-chan time.Time
+		if at, ok := r.firstWake(); ok && !full {
+			t := time.NewTimer(time.Until(at))
+			defer t.Stop()
+			due = t.C
+		}
+		select {
+		case <-ctx.Done():
+		case <-wake:
+		case <-freed:
+		case <-poll.C:
+		case <-due:
+		case <-r.sooner:
+			continue
+		}
+		r.dropWakes(time.Now())
+		return
+	}
+}
+
+// take hands a claimed saga to a worker.
+func (r *run) take(rec Record) {
+	r.stats.claimed.Add(1)
+	if rec.Takeovers > 0 {
+		r.stats.takeovers.Add(1)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.held[rec.ID]; h != nil {
+		h.again = &rec
+		return
+	}
+	r.held[rec.ID] = &held{}
+	r.stats.active.Add(1)
+	r.workers.Go(func() {
+		for next := &rec; next != nil; next = r.put(rec.ID) {
+			r.work(*next)
+		}
+	})
+}
+
+// put ends a worker's hold on a saga, unless it has been claimed again meanwhile.
+func (r *run) put(id string) *Record {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.held[id]; h.again != nil {
+		next := h.again
+		h.again = nil
+		return next
+	}
+	delete(r.held, id)
+	r.stats.active.Add(-1)
+	signal(r.freed)
+	return nil
+}
+
+func (r *run) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.held)
+}
+
+func (r *run) ids() map[string]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids := make(map[string]bool, len(r.held))
+	for id := range r.held {
+		ids[id] = true
+	}
+	return ids
+}
+
+// wakeIn remembers that a saga put away is due after d.
+func (r *run) wakeIn(d time.Duration) {
+	at := time.Now().Add(d + time.Millisecond)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.wakes) >= maxWakes {
+		return
+	}
+	heap.Push(&r.wakes, at)
+	if r.wakes[0].Equal(at) {
+		signal(r.sooner)
+	}
+}
+
+func (r *run) firstWake() (time.Time, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.wakes) == 0 {
+		return time.Time{}, false
+	}
+	return r.wakes[0], true
+}
+
+func (r *run) dropWakes(until time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.wakes) > 0 && !r.wakes[0].After(until) {
+		heap.Pop(&r.wakes)
+	}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// pause waits for d and reports whether ctx is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// delay returns a random delay before attempt n+1 (full jitter: Exponential Backoff
+// And Jitter, AWS Architecture Blog, 2015).
+func delay(b Backoff, n int) time.Duration {
+	limit := b.Max
+	if n < 40 && b.Base < b.Max>>(n-1) {
+		limit = b.Base << (n - 1)
+	}
+	if limit <= 0 {
+		return 0
+	}
+	return rand.N(limit)
+}
+
+type wakeHeap []time.Time
+
+func (h wakeHeap) Len() int           { return len(h) }
+func (h wakeHeap) Less(i, j int) bool { return h[i].Before(h[j]) }
+func (h wakeHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *wakeHeap) Push(x any)        { *h = append(*h, x.(time.Time)) }
+func (h *wakeHeap) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return x
+}
