@@ -153,7 +153,7 @@ func (m *migration) mysql(ctx context.Context) error {
 	}()
 	return m.apply(ctx, m.conn, func(err error) bool {
 		switch mysqlNumber(err) {
-		case "1050", "1060", "1061", "1091": // table, column, index exists; nothing to drop
+		case "1050", "1060", "1061", "1062", "1091": // table, column, index, row exists; nothing to drop
 			return true
 		}
 		return false
@@ -218,7 +218,8 @@ func versionTable(d Dialect, block string) string {
 }
 
 // TableOptions returns what follows the closing parenthesis of a CREATE TABLE: for
-// MySQL the engine and a character set that compares byte by byte, else nothing.
+// MySQL the engine and a collation that compares byte by byte, spaces at the end left
+// out (those that count them differ between MySQL and MariaDB); else nothing.
 func (d Dialect) TableOptions() string {
 	if d == MySQL {
 		return " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin"

@@ -1,0 +1,674 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package outboxsql
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dovetail-go/dovetail/internal/sqldialect"
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/outbox"
+)
+
+// Dialect is the SQL that the database speaks.
+type Dialect = sqldialect.Dialect
+
+// The dialects.
+const (
+	// Postgres is PostgreSQL 12 or later.
+	Postgres = sqldialect.Postgres
+	// MySQL is MySQL 8.0 or MariaDB 10.6 and later.
+	MySQL = sqldialect.MySQL
+	// SQLite is SQLite 3.24 or later.
+	SQLite = sqldialect.SQLite
+)
+
+// Config configures a [Store]. The zero value is a sound default.
+type Config struct {
+	// Prefix stands before the names of the tables, such as "billing_", where several
+	// outboxes share a database. Lower-case letters, digits and underscores, at most 32.
+	Prefix string
+	// Shards is the number of shards, and so of relays that can share the work. It becomes part
+	// of the tables: every process must say the same, and it can be changed only
+	// while the outbox is empty and nobody uses it. Zero means 16; at most 256.
+	Shards int
+}
+
+const (
+	defaultShards = 16
+	maxShards     = 256
+	// maxRows bounds one INSERT, below the databases' limits on parameters.
+	maxRows = 500
+	// maxDepth is where Stats stops counting.
+	maxDepth = 1_000_000
+	// memberKept is how long the heartbeat of a relay that is gone stays in the table.
+	memberKept = time.Hour
+)
+
+// Store is an outbox in a SQL database. It may be used from many goroutines.
+type Store struct {
+	db      *sql.DB
+	dialect Dialect
+	cfg     Config
+	// the tables
+	message, lease, parked string
+}
+
+var _ outbox.Store = (*Store)(nil)
+
+// New returns a store on db. Its tables must exist before it is used: see
+// [Store.Migrate] and [Schema].
+func New(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
+	if db == nil {
+		return nil, errors.New("outboxsql: DB is nil, want a database")
+	}
+	return newStore(db, d, cfg)
+}
+
+func newStore(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
+	if !d.Valid() {
+		return nil, fmt.Errorf("outboxsql: Dialect is %v, want Postgres, MySQL or SQLite", d)
+	}
+	if err := sqldialect.CheckName(cfg.Prefix); err != nil {
+		return nil, fmt.Errorf("outboxsql: Config.Prefix %w", err)
+	}
+	if cfg.Shards < 0 || cfg.Shards > maxShards {
+		return nil, fmt.Errorf("outboxsql: Config.Shards is %d, want 0 to %d", cfg.Shards, maxShards)
+	}
+	if cfg.Shards == 0 {
+		cfg.Shards = defaultShards
+	}
+	name := cfg.Prefix + "outbox_"
+	return &Store{db: db, dialect: d, cfg: cfg, message: name + "message", lease: name + "lease", parked: name + "parked"}, nil
+}
+
+// Shards implements [outbox.Store].
+func (s *Store) Shards() int { return s.cfg.Shards }
+
+// Insert implements [outbox.Store].
+func (s *Store) Insert(ctx context.Context, tx outbox.Tx, rows []outbox.Row) error {
+	for part := range slices.Chunk(rows, maxRows) {
+		args := make([]any, 0, 8*len(part))
+		for _, r := range part {
+			m := r.Message
+			header := ""
+			if len(m.Header) > 0 {
+				text, err := json.Marshal(m.Header)
+				if err != nil {
+					return err
+				}
+				header = string(text)
+			}
+			body := m.Body
+			if body == nil {
+				body = []byte{}
+			}
+			args = append(args, r.Shard, m.ID, m.Topic, m.Key, m.Type, m.Time.UnixNano(), header, body)
+		}
+		row := "(?, ?, ?, ?, ?, ?, ?, ?, " + s.dialect.Now() + ")"
+		query := "INSERT INTO " + s.message + " (shard, message_id, topic, message_key, message_type, happened, header, body, enqueued) VALUES " +
+			strings.Repeat(row+", ", len(part)-1) + row
+		if _, err := tx.ExecContext(ctx, s.dialect.Rebind(query), args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Lease implements [outbox.Store].
+func (s *Store) Lease(ctx context.Context, r outbox.LeaseRequest) (outbox.LeaseView, error) {
+	now, ttl := s.dialect.Now(), r.TTL.Microseconds()
+	for _, l := range r.Drop {
+		if _, err := s.exec(ctx, "UPDATE "+s.lease+" SET owner = '', expires = 0 WHERE shard = ? AND owner = ? AND epoch = ?", l.Shard, r.Relay, l.Epoch); err != nil {
+			return outbox.LeaseView{}, err
+		}
+	}
+	if r.Leave {
+		_, err := s.exec(ctx, "UPDATE "+s.lease+" SET owner = '', expires = 0 WHERE owner = ? AND shard >= 0", r.Relay)
+		if err == nil {
+			_, err = s.exec(ctx, "DELETE FROM "+s.lease+" WHERE owner = ? AND shard < 0", r.Relay)
+		}
+		return outbox.LeaseView{}, err
+	}
+	// A relay is a member by a row with a number below zero. Both it and the leases are
+	// renewed here; a lease that has run out is not, because it may be taken at this moment.
+	if _, err := s.exec(ctx, "UPDATE "+s.lease+" SET expires = "+now+" + ? WHERE owner = ? AND (expires > "+now+" OR shard < 0)", ttl, r.Relay); err != nil {
+		return outbox.LeaseView{}, err
+	}
+	v, err := s.view(ctx, r.Relay)
+	if err != nil {
+		return outbox.LeaseView{}, err
+	}
+	changed := false
+	if !v.member {
+		if _, err := s.exec(ctx, "DELETE FROM "+s.lease+" WHERE shard < 0 AND expires < "+now+" - ?", memberKept.Microseconds()); err != nil {
+			return outbox.LeaseView{}, err
+		}
+		if _, err := s.exec(ctx, "INSERT INTO "+s.lease+" (shard, owner, epoch, expires) VALUES (?, ?, 0, "+now+" + ?)", -1-rand.Int32N(1<<31-1), r.Relay, ttl); err != nil {
+			return outbox.LeaseView{}, err
+		}
+		changed = true
+	}
+	if take := min(r.Take, len(v.free)); take > 0 {
+		// Relays that take at the same time are likely to take others.
+		rand.Shuffle(len(v.free), func(i, j int) { v.free[i], v.free[j] = v.free[j], v.free[i] })
+		a := arguments{dialect: s.dialect}
+		query := "UPDATE " + s.lease + " SET owner = " + a.value(r.Relay) + ", epoch = epoch + 1, expires = " + now + " + " + a.value(ttl) +
+			" WHERE shard IN " + a.ints(v.free[:take]) + " AND expires <= " + now
+		if _, err := s.exec(ctx, query, a.list...); err != nil {
+			return outbox.LeaseView{}, err
+		}
+		changed = true
+	}
+	if changed {
+		if v, err = s.view(ctx, r.Relay); err != nil {
+			return outbox.LeaseView{}, err
+		}
+	}
+	return v.LeaseView, nil
+}
+
+// view is a LeaseView and what it takes to change it.
+type view struct {
+	outbox.LeaseView
+	free   []int64
+	member bool
+}
+
+func (s *Store) view(ctx context.Context, relay string) (v view, err error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT shard, owner, epoch, expires - "+s.dialect.Now()+" FROM "+s.lease)
+	if err != nil {
+		return v, err
+	}
+	defer rows.Close()
+	shards := 0
+	for rows.Next() {
+		var shard, epoch, left int64
+		var owner string
+		if err := rows.Scan(&shard, &owner, &epoch, &left); err != nil {
+			return v, err
+		}
+		if shard >= 0 {
+			shards++
+		}
+		switch {
+		case shard < 0:
+			if left > 0 {
+				v.Relays++
+				v.member = v.member || owner == relay
+			}
+		case left <= 0:
+			v.free = append(v.free, shard)
+		case owner == relay:
+			v.Held = append(v.Held, outbox.Lease{Shard: int(shard), Epoch: epoch})
+		default:
+			if left := time.Duration(left) * time.Microsecond; v.NextExpiry == 0 || left < v.NextExpiry {
+				v.NextExpiry = left
+			}
+		}
+	}
+	v.Free = len(v.free)
+	if err := rows.Err(); err != nil {
+		return v, err
+	}
+	return v, s.checkShards(shards)
+}
+
+func (s *Store) checkShards(stored int) error {
+	if stored != s.cfg.Shards {
+		return fmt.Errorf("outboxsql: Config.Shards is %d, want %d as in table %s", s.cfg.Shards, stored, s.lease)
+	}
+	return nil
+}
+
+// columns are those of a message, in the order of scan.
+const columns = "id, shard, message_id, topic, message_key, message_type, happened, header, body"
+
+// together is how many IDs to skip a read may have to share a statement with others.
+const together = 128
+
+// Read implements [outbox.Store]. It takes one statement unless there is much to skip.
+func (s *Store) Read(ctx context.Context, reads []outbox.Read) (rows []outbox.Row, err error) {
+	var union []outbox.Read
+	for _, r := range reads {
+		if len(r.SkipKeys)+len(r.SkipTopics) == 0 && len(r.SkipIDs) <= together {
+			union = append(union, r)
+			continue
+		}
+		if rows, err = s.read(ctx, rows, []outbox.Read{r}); err != nil {
+			return nil, err
+		}
+	}
+	for part := range slices.Chunk(union, 16) {
+		if rows, err = s.read(ctx, rows, part); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(rows, func(a, b outbox.Row) int {
+		return cmp.Or(cmp.Compare(a.Shard, b.Shard), cmp.Compare(a.ID, b.ID))
+	})
+	return rows, nil
+}
+
+// read appends the rows of a statement with one branch per shard.
+func (s *Store) read(ctx context.Context, rows []outbox.Row, reads []outbox.Read) ([]outbox.Row, error) {
+	skip := 0
+	for _, r := range reads {
+		skip = max(skip, len(r.SkipIDs))
+	}
+	if s.dialect == Postgres {
+		// A driver that caches prepared statements should see few different ones.
+		for n := pow2(len(reads)); len(reads) < n; {
+			reads = append(slices.Clip(reads), outbox.Read{Shard: -1, Limit: 1})
+		}
+	}
+	a := arguments{dialect: s.dialect}
+	var query strings.Builder
+	for i, r := range reads {
+		if i > 0 {
+			query.WriteString(" UNION ALL ")
+		}
+		fmt.Fprintf(&query, "SELECT * FROM (SELECT %s, %s - enqueued AS age FROM %s m WHERE shard = %s", columns, s.dialect.Now(), s.message, a.int(int64(r.Shard)))
+		if skip > 0 {
+			ids := r.SkipIDs
+			if len(ids) == 0 {
+				ids = []int64{0}
+			}
+			query.WriteString(" AND id NOT IN " + a.intsOf(ids, skip))
+		}
+		if len(r.SkipTopics) > 0 {
+			query.WriteString(" AND topic NOT IN " + a.strings(r.SkipTopics))
+		}
+		if len(r.SkipKeys) > 0 {
+			query.WriteString(" AND message_key NOT IN " + a.strings(r.SkipKeys))
+		}
+		fmt.Fprintf(&query, " AND NOT EXISTS (SELECT 1 FROM %s p WHERE p.shard = m.shard AND p.message_key = m.message_key AND p.blocks = 1) ORDER BY id LIMIT %s) AS r%d",
+			s.parked, a.int(int64(r.Limit)), i)
+	}
+	found, err := s.db.QueryContext(ctx, s.dialect.Rebind(query.String()), a.list...)
+	if err != nil {
+		return nil, err
+	}
+	defer found.Close()
+	for found.Next() {
+		var r outbox.Row
+		var age int64
+		if err := scan(found, &r, &age); err != nil {
+			return nil, err
+		}
+		r.Age = max(0, time.Duration(age)*time.Microsecond)
+		rows = append(rows, r)
+	}
+	return rows, found.Err()
+}
+
+// scan reads columns and what follows them.
+func scan(rows *sql.Rows, r *outbox.Row, more ...any) error {
+	m := new(messaging.Message)
+	var happened int64
+	var header string
+	dest := append([]any{&r.ID, &r.Shard, &m.ID, &m.Topic, &m.Key, &m.Type, &happened, &header, &m.Body}, more...)
+	if err := rows.Scan(dest...); err != nil {
+		return err
+	}
+	m.Time = time.Unix(0, happened).UTC()
+	if header != "" {
+		if err := json.Unmarshal([]byte(header), &m.Header); err != nil {
+			return fmt.Errorf("header of row %d: %w", r.ID, err)
+		}
+	}
+	r.Message = m
+	return nil
+}
+
+// Settle implements [outbox.Store].
+func (s *Store) Settle(ctx context.Context, settlements []outbox.Settlement) ([]int, error) {
+	if s.dialect == MySQL {
+		return s.settleMySQL(ctx, settlements)
+	}
+	a := arguments{dialect: s.dialect}
+	var query string
+	rows := 0
+	for _, t := range settlements {
+		rows += len(t.IDs)
+	}
+	if s.dialect == Postgres {
+		// The values drive the index; an IN list of IDs would probe each of them in every shard.
+		list := make([]string, 0, pow2(rows))
+		for _, t := range settlements {
+			for _, id := range t.IDs {
+				list = append(list, "(CAST("+a.int(int64(t.Shard))+" AS integer), CAST("+a.int(id)+" AS bigint))")
+			}
+		}
+		for len(list) < cap(list) {
+			list = append(list, "(CAST("+a.int(-1)+" AS integer), CAST("+a.int(0)+" AS bigint))")
+		}
+		query = "DELETE FROM " + s.message + " m USING (VALUES " + strings.Join(list, ", ") + ") AS d (shard, id)" +
+			" WHERE m.shard = d.shard AND m.id = d.id AND m.shard IN (" + s.current(&a, settlements) + " FOR SHARE)"
+	} else {
+		var ids []int64
+		for _, t := range settlements {
+			ids = append(ids, t.IDs...)
+		}
+		query = "DELETE FROM " + s.message + " WHERE id IN " + a.ints(ids) + " AND shard IN (" + s.current(&a, settlements) + ")"
+	}
+	res, err := s.exec(ctx, query, a.list...)
+	if err != nil {
+		return nil, err
+	}
+	if n, err := res.RowsAffected(); err == nil && n == int64(rows) {
+		return nil, nil
+	}
+	// Some rows were not there, or not ours.
+	current, err := s.currentShards(ctx, s.db, settlements, "")
+	return lost(settlements, current), err
+}
+
+// settleMySQL locks the leases, then deletes by primary key. Read committed, because under
+// repeatable read the search for a row that is gone locks a gap, into which
+// producers want to insert; and the index is forced, because a scan of a small table
+// would wait for the rows of open transactions.
+func (s *Store) settleMySQL(ctx context.Context, settlements []outbox.Settlement) ([]int, error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback()
+	current, err := s.currentShards(ctx, tx, settlements, " LOCK IN SHARE MODE")
+	if err != nil {
+		return nil, err
+	}
+	var ids []int64
+	for _, t := range settlements {
+		if slices.Contains(current, t.Shard) {
+			ids = append(ids, t.IDs...)
+		}
+	}
+	if len(ids) > 0 {
+		a := arguments{dialect: s.dialect}
+		query := "DELETE m FROM " + s.message + " m FORCE INDEX (PRIMARY) WHERE m.id IN " + a.ints(ids)
+		if _, err := tx.ExecContext(ctx, query, a.list...); err != nil {
+			return nil, err
+		}
+	}
+	return lost(settlements, current), tx.Commit()
+}
+
+// current is a query for those of the settlements' shards whose lease is the current one.
+func (s *Store) current(a *arguments, settlements []outbox.Settlement) string {
+	var b strings.Builder
+	b.WriteString("SELECT shard FROM " + s.lease + " WHERE ")
+	n := len(settlements)
+	if s.dialect == Postgres {
+		n = pow2(n)
+	}
+	for i := range n {
+		l := settlements[min(i, len(settlements)-1)].Lease
+		if i > 0 {
+			b.WriteString(" OR ")
+		}
+		b.WriteString("shard = " + a.int(int64(l.Shard)) + " AND epoch = " + a.int(l.Epoch))
+	}
+	return b.String()
+}
+
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func (s *Store) currentShards(ctx context.Context, q querier, settlements []outbox.Settlement, lock string) (shards []int, err error) {
+	a := arguments{dialect: s.dialect}
+	query := s.current(&a, settlements) + lock
+	rows, err := q.QueryContext(ctx, s.dialect.Rebind(query), a.list...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n int
+		if err := rows.Scan(&n); err != nil {
+			return nil, err
+		}
+		shards = append(shards, n)
+	}
+	return shards, rows.Err()
+}
+
+func lost(settlements []outbox.Settlement, current []int) (shards []int) {
+	for _, t := range settlements {
+		if !slices.Contains(current, t.Shard) {
+			shards = append(shards, t.Shard)
+		}
+	}
+	return shards
+}
+
+// Park implements [outbox.Store].
+func (s *Store) Park(ctx context.Context, l outbox.Lease, p outbox.Parking) (bool, error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer tx.Rollback()
+	blocks := 0
+	if p.Block {
+		blocks = 1
+	}
+	lock := map[Dialect]string{Postgres: " FOR SHARE", MySQL: " LOCK IN SHARE MODE"}[s.dialect]
+	query := "INSERT INTO " + s.parked + " (" + columns + ", enqueued, reason, attempts, parked, blocks, discarded, discard_reason)" +
+		" SELECT " + columns + ", enqueued, " + s.text("?") + ", " + s.number("?") + ", " + s.dialect.Now() + ", " + s.number("?") + ", 0, ''" +
+		" FROM " + s.message + " m WHERE shard = ? AND id = ? AND EXISTS (SELECT 1 FROM " + s.lease + " WHERE shard = ? AND epoch = ?" + lock + ")"
+	res, err := tx.ExecContext(ctx, s.dialect.Rebind(query), valid(p.Reason), p.Attempts, blocks, l.Shard, p.ID, l.Shard, l.Epoch)
+	if err != nil {
+		return false, err
+	}
+	if n, err := res.RowsAffected(); err != nil {
+		return false, err
+	} else if n == 0 {
+		// The lease or the row is gone.
+		current, err := s.currentShards(ctx, tx, []outbox.Settlement{{Lease: l}}, "")
+		return err == nil && len(current) == 0, err
+	}
+	if _, err := tx.ExecContext(ctx, s.dialect.Rebind("DELETE FROM "+s.message+" WHERE shard = ? AND id = ?"), l.Shard, p.ID); err != nil {
+		return false, err
+	}
+	return false, tx.Commit()
+}
+
+// text and number give a placeholder in a select list its type, which PostgreSQL cannot
+// infer there.
+func (s *Store) text(placeholder string) string {
+	if s.dialect == Postgres {
+		return "CAST(" + placeholder + " AS text)"
+	}
+	return placeholder
+}
+
+func (s *Store) number(placeholder string) string {
+	if s.dialect == Postgres {
+		return "CAST(" + placeholder + " AS integer)"
+	}
+	return placeholder
+}
+
+// valid makes text of an error that any database takes, of a size for a person.
+func valid(reason string) string {
+	reason = strings.ReplaceAll(strings.ToValidUTF8(reason, "\uFFFD"), "\x00", "\uFFFD")
+	if len(reason) > 4096 {
+		reason = strings.ToValidUTF8(reason[:4096], "") + "..."
+	}
+	return reason
+}
+
+// Parked implements [outbox.Store].
+func (s *Store) Parked(ctx context.Context, discarded bool, limit int) (list []outbox.Parked, err error) {
+	which := "= 0"
+	if discarded {
+		which = "> 0"
+	}
+	rows, err := s.db.QueryContext(ctx, s.dialect.Rebind("SELECT "+columns+", reason, attempts, parked, blocks, discarded, discard_reason FROM "+
+		s.parked+" WHERE discarded "+which+" ORDER BY id LIMIT ?"), limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var r outbox.Row
+		var p outbox.Parked
+		var since, blocks, gone int64
+		if err := scan(rows, &r, &p.Reason, &p.Attempts, &since, &blocks, &gone, &p.DiscardReason); err != nil {
+			return nil, err
+		}
+		p.Message, p.Since, p.Blocks = r.Message, time.UnixMicro(since).UTC(), blocks == 1
+		if gone > 0 {
+			p.Discarded = time.UnixMicro(gone).UTC()
+		}
+		list = append(list, p)
+	}
+	return list, rows.Err()
+}
+
+// Retry implements [outbox.Store].
+func (s *Store) Retry(ctx context.Context, id string) (int, error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	which, args := "discarded = 0", []any(nil)
+	if id != "" {
+		which, args = which+" AND message_id = ?", []any{id}
+	}
+	// A write first: it locks the rows against another operator, and has a deferred
+	// transaction of SQLite wait for its turn. Its mark holds the next statements to these
+	// rows: they may see some that were parked in between.
+	mark := "UPDATE " + s.parked + " SET attempts = -1 WHERE " + which
+	if _, err := tx.ExecContext(ctx, s.dialect.Rebind(mark), args...); err != nil {
+		return 0, err
+	}
+	insert := "INSERT INTO " + s.message + " (" + columns + ", enqueued) SELECT " + columns + ", enqueued FROM " + s.parked + " WHERE attempts = -1"
+	if _, err := tx.ExecContext(ctx, insert); err != nil {
+		return 0, err
+	}
+	res, err := tx.ExecContext(ctx, "DELETE FROM "+s.parked+" WHERE attempts = -1")
+	if err != nil {
+		return 0, err
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return 0, err
+	}
+	return int(n), tx.Commit()
+}
+
+// Discard implements [outbox.Store].
+func (s *Store) Discard(ctx context.Context, id, reason string) (int, error) {
+	return s.count(s.exec(ctx, "UPDATE "+s.parked+" SET discarded = "+s.dialect.Now()+", discard_reason = ?, blocks = 0 WHERE message_id = ? AND discarded = 0", valid(reason), id))
+}
+
+// Prune implements [outbox.Store].
+func (s *Store) Prune(ctx context.Context, age time.Duration) (int, error) {
+	return s.count(s.exec(ctx, "DELETE FROM "+s.parked+" WHERE discarded > 0 AND discarded <= "+s.dialect.Now()+" - ?", age.Microseconds()))
+}
+
+// Stats implements [outbox.Store].
+func (s *Store) Stats(ctx context.Context) (st outbox.Stats, err error) {
+	// The oldest row of all is the first of its shard.
+	firsts := make([]string, s.cfg.Shards)
+	for i := range firsts {
+		firsts[i] = fmt.Sprintf("SELECT * FROM (SELECT %s - enqueued AS age FROM %s WHERE shard = %d ORDER BY id LIMIT 1) AS r%d", s.dialect.Now(), s.message, i, i)
+	}
+	query := "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM " + s.message + " LIMIT " + strconv.Itoa(maxDepth) + ") AS c)," +
+		" (SELECT COALESCE(MAX(age), 0) FROM (" + strings.Join(firsts, " UNION ALL ") + ") AS a)," +
+		" (SELECT COUNT(*) FROM " + s.parked + " WHERE discarded = 0)"
+	var age int64
+	err = s.db.QueryRowContext(ctx, query).Scan(&st.Depth, &age, &st.Parked)
+	st.OldestAge = max(0, time.Duration(age)*time.Microsecond)
+	return st, err
+}
+
+// begin opens a transaction in which no statement locks more than the rows it finds.
+func (s *Store) begin(ctx context.Context) (*sql.Tx, error) {
+	if s.dialect == SQLite {
+		return s.db.BeginTx(ctx, nil)
+	}
+	return s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+}
+
+func (s *Store) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	return s.db.ExecContext(ctx, s.dialect.Rebind(query), args...)
+}
+
+func (s *Store) count(res sql.Result, err error) (int, error) {
+	if err != nil {
+		return 0, err
+	}
+	n, err := res.RowsAffected()
+	return int(n), err
+}
+
+// arguments builds the variable parts of a statement. PostgreSQL's drivers prepare and
+// cache statements by their text, so there numbers are parameters and lists are padded to a
+// power of two; the others prepare each time anyway, and MySQL saves that round
+// trip where there are no parameters at all.
+type arguments struct {
+	dialect Dialect
+	list    []any
+}
+
+func (a *arguments) value(v any) string {
+	a.list = append(a.list, v)
+	return "?"
+}
+
+func (a *arguments) int(n int64) string {
+	if a.dialect == Postgres {
+		return a.value(n)
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// ints returns a list of numbers, of which there is at least one.
+func (a *arguments) ints(list []int64) string { return a.intsOf(list, len(list)) }
+
+// intsOf is ints with the length that a list of n would have.
+func (a *arguments) intsOf(list []int64, n int) string {
+	var b strings.Builder
+	if a.dialect == Postgres {
+		n = pow2(n)
+	} else {
+		n = len(list)
+	}
+	for i := range n {
+		b.WriteString(map[bool]string{true: "(", false: ", "}[i == 0])
+		b.WriteString(a.int(list[min(i, len(list)-1)]))
+	}
+	return b.String() + ")"
+}
+
+func (a *arguments) strings(list []string) string {
+	for _, s := range list {
+		a.list = append(a.list, s)
+	}
+	return sqldialect.Values(1, len(list))
+}
+
+// pow2 returns the smallest power of two that is n or more.
+func pow2(n int) int {
+	p := 1
+	for p < n {
+		p *= 2
+	}
+	return p
+}
