@@ -9,8 +9,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 
 	"github.com/dovetail-go/dovetail/internal/sqldialect"
+	"github.com/dovetail-go/dovetail/saga"
 )
 
 // Dialect is the SQL that the database speaks.
@@ -35,8 +38,13 @@ type Store struct {
 	db      *sql.DB
 	dialect Dialect
 	prefix  string
-	sql     statements
+	// now is the database's clock as an expression.
+	now string
+	// swept is when the nodes that died long ago were last deleted.
+	swept atomic.Int64
 }
+
+var _ saga.Store = (*Store)(nil)
 
 // New returns a store on db. Its tables are made by [Store.Migrate] or from [Schema].
 // Start accepts transactions of this database only.
@@ -53,7 +61,7 @@ func New(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
 	if cfg.Prefix == "" {
 		cfg.Prefix = defaultPrefix
 	}
-	return &Store{db: db, dialect: d, prefix: cfg.Prefix, sql: newStatements(d, cfg.Prefix)}, nil
+	return &Store{db: db, dialect: d, prefix: cfg.Prefix, now: d.Now()}, nil
 }
 
 const defaultPrefix = "saga"
@@ -65,4 +73,12 @@ func Schema(d Dialect) string { return sqldialect.Schema(d, defaultPrefix, steps
 // every start. It needs one connection.
 func (s *Store) Migrate(ctx context.Context) error {
 	return sqldialect.Migrate(ctx, s.db, s.dialect, s.prefix, steps(s.dialect, s.prefix))
+}
+
+// q returns a statement for this store: {i}, {h} and {n} are the tables of
+// instances, history and nodes, {now} is the clock, ? are the parameters.
+func (s *Store) q(query string) string {
+	return s.dialect.Rebind(strings.NewReplacer(
+		"{i}", s.prefix+"_instance", "{h}", s.prefix+"_history", "{n}", s.prefix+"_node", "{now}", s.now,
+	).Replace(query))
 }

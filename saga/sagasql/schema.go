@@ -11,9 +11,12 @@ import "strings"
 // the search for due sagas holds only those that can become due. It does not
 // change from step to step, so that PostgreSQL updates in place (HOT).
 func steps(d Dialect, prefix string) []string {
-	text := "TEXT"
-	if d == MySQL {
+	text, room := "TEXT", ""
+	switch d {
+	case MySQL:
 		text = "LONGTEXT"
+	case Postgres:
+		room = " WITH (fillfactor = 70)" // for updates in place
 	}
 	first := `
 CREATE TABLE {p}_instance (
@@ -39,7 +42,7 @@ CREATE TABLE {p}_instance (
   deadline BIGINT NULL,
   created_at BIGINT NOT NULL,
   updated_at BIGINT NOT NULL
-){options};
+){options}{room};
 CREATE INDEX {p}_instance_wake ON {p}_instance (wake_at){sparse_wake};
 CREATE INDEX {p}_instance_status ON {p}_instance (status, created_at, id);
 CREATE INDEX {p}_instance_stuck ON {p}_instance (stuck_at){sparse_stuck};
@@ -51,7 +54,7 @@ CREATE TABLE {p}_history (
   op VARCHAR(20) NOT NULL,
   attempt INTEGER NOT NULL,
   outcome VARCHAR(20) NOT NULL,
-  text {text} NOT NULL,
+  detail {text} NOT NULL,
   took BIGINT NOT NULL,
   node VARCHAR(120) NOT NULL,
   PRIMARY KEY (saga_id, n)
@@ -65,10 +68,6 @@ CREATE TABLE {p}_node (
 	if d == MySQL {
 		sparseWake, sparseStuck = "", "" // it has no partial indexes
 	}
-	return []string{strings.NewReplacer("{p}", prefix, "{text}", text, "{options}", d.TableOptions(),
+	return []string{strings.NewReplacer("{p}", prefix, "{text}", text, "{options}", d.TableOptions(), "{room}", room,
 		"{sparse_wake}", sparseWake, "{sparse_stuck}", sparseStuck).Replace(first)}
 }
-
-type statements struct{}
-
-func newStatements(d Dialect, prefix string) statements { return statements{} }
