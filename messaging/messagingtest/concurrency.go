@@ -236,7 +236,7 @@ func (r *runner) ordered() {
 		if err := e.Declare(e.Context(), ordered(e)); !errors.Is(err, messaging.ErrMismatch) {
 			e.Errorf("Declare = %v, want ErrMismatch", err)
 		}
-		if err := e.Subscribe(e.Context(), ordered(e), messaging.HandlerFunc((&tape{}).handle)); !errors.Is(err, messaging.ErrMismatch) {
+		if err := e.subscribeErr(ordered(e), messaging.HandlerFunc((&tape{}).handle)); !errors.Is(err, messaging.ErrMismatch) {
 			e.Errorf("Subscribe = %v, want ErrMismatch", err)
 		}
 	})

@@ -121,10 +121,17 @@ func (r *runner) sentence(name string, o Options, test func(e *env)) {
 		body := func(t *testing.T) {
 			test(&env{T: t, Client: r.h.Open(t, o), unit: r.h.Unit})
 		}
-		if r.h.Virtual {
-			synctest.Test(t, body)
-		} else {
+		if !r.h.Virtual {
 			body(t)
+			return
+		}
+		skipped := false
+		synctest.Test(t, func(t *testing.T) {
+			defer func() { skipped = t.Skipped() }()
+			body(t)
+		})
+		if skipped { // what a bubble skips passes otherwise
+			t.SkipNow()
 		}
 	})
 }
@@ -210,6 +217,13 @@ func (e *env) subscribe(s messaging.Subscription, h messaging.HandlerFunc) *runn
 	return r
 }
 
+// subscribeErr subscribes where an error should come at once.
+func (e *env) subscribeErr(s messaging.Subscription, h messaging.Handler) error {
+	ctx, cancel := context.WithTimeout(e.Context(), 5*e.unit)
+	defer cancel()
+	return e.Subscribe(ctx, s, h)
+}
+
 // stop ends the subscription and waits for its drain.
 func (r *running) stop() {
 	r.e.Helper()
@@ -237,6 +251,20 @@ func (e *env) eventually(cond func() bool, format string, args ...any) {
 			e.Fatalf("waited in vain until "+format, args...)
 		}
 	}
+}
+
+// finished waits until the checker has seen all that was confirmed, and wants its account
+// to be right.
+func (e *env) finished(c *Checker) {
+	e.Helper()
+	for end := time.Now().Add(patience); !c.Done() && time.Now().Before(end); {
+		time.Sleep(e.unit / 20)
+	}
+	r := c.Report()
+	if err := r.Err(); err != nil {
+		e.Error(err)
+	}
+	e.Logf("%v", r)
 }
 
 // quiet gives something that must not happen the time to happen.

@@ -339,13 +339,9 @@ func (r *runner) storm(e *env) {
 		p.Heal()
 		// It heals: something published from now on is confirmed.
 		before := check.Report().Confirmed
-		e.eventually(func() bool { return check.Report().Confirmed > before+2*publishers }, "messages are confirmed after: %s\n%v", f.name, check.Report())
+		e.eventually(func() bool { return check.Report().Confirmed > before+2*publishers }, "messages are confirmed after: %s", f.name)
 	}
 	close(stop)
 	wg.Wait()
-	e.eventually(check.Done, "all messages are handled\n%v", check.Report())
-	if err := check.Report().Err(); err != nil {
-		e.Errorf("%v\n%v", err, check.Report())
-	}
-	e.Logf("%v", check.Report())
+	e.finished(check)
 }

@@ -168,12 +168,12 @@ func (r *runner) groups() {
 			if err := e.Declare(e.Context(), good, bad); err == nil || !strings.Contains(err.Error(), "Subscription."+field) {
 				e.Errorf("Declare with bad %s = %v, want an error that names Subscription.%s", field, err, field)
 			}
-			err := e.Subscribe(e.Context(), bad, messaging.HandlerFunc((&tape{}).handle))
+			err := e.subscribeErr(bad, messaging.HandlerFunc((&tape{}).handle))
 			if err == nil || !strings.Contains(err.Error(), "Subscription."+field) {
 				e.Errorf("Subscribe with bad %s = %v, want an error that names Subscription.%s", field, err, field)
 			}
 		}
-		if err := e.Subscribe(e.Context(), good, nil); err == nil {
+		if err := e.subscribeErr(good, nil); err == nil {
 			e.Error("Subscribe without a handler = nil, want an error")
 		}
 		if r.h.Unroutable {
@@ -226,7 +226,7 @@ func (r *runner) unsupported(what string, ask func(*messaging.Subscription)) {
 		if err := e.Declare(e.Context(), s); !errors.Is(err, messaging.ErrUnsupported) {
 			e.Errorf("Declare = %v, want ErrUnsupported", err)
 		}
-		if err := e.Subscribe(e.Context(), s, messaging.HandlerFunc((&tape{}).handle)); !errors.Is(err, messaging.ErrUnsupported) {
+		if err := e.subscribeErr(s, messaging.HandlerFunc((&tape{}).handle)); !errors.Is(err, messaging.ErrUnsupported) {
 			e.Errorf("Subscribe = %v, want ErrUnsupported", err)
 		}
 	})

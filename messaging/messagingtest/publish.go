@@ -71,10 +71,7 @@ func (r *runner) publish() {
 			})
 		}
 		wg.Wait()
-		e.eventually(check.Done, "all messages are handled\n%v", check.Report())
-		if err := check.Report().Err(); err != nil {
-			e.Error(err)
-		}
+		e.finished(check)
 	})
 
 	r.sentence("when Publish has returned the caller may change the message", Options{}, func(e *env) {
