@@ -17,6 +17,8 @@ import (
 	"time"
 )
 
+var errNoService = errors.New("discovery: service is empty, want a name")
+
 // Instance is one running copy of a service. It is a value: never change the Tags and
 // Meta of one that a resolver handed out.
 type Instance struct {
@@ -82,10 +84,10 @@ type Set struct {
 }
 
 // NewSet returns the set of the given instances, checked, copied and sorted by ID, with
-// empty fields filled (ID from Addr, Service). Of two instances with one ID it is an error.
+// empty fields filled (ID from Addr, Service). Two instances with one ID are an error.
 func NewSet(service string, instances []Instance) (Set, error) {
 	if service == "" {
-		return Set{}, errors.New("discovery: service is empty, want a name")
+		return Set{}, errNoService
 	}
 	all := make([]Instance, len(instances))
 	for i, in := range instances {
@@ -138,6 +140,8 @@ func (s Set) Same(o Set) bool {
 // The sequence ends when ctx is done or the loop is left, and at no other time. Nothing needs to
 // be closed: what Watch started has ended when the loop ends. Each use of the
 // sequence is a watch of its own. Watch may be called from many goroutines.
+//
+// Package discoverytest checks an implementation against these sentences.
 type Resolver interface {
 	Watch(ctx context.Context, service string) iter.Seq2[Set, error]
 }

@@ -15,29 +15,33 @@ var ErrLeaseLost = errors.New("discovery: lease lost")
 // Health is what an instance says about itself.
 type Health struct {
 	// Failing takes the instance out of the sets that callers see, while its lease
-	// goes on. The zero Health is a passing one.
+	// goes on. The zero Health is passing.
 	Failing bool
 	// Note is for people: why.
 	Note string
 }
 
-// Registry takes registrations. Most programs use it through [Announcement], which keeps
-// one alive.
+// Registry takes registrations. Most programs use it through [Announcement], which
+// keeps one alive. Package discoverytest checks an implementation against the sentences
+// here.
 type Registry interface {
-	// Register makes the instance known. One with the same service and ID is replaced,
-	// and its old lease is lost. The registration ends with Lease.Deregister, or
-	// by itself when it is not renewed within the registry's time to live.
+	// Register makes the instance known, in place of one with the same service and ID. It
+	// may be seen from its first renewal on only. The registration ends with
+	// Lease.Deregister, or by itself when it is not renewed within the registry's time
+	// to live.
 	Register(ctx context.Context, in Instance) (Lease, error)
 }
 
-// Lease is one registration. Every method returns an error that wraps
-// [ErrLeaseLost] once the registry no longer knows it, except Deregister, for which that
-// is success.
+// Lease is one registration. Renew and Maintenance return an error that wraps
+// [ErrLeaseLost] once the registry no longer knows it.
+//
+// A Lease that learns by itself that it is lost may have a method Lost() <-chan struct{},
+// whose channel is closed then; an [Announcement] does not wait for the next renewal then.
 type Lease interface {
 	// Renew reports that the instance lives, and how it is.
 	Renew(ctx context.Context, h Health) error
 	// Maintenance takes the instance out of the sets (on) or back in, for the given reason.
 	Maintenance(ctx context.Context, on bool, reason string) error
-	// Deregister ends the registration. Again is no error.
+	// Deregister ends the registration. That it has ended already is no error.
 	Deregister(ctx context.Context) error
 }

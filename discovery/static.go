@@ -5,9 +5,9 @@ package discovery
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"sync"
+	"time"
 )
 
 // Static is a resolver with lists given by the program, which may change them.
@@ -31,7 +31,8 @@ func NewStatic(services map[string][]Instance) (*Static, error) {
 	return s, nil
 }
 
-// Set replaces the instances of the service. Watches see it at once.
+// Set replaces the instances of the service. Watches see it at once. After an error
+// nothing has changed.
 func (s *Static) Set(service string, instances ...Instance) error {
 	set, err := NewSet(service, instances)
 	if err != nil {
@@ -39,11 +40,6 @@ func (s *Static) Set(service string, instances ...Instance) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.sets[service]
-	if old.Revision > 0 && set.Same(old) {
-		return nil
-	}
-	set.Revision = old.Revision + 1
 	s.sets[service] = set
 	close(s.changed)
 	s.changed = make(chan struct{})
@@ -53,27 +49,21 @@ func (s *Static) Set(service string, instances ...Instance) error {
 // Watch implements [Resolver].
 func (s *Static) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
 	return func(yield func(Set, error) bool) {
+		feed := NewFeed(yield)
 		if service == "" {
-			if yield(Set{}, errors.New("discovery: service is empty, want a name")) {
-				<-ctx.Done()
-			}
+			feed.refuse(ctx, errNoService)
 			return
 		}
-		seen := false
-		var revision uint64
 		for ctx.Err() == nil {
 			s.mu.Lock()
-			set, changed := s.sets[service], s.changed
+			set, ok := s.sets[service]
+			changed := s.changed
 			s.mu.Unlock()
-			if !seen || set.Revision != revision {
-				if set.Revision == 0 {
-					set, _ = NewSet(service, nil)
-				}
-				seen, revision = true, set.Revision
-				if !yield(set, nil) {
-					return
-				}
-				continue
+			if !ok {
+				set = Set{Service: service, At: time.Now()}
+			}
+			if !feed.Set(set) {
+				return
 			}
 			select {
 			case <-ctx.Done():
