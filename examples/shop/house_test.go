@@ -1,0 +1,37 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestServicesStandApart holds every service to what it may know: the kernel, the
+// platform, and the library, but no other service.
+func TestServicesStandApart(t *testing.T) {
+	const internal = "github.com/dovetail-go/dovetail/examples/shop/internal/"
+	for _, service := range []string{"gateway", "customer", "catalog", "order", "inventory", "payment", "provider", "notification", "platform", "kernel"} {
+		files, err := filepath.Glob(filepath.Join("internal", service, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("service %s has no files: %v", service, err)
+		}
+		for _, file := range files {
+			parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, spec := range parsed.Imports {
+				other, inside := strings.CutPrefix(strings.Trim(spec.Path.Value, `"`), internal)
+				allowed := other == "kernel" || other == "platform" && service != "kernel"
+				if inside && !allowed {
+					t.Errorf("%s imports %s: a service knows the others by their interface only", file, other)
+				}
+			}
+		}
+	}
+}

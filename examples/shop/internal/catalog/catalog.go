@@ -1,0 +1,320 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package catalog is the service that knows what can be bought: staff writes products and
+// prices, everybody searches and browses.
+package catalog
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/messaging"
+)
+
+// PageSize is how many products one page of a listing holds.
+const PageSize = 24
+
+// Limits of what a product may be.
+const (
+	minPrice = 1
+	maxPrice = 1_000_000
+	maxName  = 200
+	maxStock = 1_000_000
+)
+
+// Service is the catalog service.
+type Service struct {
+	env platform.Env
+	bus *platform.Bus
+}
+
+// Available is a copy of what inventory last said, kept here so that a listing is one query.
+const schema = `
+CREATE TABLE IF NOT EXISTS products (
+	id TEXT PRIMARY KEY,
+	name TEXT NOT NULL,
+	category TEXT NOT NULL,
+	price BIGINT NOT NULL CHECK (price > 0),
+	revision BIGINT NOT NULL,
+	search TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS products_category ON products (category, id);
+CREATE TABLE IF NOT EXISTS availability (
+	product_id TEXT PRIMARY KEY,
+	available BIGINT NOT NULL,
+	revision BIGINT NOT NULL
+);`
+
+// New prepares the service's database, fills an empty catalogue with the demonstration
+// products, and returns the service.
+func New(ctx context.Context, env platform.Env) (*Service, error) {
+	if err := platform.CreateTables(ctx, env.DB, schema); err != nil {
+		return nil, err
+	}
+	bus, err := platform.NewBus(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{env: env, bus: bus}
+	return s, s.seed(ctx)
+}
+
+// Consumers implements [platform.Service].
+func (s *Service) Consumers() []platform.Consumer {
+	return []platform.Consumer{s.bus.On("catalog", []string{kernel.TopicStockChanged}, s.stockChanged)}
+}
+
+// Run implements [platform.Service].
+func (s *Service) Run(ctx context.Context) error { return s.bus.Run(ctx) }
+
+// Bus returns the service's outbox and inbox, for the operator's view.
+func (s *Service) Bus() *platform.Bus { return s.bus }
+
+// Handler implements [platform.Service].
+func (s *Service) Handler() http.Handler {
+	auth := s.env.Auth
+	mux := http.NewServeMux()
+	mux.Handle("GET /products", platform.Handle(s.list))
+	mux.Handle("GET /products/{id}", platform.Handle(s.get))
+	mux.Handle("POST /products", auth.Require(platform.Handle(s.create), platform.RoleAdmin))
+	mux.Handle("PATCH /products/{id}", auth.Require(platform.Handle(s.change), platform.RoleAdmin))
+	mux.Handle("GET /categories", platform.Handle(s.categories))
+	mux.Handle("POST /internal/quote", auth.Require(platform.Handle(s.quote)))
+	return mux
+}
+
+// Product is one product as people see it.
+type Product struct {
+	ID        string       `json:"id"`
+	Name      string       `json:"name"`
+	Category  string       `json:"category"`
+	Price     kernel.Money `json:"price"`
+	Currency  string       `json:"currency"`
+	Available int64        `json:"available"`
+}
+
+type page struct {
+	Items []Product `json:"items"`
+	// Next is the number of the next page; 0 on the last one.
+	Next int `json:"next,omitempty"`
+}
+
+const selectProduct = `SELECT p.id, p.name, p.category, p.price, COALESCE(a.available, 0)
+	FROM products p LEFT JOIN availability a ON a.product_id = p.id`
+
+func scanProduct(row interface{ Scan(dest ...any) error }) (Product, error) {
+	p := Product{Currency: kernel.Currency}
+	return p, row.Scan(&p.ID, &p.Name, &p.Category, &p.Price, &p.Available)
+}
+
+func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	number := 1
+	if text := q.Get("page"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > 100_000 {
+			return platform.Invalid("page", "is %q, want a number from 1", text)
+		}
+		number = n
+	}
+	where, args := []string{"1 = 1"}, []any{PageSize + 1, (number - 1) * PageSize}
+	if c := q.Get("category"); c != "" {
+		args = append(args, c)
+		where = append(where, fmt.Sprintf("p.category = $%d", len(args)))
+	}
+	for word := range strings.FieldsSeq(strings.ToLower(q.Get("q"))) {
+		if len(args) > 12 {
+			return platform.Invalid("q", "has too many words, want at most 10")
+		}
+		args = append(args, "%"+strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(word)+"%")
+		where = append(where, fmt.Sprintf(`p.search LIKE $%d ESCAPE '\'`, len(args)))
+	}
+	items, err := platform.Collect(r.Context(), s.env.DB, scanProduct,
+		selectProduct+` WHERE `+strings.Join(where, " AND ")+` ORDER BY p.id LIMIT $1 OFFSET $2`, args...)
+	if err != nil {
+		return err
+	}
+	out := page{Items: items}
+	if len(items) > PageSize {
+		out.Items, out.Next = items[:PageSize], number+1
+	}
+	if out.Items == nil {
+		out.Items = []Product{}
+	}
+	return platform.WriteJSON(w, http.StatusOK, out)
+}
+
+func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
+	p, err := s.product(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return platform.WriteJSON(w, http.StatusOK, p)
+}
+
+func (s *Service) product(ctx context.Context, id string) (Product, error) {
+	p, err := scanProduct(s.env.DB.QueryRowContext(ctx, selectProduct+` WHERE p.id = $1`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return p, platform.NotFound("product", id)
+	}
+	return p, err
+}
+
+func (s *Service) categories(w http.ResponseWriter, r *http.Request) error {
+	names, err := platform.Collect(r.Context(), s.env.DB, func(row interface{ Scan(dest ...any) error }) (c string, err error) {
+		return c, row.Scan(&c)
+	}, `SELECT DISTINCT category FROM products ORDER BY category`)
+	if err != nil {
+		return err
+	}
+	return platform.WriteJSON(w, http.StatusOK, map[string][]string{"items": names})
+}
+
+// quote answers with the products of an order at their present price. What is not known is
+// not in the answer.
+func (s *Service) quote(w http.ResponseWriter, r *http.Request) error {
+	var in struct {
+		ProductIDs []string `json:"product_ids"`
+	}
+	if err := platform.Decode(w, r, &in); err != nil {
+		return err
+	}
+	out := page{Items: []Product{}}
+	for _, id := range in.ProductIDs {
+		p, err := s.product(r.Context(), id)
+		var e *platform.Error
+		if errors.As(err, &e) && e.Status == http.StatusNotFound {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		out.Items = append(out.Items, p)
+	}
+	return platform.WriteJSON(w, http.StatusOK, out)
+}
+
+// draft is what staff may say about a product; nil leaves it as it is.
+type draft struct {
+	Name     *string       `json:"name"`
+	Category *string       `json:"category"`
+	Price    *kernel.Money `json:"price"`
+	Stock    *int64        `json:"stock"`
+}
+
+func (d draft) validate() error {
+	if d.Name != nil {
+		if n := utf8.RuneCountInString(strings.TrimSpace(*d.Name)); n < 1 || n > maxName {
+			return platform.Invalid("name", "has %d characters, want 1 to %d", n, maxName)
+		}
+	}
+	if d.Category != nil {
+		if n := utf8.RuneCountInString(strings.TrimSpace(*d.Category)); n < 1 || n > maxName {
+			return platform.Invalid("category", "has %d characters, want 1 to %d", n, maxName)
+		}
+	}
+	if d.Price != nil && (*d.Price < minPrice || *d.Price > maxPrice) {
+		return platform.Invalid("price", "is %d, want %d to %d minor units", *d.Price, minPrice, maxPrice)
+	}
+	if d.Stock != nil && (*d.Stock < 0 || *d.Stock > maxStock) {
+		return platform.Invalid("stock", "is %d, want 0 to %d", *d.Stock, maxStock)
+	}
+	return nil
+}
+
+func (s *Service) create(w http.ResponseWriter, r *http.Request) error {
+	var d draft
+	if err := platform.Decode(w, r, &d); err != nil {
+		return err
+	}
+	switch {
+	case d.Name == nil:
+		return platform.Invalid("name", "is missing")
+	case d.Category == nil:
+		return platform.Invalid("category", "is missing")
+	case d.Price == nil:
+		return platform.Invalid("price", "is missing")
+	}
+	if err := d.validate(); err != nil {
+		return err
+	}
+	e := kernel.ProductChanged{ProductID: kernel.NewID(), Revision: 1, Name: strings.TrimSpace(*d.Name), Category: strings.TrimSpace(*d.Category), Price: *d.Price}
+	if d.Stock != nil {
+		e.InitialStock = *d.Stock
+	}
+	if err := s.bus.InTx(r.Context(), func(tx *sql.Tx) error { return s.write(r.Context(), tx, e) }); err != nil {
+		return err
+	}
+	w.Header().Set("Location", "/api/products/"+e.ProductID)
+	return platform.WriteJSON(w, http.StatusCreated, map[string]string{"id": e.ProductID})
+}
+
+func (s *Service) change(w http.ResponseWriter, r *http.Request) error {
+	ctx, id := r.Context(), r.PathValue("id")
+	var d draft
+	if err := platform.Decode(w, r, &d); err != nil {
+		return err
+	}
+	if d.Stock != nil {
+		return platform.Invalid("stock", "is inventory's to change once a product exists")
+	}
+	if err := d.validate(); err != nil {
+		return err
+	}
+	err := s.bus.InTx(ctx, func(tx *sql.Tx) error {
+		e := kernel.ProductChanged{ProductID: id}
+		err := tx.QueryRowContext(ctx, `UPDATE products SET revision = revision + 1 WHERE id = $1 RETURNING revision, name, category, price`, id).
+			Scan(&e.Revision, &e.Name, &e.Category, &e.Price)
+		if errors.Is(err, sql.ErrNoRows) {
+			return platform.NotFound("product", id)
+		}
+		if err != nil {
+			return err
+		}
+		if d.Name != nil {
+			e.Name = strings.TrimSpace(*d.Name)
+		}
+		if d.Category != nil {
+			e.Category = strings.TrimSpace(*d.Category)
+		}
+		if d.Price != nil {
+			e.Price = *d.Price
+		}
+		return s.write(ctx, tx, e)
+	})
+	if err != nil {
+		return err
+	}
+	return s.get(w, r)
+}
+
+// write stores a product and tells the others.
+func (s *Service) write(ctx context.Context, tx *sql.Tx, e kernel.ProductChanged) error {
+	if _, err := tx.ExecContext(ctx, `INSERT INTO products (id, name, category, price, revision, search) VALUES ($1, $2, $3, $4, $5, $6)
+		ON CONFLICT (id) DO UPDATE SET name = excluded.name, category = excluded.category, price = excluded.price, revision = excluded.revision, search = excluded.search`,
+		e.ProductID, e.Name, e.Category, e.Price, e.Revision, strings.ToLower(e.Name+" "+e.Category)); err != nil {
+		return err
+	}
+	return s.bus.Emit(ctx, tx, e)
+}
+
+func (s *Service) stockChanged(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	var e kernel.StockChanged
+	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
+		return messaging.Reject(err)
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO availability (product_id, available, revision) VALUES ($1, $2, $3)
+		ON CONFLICT (product_id) DO UPDATE SET available = excluded.available, revision = excluded.revision WHERE excluded.revision > availability.revision`,
+		e.ProductID, e.Available, e.Revision)
+	return err
+}

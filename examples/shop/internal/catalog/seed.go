@@ -1,0 +1,77 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package catalog
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+)
+
+// seedStock is how many pieces of each demonstration product there are at first.
+const seedStock = 1_000
+
+// The demonstration catalogue is every finish of every article, priced by both.
+var (
+	seedArticles = []struct {
+		category, name string
+		price          kernel.Money
+	}{
+		{"Hand tools", "Dovetail saw", 4_900},
+		{"Hand tools", "Bench chisel", 1_850},
+		{"Hand tools", "Marking gauge", 2_400},
+		{"Hand tools", "Block plane", 9_800},
+		{"Hand tools", "Mortise chisel", 3_200},
+		{"Hand tools", "Coping saw", 1_450},
+		{"Hand tools", "Spokeshave", 5_600},
+		{"Workholding", "Bar clamp", 2_700},
+		{"Workholding", "Bench vice", 15_900},
+		{"Workholding", "Holdfast", 3_900},
+		{"Workholding", "Spring clamp", 450},
+		{"Measuring", "Combination square", 4_200},
+		{"Measuring", "Steel rule", 900},
+		{"Measuring", "Sliding bevel", 2_900},
+		{"Measuring", "Dial caliper", 7_400},
+		{"Finishing", "Hard wax oil", 2_100},
+		{"Finishing", "Sanding block", 600},
+		{"Finishing", "Card scraper", 1_100},
+		{"Hardware", "Brass hinge", 350},
+		{"Hardware", "Drawer runner", 1_250},
+		{"Hardware", "Wood screw box", 780},
+		{"Timber", "Oak board", 6_300},
+		{"Timber", "Walnut board", 8_800},
+		{"Timber", "Beech dowel", 250},
+	}
+	seedFinishes = []struct {
+		name    string
+		percent kernel.Money
+	}{
+		{"small", 70}, {"medium", 100}, {"large", 125}, {"classic", 90}, {"fine", 110},
+		{"heavy", 120}, {"light", 80}, {"master", 125}, {"apprentice", 60}, {"workshop", 105},
+	}
+)
+
+// seed fills an empty catalogue, all of it or nothing.
+func (s *Service) seed(ctx context.Context) error {
+	var count int
+	if err := s.env.DB.QueryRowContext(ctx, `SELECT COUNT(*) FROM products`).Scan(&count); err != nil || count > 0 {
+		return err
+	}
+	return s.bus.InTx(ctx, func(tx *sql.Tx) error {
+		for i, article := range seedArticles {
+			for j, finish := range seedFinishes {
+				price := min(max(article.price*finish.percent/100, 100), 20_000)
+				if err := s.write(ctx, tx, kernel.ProductChanged{
+					ProductID: fmt.Sprintf("p-%03d", i*len(seedFinishes)+j+1), Revision: 1,
+					Name: article.name + ", " + finish.name, Category: article.category, Price: price, InitialStock: seedStock,
+				}); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,432 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package check verifies what must be true of the shop's data whatever happened to its
+// processes: it reads every service's database, which no service may, and compares.
+package check
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/outbox"
+	"github.com/dovetail-go/dovetail/outbox/outboxsql"
+)
+
+// Invariant is one thing that must be true, and whether it is.
+type Invariant struct {
+	// Number is that of the invariant in the shop's README.
+	Number int `json:"number"`
+	// Name says what must be true.
+	Name string `json:"name"`
+	// Checked says how much was looked at.
+	Checked string `json:"checked"`
+	// Violations are what is not so. None means that the invariant holds.
+	Violations []string `json:"violations"`
+}
+
+// OK reports whether the invariant holds.
+func (i Invariant) OK() bool { return len(i.Violations) == 0 }
+
+// maxViolations bounds how many violations of one invariant are spelled out.
+const maxViolations = 10
+
+func (i *Invariant) violated(format string, args ...any) {
+	switch len(i.Violations) {
+	case maxViolations:
+		i.Violations = append(i.Violations, "and more")
+	case maxViolations + 1:
+	default:
+		i.Violations = append(i.Violations, fmt.Sprintf(format, args...))
+	}
+}
+
+// Run checks the databases in the data folder. It waits up to patience for the shop to come
+// to rest: no order pending, no saga running, nothing in an outbox. What is not at rest then is a violation.
+//
+// Accepted, if any, are orders that somebody was promised; each must be there.
+func Run(ctx context.Context, data string, accepted []string, patience time.Duration) ([]Invariant, error) {
+	c := &checker{db: map[string]*sql.DB{}}
+	defer c.close()
+	for _, name := range []string{"customer", "catalog", "inventory", "payment", "provider", "notification", "order"} {
+		path := filepath.Join(data, name+".db")
+		if _, err := os.Stat(path); err != nil {
+			return nil, fmt.Errorf("check: data folder %s: %w", data, err.(*fs.PathError).Err)
+		}
+		db, err := platform.OpenSQLiteReadOnly(path)
+		if err != nil {
+			return nil, fmt.Errorf("check: %w", err)
+		}
+		c.db[name] = db
+	}
+	deadline := time.Now().Add(patience)
+	for {
+		invariants, err := c.check(ctx, accepted)
+		if err != nil {
+			return nil, fmt.Errorf("check: %w", err)
+		}
+		if !slices.ContainsFunc(invariants, func(i Invariant) bool { return !i.OK() }) || time.Now().After(deadline) {
+			return invariants, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+type checker struct{ db map[string]*sql.DB }
+
+func (c *checker) close() {
+	for _, db := range c.db {
+		_ = db.Close()
+	}
+}
+
+// order is an order as its own service knows it.
+type order struct {
+	id, customer, status string
+	total                int64
+}
+
+// payment is the payment of an order, as payment or its provider knows it.
+type payment struct {
+	order, status string
+	amount        int64
+}
+
+func (c *checker) check(ctx context.Context, accepted []string) ([]Invariant, error) {
+	orders, err := collect(ctx, c.db["order"], `SELECT id, customer_id, status, total FROM orders`, func(o *order) []any {
+		return []any{&o.id, &o.customer, &o.status, &o.total}
+	})
+	if err != nil {
+		return nil, err
+	}
+	var out []Invariant
+	for _, verify := range []func(ctx context.Context, orders []order) (Invariant, error){
+		func(ctx context.Context, orders []order) (Invariant, error) { return c.terminal(ctx, orders, accepted) },
+		c.money, c.stock, c.credit, c.mails, c.messages,
+	} {
+		i, err := verify(ctx, orders)
+		if err != nil {
+			return nil, fmt.Errorf("invariant %d: %w", i.Number, err)
+		}
+		out = append(out, i)
+	}
+	return out, nil
+}
+
+func (c *checker) terminal(ctx context.Context, orders []order, accepted []string) (Invariant, error) {
+	i := Invariant{Number: 1, Name: "every accepted order reaches exactly one terminal state"}
+	known := map[string]bool{}
+	states := map[string]int{}
+	for _, o := range orders {
+		known[o.id] = true
+		states[o.status]++
+		if o.status == "pending" {
+			i.violated("order %s is still pending", o.id)
+		}
+	}
+	for _, id := range accepted {
+		if !known[id] {
+			i.violated("order %s was accepted and does not exist", id)
+		}
+	}
+	// A history has one end: confirmed or rejected or cancelled, or cancelled after confirmed.
+	ends, err := collect(ctx, c.db["order"], `SELECT order_id, SUM(CASE WHEN what = 'order.confirmed' THEN 1 ELSE 0 END),
+		SUM(CASE WHEN what = 'order.rejected' THEN 1 ELSE 0 END), SUM(CASE WHEN what = 'order.cancelled' THEN 1 ELSE 0 END) FROM order_events GROUP BY order_id`,
+		func(e *history) []any { return []any{&e.order, &e.confirmed, &e.rejected, &e.cancelled} })
+	if err != nil {
+		return i, err
+	}
+	for _, e := range ends {
+		if e.confirmed > 1 || e.rejected > 1 || e.cancelled > 1 || e.rejected == 1 && e.confirmed+e.cancelled > 0 {
+			i.violated("order %s has a contradictory history: confirmed %d, rejected %d, cancelled %d times", e.order, e.confirmed, e.rejected, e.cancelled)
+		}
+	}
+	i.Checked = fmt.Sprintf("%d orders (%s), %d promised", len(orders), counts(states), len(accepted))
+	return i, nil
+}
+
+type history struct {
+	order                          string
+	confirmed, rejected, cancelled int
+}
+
+func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) {
+	i := Invariant{Number: 2, Name: "captured money is that of the confirmed orders; payment and provider agree, charge by charge"}
+	payments, err := collect(ctx, c.db["payment"], `SELECT order_id, status, amount FROM payments`, scanPayment)
+	if err != nil {
+		return i, err
+	}
+	charges, err := collect(ctx, c.db["provider"], `SELECT key, status, amount FROM charges`, scanPayment)
+	if err != nil {
+		return i, err
+	}
+	ours, theirs := map[string]payment{}, map[string]payment{}
+	for _, p := range payments {
+		ours[p.order] = p
+	}
+	for _, p := range charges {
+		theirs[p.order] = p
+	}
+	var captured, wanted int64
+	known := map[string]bool{}
+	for _, o := range orders {
+		known[o.id] = true
+		p, charge := ours[o.id], theirs[o.id]
+		switch {
+		case o.status == "confirmed":
+			wanted += o.total
+			if p.status != "captured" || p.amount != o.total || charge.status != "captured" || charge.amount != o.total {
+				i.violated("order %s is confirmed over %d; payment: %s %d, provider: %s %d", o.id, o.total, p.status, p.amount, charge.status, charge.amount)
+			}
+		case o.status == "pending":
+		case slices.Contains([]string{"captured", "authorised", "authorising", "voiding"}, p.status), slices.Contains([]string{"captured", "authorised"}, charge.status):
+			i.violated("order %s is %s; payment: %s, provider: %s, want the money given back", o.id, o.status, p.status, charge.status)
+		}
+	}
+	for _, p := range payments {
+		if p.status == "captured" {
+			captured += p.amount
+		}
+		if theirs := theirs[p.order]; settled(p.status) && theirs.status != p.status && (theirs.status != "" || p.status != "voided") {
+			i.violated("payment of order %s is %s here and %q at the provider", p.order, p.status, theirs.status)
+		}
+	}
+	for _, charge := range charges {
+		if !known[charge.order] {
+			i.violated("the provider has a charge for order %s, which does not exist", charge.order)
+		}
+	}
+	if captured != wanted {
+		i.violated("captured %d, confirmed orders are worth %d", captured, wanted)
+	}
+	i.Checked = fmt.Sprintf("%d payments, %d charges, %d captured", len(payments), len(charges), captured)
+	return i, nil
+}
+
+func settled(status string) bool {
+	return slices.Contains([]string{"captured", "voided", "refunded", "declined"}, status)
+}
+
+func scanPayment(p *payment) []any { return []any{&p.order, &p.status, &p.amount} }
+
+type stock struct {
+	product                            string
+	initial, available, reserved, sold int64
+}
+
+func (c *checker) stock(ctx context.Context, orders []order) (Invariant, error) {
+	i := Invariant{Number: 3, Name: "stock: initial = available + reserved + sold, never negative, sold as ordered"}
+	rows, err := collect(ctx, c.db["inventory"], `SELECT product_id, initial, available, reserved, sold FROM stock`, func(s *stock) []any {
+		return []any{&s.product, &s.initial, &s.available, &s.reserved, &s.sold}
+	})
+	if err != nil {
+		return i, err
+	}
+	var sold int64
+	for _, s := range rows {
+		sold += s.sold
+		if s.initial != s.available+s.reserved+s.sold || s.available < 0 || s.reserved < 0 || s.sold < 0 {
+			i.violated("product %s: initial %d, available %d, reserved %d, sold %d", s.product, s.initial, s.available, s.reserved, s.sold)
+		}
+		if s.reserved != 0 {
+			i.violated("product %s: %d pieces are still reserved", s.product, s.reserved)
+		}
+	}
+	reservations, err := collect(ctx, c.db["inventory"], `SELECT order_id, status FROM reservations GROUP BY order_id, status`, scanState)
+	if err != nil {
+		return i, err
+	}
+	want := map[string][]string{"confirmed": {"sold"}, "rejected": {"", "released"}, "cancelled": {"", "released", "restocked"}}
+	states := map[string]string{}
+	for _, r := range reservations {
+		if states[r.order] != "" {
+			i.violated("order %s: its pieces are both %s and %s", r.order, states[r.order], r.status)
+		}
+		states[r.order] = r.status
+	}
+	for _, o := range orders {
+		if o.status != "pending" && !slices.Contains(want[o.status], states[o.id]) {
+			i.violated("order %s is %s, its pieces are %q", o.id, o.status, states[o.id])
+		}
+	}
+	listed, err := collect(ctx, c.db["catalog"], `SELECT product_id, available FROM availability`, func(s *stock) []any { return []any{&s.product, &s.available} })
+	if err != nil {
+		return i, err
+	}
+	shown := map[string]int64{}
+	for _, s := range listed {
+		shown[s.product] = s.available
+	}
+	for _, s := range rows {
+		if shown[s.product] != s.available {
+			i.violated("product %s: %d available, the catalogue shows %d", s.product, s.available, shown[s.product])
+		}
+	}
+	i.Checked = fmt.Sprintf("%d products, %d pieces sold", len(rows), sold)
+	return i, nil
+}
+
+type account struct {
+	customer                      string
+	limit, reserved, reservations int64
+}
+
+func (c *checker) credit(ctx context.Context, orders []order) (Invariant, error) {
+	i := Invariant{Number: 4, Name: "credit: what is reserved is that of the orders in flight, within the limit"}
+	rows, err := collect(ctx, c.db["customer"], `SELECT c.id, c.credit_limit, c.credit_reserved,
+		COALESCE((SELECT SUM(r.amount) FROM credit_reservations r WHERE r.customer_id = c.id AND r.status = 'reserved'), 0) FROM customers c`,
+		func(a *account) []any { return []any{&a.customer, &a.limit, &a.reserved, &a.reservations} })
+	if err != nil {
+		return i, err
+	}
+	for _, a := range rows {
+		if a.reserved != a.reservations || a.reserved > a.limit || a.reserved < 0 {
+			i.violated("customer %s: limit %d, reserved %d, reservations %d", a.customer, a.limit, a.reserved, a.reservations)
+		}
+		if a.reserved != 0 {
+			i.violated("customer %s: %d are still reserved", a.customer, a.reserved)
+		}
+	}
+	reservations, err := collect(ctx, c.db["customer"], `SELECT order_id, status FROM credit_reservations`, scanState)
+	if err != nil {
+		return i, err
+	}
+	states := map[string]string{}
+	for _, r := range reservations {
+		states[r.order] = r.status
+	}
+	for _, o := range orders {
+		if o.status == "confirmed" && states[o.id] != "settled" || o.status == "rejected" && states[o.id] == "settled" {
+			i.violated("order %s is %s, its credit is %q", o.id, o.status, states[o.id])
+		}
+	}
+	i.Checked = fmt.Sprintf("%d customers, %d reservations", len(rows), len(reservations))
+	return i, nil
+}
+
+func (c *checker) mails(ctx context.Context, _ []order) (Invariant, error) {
+	i := Invariant{Number: 5, Name: "one mail per event per customer"}
+	type repeated struct {
+		event, customer string
+		times           int64
+	}
+	twice, err := collect(ctx, c.db["notification"], `SELECT event_id, customer_id, COUNT(*) FROM mails GROUP BY event_id, customer_id HAVING COUNT(*) > 1`,
+		func(m *repeated) []any { return []any{&m.event, &m.customer, &m.times} })
+	if err != nil {
+		return i, err
+	}
+	for _, m := range twice {
+		i.violated("event %s was mailed %d times to customer %s", m.event, m.times, m.customer)
+	}
+	mails, err := c.perCustomer(ctx, "notification", `SELECT customer_id, COUNT(*) FROM mails GROUP BY customer_id`)
+	if err != nil {
+		return i, err
+	}
+	want, err := c.perCustomer(ctx, "order", `SELECT o.customer_id, COUNT(*) FROM order_events e JOIN orders o ON o.id = e.order_id
+		WHERE e.what IN ('order.confirmed', 'order.rejected', 'order.cancelled') GROUP BY o.customer_id`)
+	if err != nil {
+		return i, err
+	}
+	registered, err := c.perCustomer(ctx, "customer", `SELECT id, 1 FROM customers`)
+	if err != nil {
+		return i, err
+	}
+	var total int64
+	for id := range registered {
+		want[id]++ // the welcome
+	}
+	for id, n := range want {
+		total += mails[id]
+		if mails[id] != n {
+			i.violated("customer %s has %d mails, want %d", id, mails[id], n)
+		}
+	}
+	i.Checked = fmt.Sprintf("%d mails to %d customers", total, len(registered))
+	return i, nil
+}
+
+// state is what one service says of an order.
+type state struct{ order, status string }
+
+func scanState(s *state) []any { return []any{&s.order, &s.status} }
+
+func (c *checker) perCustomer(ctx context.Context, service, query string) (map[string]int64, error) {
+	type count struct {
+		customer string
+		n        int64
+	}
+	rows, err := collect(ctx, c.db[service], query, func(c *count) []any { return []any{&c.customer, &c.n} })
+	out := map[string]int64{}
+	for _, r := range rows {
+		out[r.customer] = r.n
+	}
+	return out, err
+}
+
+func (c *checker) messages(ctx context.Context, _ []order) (Invariant, error) {
+	i := Invariant{Number: 8, Name: "no dead letter without a reason; nothing left between outbox and inbox"}
+	dead := 0
+	for _, name := range []string{"customer", "catalog", "inventory", "payment", "notification", "order"} {
+		store, err := outboxsql.New(c.db[name], outboxsql.SQLite, outboxsql.Config{})
+		if err != nil {
+			return i, err
+		}
+		box, err := outbox.New(store, outbox.Config{})
+		if err != nil {
+			return i, err
+		}
+		stats, err := box.Stats(ctx)
+		if err != nil {
+			return i, err
+		}
+		if stats.Depth != 0 || stats.Parked != 0 {
+			i.violated("%s has %d messages in its outbox, %d parked", name, stats.Depth, stats.Parked)
+		}
+		letters, err := collect(ctx, c.db[name], `SELECT consumer, message_id, reason FROM dead_letters`, func(d *deadLetter) []any {
+			return []any{&d.consumer, &d.message, &d.reason}
+		})
+		if err != nil {
+			return i, err
+		}
+		dead += len(letters)
+		for _, d := range letters {
+			if d.reason == "" {
+				i.violated("%s: message %s is a dead letter of %s without a reason", name, d.message, d.consumer)
+			}
+		}
+	}
+	i.Checked = fmt.Sprintf("6 outboxes, %d dead letters", dead)
+	return i, nil
+}
+
+type deadLetter struct{ consumer, message, reason string }
+
+// collect reads rows into values; fields names where each column goes.
+func collect[T any](ctx context.Context, db *sql.DB, query string, fields func(*T) []any) ([]T, error) {
+	return platform.Collect(ctx, db, func(row interface{ Scan(dest ...any) error }) (v T, err error) {
+		return v, row.Scan(fields(&v)...)
+	}, query)
+}
+
+func counts(m map[string]int) string {
+	s := ""
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if s != "" {
+			s += ", "
+		}
+		s += fmt.Sprintf("%d %s", m[k], k)
+	}
+	return s
+}

@@ -1,0 +1,236 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package customer is the service that knows people: sign-up, sign-in as a small
+// OpenID Connect issuer, and the credit that bounds each customer's orders in flight.
+package customer
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/mail"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+)
+
+// CreditLimit is what a new customer may have in flight.
+const CreditLimit kernel.Money = 100_000
+
+// Account is a customer or a member of staff to exist from the start.
+type Account struct {
+	Name, Email, Password, Role string
+}
+
+// Config is what the service needs beyond its surroundings.
+type Config struct {
+	// Issuer is the URL that people reach the issuer at; it is the "iss" of every token.
+	Issuer string
+	// TokenTTL is how long a sign-in lasts. Zero means 12 hours.
+	TokenTTL time.Duration
+	// Accounts are created if they do not exist yet.
+	Accounts []Account
+}
+
+// Service is the customer service.
+type Service struct {
+	env    platform.Env
+	bus    *platform.Bus
+	issuer *issuer
+	// decoy is compared with the password of an unknown address, so that the time of
+	// an answer does not tell whether the address is known.
+	decoy []byte
+}
+
+const schema = `
+CREATE TABLE IF NOT EXISTS customers (
+	id TEXT PRIMARY KEY,
+	name TEXT NOT NULL,
+	email TEXT NOT NULL UNIQUE,
+	password_hash TEXT NOT NULL,
+	role TEXT NOT NULL,
+	credit_limit BIGINT NOT NULL,
+	credit_reserved BIGINT NOT NULL DEFAULT 0 CHECK (credit_reserved >= 0),
+	created_at BIGINT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS credit_reservations (
+	order_id TEXT PRIMARY KEY,
+	customer_id TEXT NOT NULL REFERENCES customers (id),
+	amount BIGINT NOT NULL CHECK (amount > 0),
+	status TEXT NOT NULL CHECK (status IN ('reserved', 'released', 'settled'))
+);
+CREATE INDEX IF NOT EXISTS credit_reservations_customer ON credit_reservations (customer_id);
+CREATE TABLE IF NOT EXISTS signing_keys (
+	id TEXT PRIMARY KEY,
+	private_jwk TEXT NOT NULL,
+	created_at BIGINT NOT NULL
+);`
+
+// New prepares the service's database and returns the service.
+func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
+	if err := platform.CreateTables(ctx, env.DB, schema); err != nil {
+		return nil, err
+	}
+	bus, err := platform.NewBus(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	issuer, err := newIssuer(ctx, env.DB, cfg)
+	if err != nil {
+		return nil, err
+	}
+	decoy, err := bcrypt.GenerateFromPassword([]byte("decoy"), bcrypt.DefaultCost)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{env: env, bus: bus, issuer: issuer, decoy: decoy}
+	for _, a := range cfg.Accounts {
+		if _, err := s.register(ctx, a); err != nil && !errors.Is(err, errTaken) {
+			return nil, fmt.Errorf("account %s: %w", a.Email, err)
+		}
+	}
+	return s, nil
+}
+
+// Consumers implements [platform.Service]: the service listens to nobody.
+func (s *Service) Consumers() []platform.Consumer { return nil }
+
+// Run implements [platform.Service].
+func (s *Service) Run(ctx context.Context) error { return s.bus.Run(ctx) }
+
+// Bus returns the service's outbox and inbox, for the operator's view.
+func (s *Service) Bus() *platform.Bus { return s.bus }
+
+// Handler implements [platform.Service].
+func (s *Service) Handler() http.Handler {
+	auth := s.env.Auth
+	mux := http.NewServeMux()
+	mux.Handle("POST /customers", platform.Handle(s.signUp))
+	mux.Handle("POST /sessions", platform.Handle(s.signIn))
+	mux.Handle("GET /me", auth.Require(platform.Handle(s.me), platform.RoleCustomer, platform.RoleAdmin, platform.RoleOperator))
+	mux.Handle("GET /.well-known/openid-configuration", platform.Handle(s.issuer.configuration))
+	mux.Handle("GET /.well-known/jwks.json", platform.Handle(s.issuer.keys))
+	mux.Handle("POST /internal/credit/reserve", auth.Require(platform.Participant(s.bus, s.reserveCredit)))
+	mux.Handle("POST /internal/credit/release", auth.Require(platform.Participant(s.bus, s.endReservation("released"))))
+	mux.Handle("POST /internal/credit/settle", auth.Require(platform.Participant(s.bus, s.endReservation("settled"))))
+	return mux
+}
+
+func (s *Service) signUp(w http.ResponseWriter, r *http.Request) error {
+	var in struct {
+		Name     string `json:"name"`
+		Email    string `json:"email"`
+		Password string `json:"password"`
+	}
+	if err := platform.Decode(w, r, &in); err != nil {
+		return err
+	}
+	id, err := s.register(r.Context(), Account{Name: in.Name, Email: in.Email, Password: in.Password, Role: platform.RoleCustomer})
+	if errors.Is(err, errTaken) {
+		return &platform.Error{Status: http.StatusConflict, Code: "email-taken", Field: "email", Detail: "has an account already; sign in instead"}
+	}
+	if err != nil {
+		return err
+	}
+	return platform.WriteJSON(w, http.StatusCreated, map[string]string{"id": id})
+}
+
+var errTaken = errors.New("the address has an account")
+
+// register creates an account and tells the others, in one transaction.
+func (s *Service) register(ctx context.Context, a Account) (id string, err error) {
+	a.Name, a.Email = strings.TrimSpace(a.Name), strings.ToLower(strings.TrimSpace(a.Email))
+	if err := validate(a); err != nil {
+		return "", err
+	}
+	hash, err := bcrypt.GenerateFromPassword([]byte(a.Password), bcrypt.DefaultCost)
+	if err != nil {
+		return "", err
+	}
+	id = kernel.NewID()
+	return id, s.bus.InTx(ctx, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `INSERT INTO customers (id, name, email, password_hash, role, credit_limit, created_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (email) DO NOTHING`,
+			id, a.Name, a.Email, string(hash), a.Role, CreditLimit, time.Now().UnixMicro())
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(err, errTaken)
+		}
+		return s.bus.Emit(ctx, tx, kernel.CustomerRegistered{CustomerID: id, Name: a.Name, Email: a.Email})
+	})
+}
+
+func validate(a Account) error {
+	if n := utf8.RuneCountInString(a.Name); n < 1 || n > 100 {
+		return platform.Invalid("name", "has %d characters, want 1 to 100", n)
+	}
+	if addr, err := mail.ParseAddress(a.Email); err != nil || addr.Address != a.Email || len(a.Email) > 254 {
+		return platform.Invalid("email", "want a mail address such as name@example.com")
+	}
+	// bcrypt reads 72 bytes and no more.
+	if n := len(a.Password); n < 8 || n > 72 {
+		return platform.Invalid("password", "has %d bytes, want 8 to 72", n)
+	}
+	return nil
+}
+
+func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
+	var in struct {
+		Email    string `json:"email"`
+		Password string `json:"password"`
+	}
+	if err := platform.Decode(w, r, &in); err != nil {
+		return err
+	}
+	var id, role, hash string
+	err := s.env.DB.QueryRowContext(r.Context(), `SELECT id, role, password_hash FROM customers WHERE email = $1`,
+		strings.ToLower(strings.TrimSpace(in.Email))).Scan(&id, &role, &hash)
+	if errors.Is(err, sql.ErrNoRows) {
+		hash = string(s.decoy)
+	} else if err != nil {
+		return err
+	}
+	if bcrypt.CompareHashAndPassword([]byte(hash), []byte(in.Password)) != nil || id == "" {
+		return &platform.Error{Status: http.StatusUnauthorized, Code: "bad-credentials", Detail: "the address or the password is wrong"}
+	}
+	token, expires, err := s.issuer.sign(id, role)
+	if err != nil {
+		return err
+	}
+	return platform.WriteJSON(w, http.StatusOK, map[string]any{"token": token, "expires_at": expires.Format(time.RFC3339)})
+}
+
+// profile is what a customer sees of its own account.
+type profile struct {
+	ID             string       `json:"id"`
+	Name           string       `json:"name"`
+	Email          string       `json:"email"`
+	Role           string       `json:"role"`
+	CreditLimit    kernel.Money `json:"credit_limit"`
+	CreditReserved kernel.Money `json:"credit_reserved"`
+	Currency       string       `json:"currency"`
+}
+
+func (s *Service) me(w http.ResponseWriter, r *http.Request) error {
+	p := profile{Currency: kernel.Currency}
+	subject := platform.IdentityOf(r.Context()).Subject
+	err := s.env.DB.QueryRowContext(r.Context(), `SELECT id, name, email, role, credit_limit, credit_reserved FROM customers WHERE id = $1`, subject).
+		Scan(&p.ID, &p.Name, &p.Email, &p.Role, &p.CreditLimit, &p.CreditReserved)
+	if errors.Is(err, sql.ErrNoRows) {
+		return platform.NotFound("customer", subject)
+	}
+	if err != nil {
+		return err
+	}
+	return platform.WriteJSON(w, http.StatusOK, p)
+}

@@ -1,0 +1,281 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package embedded runs the whole shop in one process: every service with its own SQLite
+// file and its own listener, found through a static registry, joined by a broker in memory that
+// confirms a message only when every group has handled it. So nothing is ever only in
+// memory, and the process may be killed at any moment.
+package embedded
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dovetail-go/dovetail/discovery"
+	"github.com/dovetail-go/dovetail/discovery/balance"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/catalog"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/customer"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/gateway"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/inventory"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/notification"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/order"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/payment"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/provider"
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/messaging/messagingmem"
+)
+
+// DemoAccounts exist from the first start. They are for looking around on one's own
+// machine: no other mode has them.
+var DemoAccounts = []customer.Account{
+	{Name: "Ada Joiner", Email: "ada@shop.example", Password: "dovetail-ada", Role: platform.RoleCustomer},
+	{Name: "Ben Carver", Email: "ben@shop.example", Password: "dovetail-ben", Role: platform.RoleCustomer},
+	{Name: "Shop admin", Email: "admin@shop.example", Password: "dovetail-admin", Role: platform.RoleAdmin},
+	{Name: "Shop operator", Email: "operator@shop.example", Password: "dovetail-operator", Role: platform.RoleOperator},
+}
+
+// backends are the services behind the gateway, each with a database of its name.
+var backends = []string{"provider", "customer", "catalog", "inventory", "payment", "notification", "order"}
+
+// Config says where the shop lives.
+type Config struct {
+	// Data is the folder of the databases. It is created if it does not exist.
+	Data string
+	// Listen is the address of the gateway. Port 0 takes a free one.
+	Listen string
+	// Log is nil for slog.Default().
+	Log *slog.Logger
+	// Ready, if not nil, is called with the shop's URL once it answers.
+	Ready func(url string)
+}
+
+// Run runs the shop until ctx ends, then drains it: first the gateway takes nothing new,
+// then the services finish what they have in hand. What they cannot finish is resumed by the next Run on
+// the same data.
+func Run(ctx context.Context, cfg Config) (err error) {
+	log := cfg.Log
+	if log == nil {
+		log = slog.Default()
+	}
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	unlock, err := lock(cfg.Data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	token, err := serviceToken(cfg.Data)
+	if err != nil {
+		return err
+	}
+	front, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	defer func() { _ = front.Close() }()
+
+	s := &shop{
+		url: "http://" + front.Addr().String(), data: cfg.Data, token: token, log: log,
+		keep: map[string]*platform.Bus{},
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	return s.run(ctx, front, cfg.Ready)
+}
+
+// shop is what Run holds together.
+type shop struct {
+	url, data, token string
+	log              *slog.Logger
+	broker           *messagingmem.Broker
+	transport        *balance.Transport
+	auth             *platform.Auth
+	resolver         *discovery.Static
+	databases        []*sql.DB
+	keep             map[string]*platform.Bus // by service: who keeps whose dead letters
+	units            []unit
+}
+
+// unit is one service ready to be served.
+type unit struct {
+	env      platform.Env
+	service  platform.Service
+	listener net.Listener
+}
+
+// open builds every service on its own database and listener, and declares every consumer
+// before anybody can publish.
+func (s *shop) open(ctx context.Context) (err error) {
+	if s.resolver, err = discovery.NewStatic(nil); err != nil {
+		return err
+	}
+	if s.transport, err = balance.NewTransport(s.resolver, balance.TransportConfig{}); err != nil {
+		return err
+	}
+	if s.broker, err = messagingmem.New(messagingmem.Config{ConfirmOnAck: true, DeadLetter: s.keepDeadLetter}); err != nil {
+		return err
+	}
+	s.auth = platform.NewAuth(s.url, "http://customer/.well-known/jwks.json", s.token, &http.Client{Transport: s.transport, Timeout: 5 * time.Second})
+	for _, name := range backends {
+		if err := s.add(ctx, name); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	for _, u := range s.units {
+		for _, c := range u.service.Consumers() {
+			if err := s.broker.Declare(ctx, c.Subscription); err != nil {
+				return fmt.Errorf("%s: %w", u.env.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *shop) add(ctx context.Context, name string) error {
+	db, err := platform.OpenSQLite(filepath.Join(s.data, name+".db"))
+	if err != nil {
+		return err
+	}
+	s.databases = append(s.databases, db)
+	env := s.env(name)
+	env.DB = db
+	service, err := s.build(ctx, env)
+	if err != nil {
+		return err
+	}
+	if speaker, ok := service.(interface{ Bus() *platform.Bus }); ok {
+		s.keep[name] = speaker.Bus()
+	}
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	s.units = append(s.units, unit{env, service, ln})
+	return s.resolver.Set(name, discovery.Instance{ID: name + "-1", Service: name, Addr: ln.Addr().String()})
+}
+
+func (s *shop) env(name string) platform.Env {
+	return platform.Env{
+		Name: name, Broker: s.broker, Auth: s.auth, Log: s.log.With("service", name),
+		Caller: &platform.Caller{Client: &http.Client{Transport: s.transport}, Token: s.token},
+	}
+}
+
+func (s *shop) build(ctx context.Context, env platform.Env) (platform.Service, error) {
+	switch env.Name {
+	case "provider":
+		return provider.New(ctx, env)
+	case "customer":
+		return customer.New(ctx, env, customer.Config{Issuer: s.url, Accounts: DemoAccounts})
+	case "catalog":
+		return catalog.New(ctx, env)
+	case "inventory":
+		return inventory.New(ctx, env)
+	case "payment":
+		return payment.New(ctx, env, payment.Config{Provider: &payment.Provider{URL: "http://provider", Caller: env.Caller}})
+	case "notification":
+		return notification.New(ctx, env)
+	case "order":
+		return order.New(ctx, env)
+	}
+	return nil, fmt.Errorf("there is no service %q", env.Name)
+}
+
+// run serves everything. The services outlive the gateway, so that what it accepted can
+// still be answered.
+func (s *shop) run(ctx context.Context, front net.Listener, ready func(url string)) error {
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBehind()
+	network, stopNetwork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopNetwork()
+
+	var wires errgroup.Group
+	wires.Go(func() error { return s.transport.Run(network) })
+
+	g, gctx := errgroup.WithContext(behind)
+	for _, u := range s.units {
+		g.Go(func() error { return platform.Serve(gctx, u.env, u.service, u.listener) })
+	}
+	entry, stopEntry := context.WithCancel(ctx)
+	defer stopEntry()
+	g.Go(func() error {
+		<-gctx.Done() // a service failed, or all are told to stop
+		stopEntry()
+		return nil
+	})
+	g.Go(func() error {
+		defer stopBehind()
+		return platform.Serve(entry, s.env("gateway"), gateway.New(s.env("gateway"), backends), front)
+	})
+	if ready != nil {
+		ready(s.url)
+	}
+	err := g.Wait()
+	stopNetwork()
+	return errors.Join(err, wires.Wait())
+}
+
+func (s *shop) close() error {
+	var errs []error
+	for _, u := range s.units {
+		_ = u.listener.Close() // served ones are closed already
+	}
+	for _, db := range s.databases {
+		errs = append(errs, db.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// keepDeadLetter gives a dead letter to the service whose consumer it is: a group is
+// named after its service, and a part of it after a dot.
+func (s *shop) keepDeadLetter(ctx context.Context, dead messaging.DeadLetter) error {
+	name, _, _ := strings.Cut(dead.Group, ".")
+	bus, ok := s.keep[name]
+	if !ok {
+		return fmt.Errorf("no service keeps the dead letters of group %q", dead.Group)
+	}
+	return bus.KeepDeadLetter(ctx, dead)
+}
+
+// serviceToken returns the secret by which services know each other, made at the first start.
+func serviceToken(data string) (string, error) {
+	path := filepath.Join(data, "service.token")
+	token, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		secret := make([]byte, 32)
+		if _, err := rand.Read(secret); err != nil {
+			return "", err
+		}
+		token = []byte(hex.EncodeToString(secret))
+		// Written beside and renamed, so that a kill in the middle leaves no half of it.
+		if err := os.WriteFile(path+".new", token, 0o600); err != nil {
+			return "", err
+		}
+		return string(token), os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return "", err
+	}
+	if len(token) != 64 {
+		return "", fmt.Errorf("%s: has %d bytes, want 64; delete it to have a new one made", path, len(token))
+	}
+	return string(token), nil
+}

@@ -1,0 +1,88 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+)
+
+// partBudget is how long one part of a composed answer may take. A part that is late, or
+// whose service is down, is left out and named.
+const partBudget = time.Second
+
+// orderPage puts the order and its payment together.
+func (s *Service) orderPage(w http.ResponseWriter, r *http.Request) error {
+	id := url.PathEscape(r.PathValue("id"))
+	var page map[string]json.RawMessage
+	var payment json.RawMessage
+	var orderErr, paymentErr error
+	var parts sync.WaitGroup
+	parts.Go(func() { orderErr = s.ask(r, "http://order/orders/"+id, &page) })
+	parts.Go(func() { paymentErr = s.ask(r, "http://payment/payments/"+id, &payment) })
+	parts.Wait()
+	if orderErr != nil {
+		return orderErr
+	}
+	var answer *platform.Error
+	switch {
+	case paymentErr == nil:
+		page["payment"] = payment
+	case errors.As(paymentErr, &answer) && answer.Status == http.StatusNotFound:
+		page["payment"] = json.RawMessage(`null`) // payment has not been asked yet
+	default:
+		page["partial"] = json.RawMessage(`["payment"]`)
+		w.Header().Set("X-Partial", "payment")
+	}
+	return platform.WriteJSON(w, http.StatusOK, page)
+}
+
+// ask gets one part in the name of the person who asks, within its budget.
+func (s *Service) ask(r *http.Request, from string, out any) error {
+	ctx, cancel := context.WithTimeout(r.Context(), partBudget)
+	defer cancel()
+	return s.env.Caller.Do(ctx, http.MethodGet, from, func(h http.Header) {
+		h.Set("Authorization", r.Header.Get("Authorization"))
+		h.Set("X-Request-Id", r.Header.Get("X-Request-Id"))
+	}, nil, out)
+}
+
+// everywhere asks the same of every service and lists the answers; those that do not answer are named.
+func (s *Service) everywhere(path string) func(w http.ResponseWriter, r *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		answers := make([]json.RawMessage, len(s.services))
+		var parts sync.WaitGroup
+		for i, service := range s.services {
+			parts.Go(func() {
+				if err := s.ask(r, "http://"+service+path, &answers[i]); err != nil {
+					answers[i], _ = json.Marshal(map[string]string{"service": service, "error": "does not answer"})
+				}
+			})
+		}
+		parts.Wait()
+		return platform.WriteJSON(w, http.StatusOK, map[string]any{"items": answers})
+	}
+}
+
+// health tells which services are ready.
+func (s *Service) health(w http.ResponseWriter, r *http.Request) error {
+	type state struct {
+		Service string `json:"service"`
+		Ready   bool   `json:"ready"`
+	}
+	states := make([]state, len(s.services))
+	var parts sync.WaitGroup
+	for i, service := range s.services {
+		parts.Go(func() { states[i] = state{service, s.ask(r, "http://"+service+"/readyz", nil) == nil} })
+	}
+	parts.Wait()
+	return platform.WriteJSON(w, http.StatusOK, map[string]any{"items": states})
+}

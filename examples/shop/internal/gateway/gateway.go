@@ -1,0 +1,146 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gateway is the one entry to the shop: it finds the services by discovery,
+// turns away who may not enter, puts answers of several services together, and serves
+// the pages.
+package gateway
+
+import (
+	"context"
+	_ "embed" // for the interface description
+	"log/slog"
+	"net/http"
+	"net/http/httputil"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+)
+
+//go:embed openapi.yaml
+var openAPI []byte
+
+// Service is the gateway.
+type Service struct {
+	env      platform.Env
+	services []string
+}
+
+// New returns the gateway of the named services.
+func New(env platform.Env, services []string) *Service {
+	return &Service{env: env, services: services}
+}
+
+// Consumers implements [platform.Service].
+func (s *Service) Consumers() []platform.Consumer { return nil }
+
+// Run implements [platform.Service].
+func (s *Service) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// Handler implements [platform.Service].
+func (s *Service) Handler() http.Handler {
+	auth := s.env.Auth
+	anyone := func(h http.Handler) http.Handler { return h }
+	customer := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleCustomer) }
+	person := func(h http.Handler) http.Handler {
+		return auth.Require(h, platform.RoleCustomer, platform.RoleAdmin, platform.RoleOperator)
+	}
+	admin := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleAdmin) }
+	operator := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleOperator) }
+
+	mux := http.NewServeMux()
+	for _, route := range []struct {
+		pattern string
+		who     func(http.Handler) http.Handler
+		to      http.Handler
+	}{
+		{"POST /api/customers", anyone, s.proxy("customer", "/api")},
+		{"POST /api/sessions", anyone, s.proxy("customer", "/api")},
+		{"GET /.well-known/", anyone, s.proxy("customer", "")},
+		{"GET /api/me", person, s.proxy("customer", "/api")},
+		{"GET /api/me/orders", customer, s.proxy("order", "/api/me")},
+		{"GET /api/me/mails", customer, s.proxy("notification", "/api/me")},
+		{"GET /api/products", anyone, s.proxy("catalog", "/api")},
+		{"GET /api/products/{id}", anyone, s.proxy("catalog", "/api")},
+		{"GET /api/categories", anyone, s.proxy("catalog", "/api")},
+		{"POST /api/products", admin, s.proxy("catalog", "/api")},
+		{"PATCH /api/products/{id}", admin, s.proxy("catalog", "/api")},
+		{"POST /api/orders", customer, s.proxy("order", "/api")},
+		{"GET /api/orders/{id}", person, platform.Handle(s.orderPage)},
+		{"GET /api/orders/{id}/events", person, s.proxy("order", "/api")},
+		{"POST /api/orders/{id}/cancel", customer, s.proxy("order", "/api")},
+		{"GET /ops/api/sagas", operator, s.proxy("order", "/ops/api", "/ops")},
+		{"GET /ops/api/sagas/{id}", operator, s.proxy("order", "/ops/api", "/ops")},
+		{"GET /ops/api/mails", operator, s.proxy("notification", "/ops/api")},
+		{"GET /ops/api/outbox", operator, platform.Handle(s.everywhere("/ops/outbox"))},
+		{"GET /ops/api/dead-letters", operator, platform.Handle(s.everywhere("/ops/dead-letters"))},
+		{"GET /ops/api/services", operator, platform.Handle(s.health)},
+		{"/api/", anyone, unknown()},
+		{"/ops/api/", anyone, unknown()},
+		{"GET /openapi.yaml", anyone, static("application/yaml", openAPI)},
+		{"GET /", anyone, pages()},
+	} {
+		mux.Handle(route.pattern, route.who(route.to))
+	}
+	return s.identified(http.MaxBytesHandler(mux, platform.MaxBody))
+}
+
+// proxy passes a request on to a service, its path without the prefix, or with another
+// prefix in its place.
+func (s *Service) proxy(service, prefix string, replacement ...string) http.Handler {
+	return &httputil.ReverseProxy{
+		Transport:     s.env.Caller.Client.Transport,
+		FlushInterval: -1, // server-sent events must not wait
+		ErrorLog:      slog.NewLogLogger(s.env.Log.Handler(), slog.LevelWarn),
+		Rewrite: func(r *httputil.ProxyRequest) {
+			path := strings.TrimPrefix(r.In.URL.Path, prefix)
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", service, service
+			r.Out.URL.Path, r.Out.URL.RawPath = strings.Join(replacement, "")+path, ""
+			r.SetXForwarded()
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			platform.Handle(func(http.ResponseWriter, *http.Request) error {
+				return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: err}
+			}).ServeHTTP(w, r)
+		},
+	}
+}
+
+var requestID = regexp.MustCompile(`^[A-Za-z0-9_-]{8,64}$`)
+
+// identified gives every request an ID, the client's own if that is sound, and writes the
+// access log.
+func (s *Service) identified(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get("X-Request-Id")
+		if !requestID.MatchString(id) {
+			id = kernel.NewID()
+			r.Header.Set("X-Request-Id", id)
+		}
+		h := w.Header()
+		h.Set("X-Request-Id", id)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "same-origin")
+		h.Set("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'")
+		next.ServeHTTP(w, r)
+	})
+}
+
+func unknown() http.Handler {
+	return platform.Handle(func(_ http.ResponseWriter, r *http.Request) error {
+		return &platform.Error{Status: http.StatusNotFound, Code: "not-found", Detail: "there is no " + r.Method + " " + r.URL.Path + "; see /openapi.yaml"}
+	})
+}
+
+func static(contentType string, body []byte) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		_, _ = w.Write(body)
+	})
+}

@@ -1,0 +1,36 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// What every page has around it: who is signed in, how much is in the basket, and a voice.
+
+import { onBasket, pieces } from './basket.js';
+import { $, set } from './dom.js';
+import { account, signOut } from './session.js';
+
+export function frame() {
+  const who = account();
+  $('sign-in').hidden = Boolean(who);
+  $('who').hidden = $('sign-out').hidden = !who;
+  $('who').textContent = who?.name ?? '';
+  $('sign-out').addEventListener('click', () => {
+    signOut();
+    location.assign('/');
+  });
+  for (const link of document.querySelectorAll('.top a[href], .bottom a[href]')) {
+    if (link.getAttribute('href') === location.pathname) link.setAttribute('aria-current', 'page');
+  }
+  onBasket(() => set($('basket-count'), String(pieces())));
+}
+
+let gone;
+
+// say shows a short text for a while; it is a status, so screen readers say it.
+export function say(text) {
+  $('toast').textContent = text;
+  $('toast').classList.add('shown');
+  clearTimeout(gone);
+  gone = setTimeout(() => {
+    $('toast').classList.remove('shown');
+    $('toast').textContent = '';
+  }, 4000);
+}

@@ -1,0 +1,212 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// One order, live: what its saga does is shown while it happens.
+
+import { Problem, api, wait } from '../api.js';
+import { $, part, set, stamp } from '../dom.js';
+import { after, money, sentence, when } from '../format.js';
+import { frame } from '../frame.js';
+import { cancelling, fold, inWords, placing } from '../plan.js';
+import { account, leaveToSignIn } from '../session.js';
+import { follow } from '../stream.js';
+
+const id = location.pathname.split('/').pop();
+const path = `/api/orders/${id}`;
+const linger = 2000; // ms after the end: the last steps and the mail come after the status
+
+let moments = [];
+let order; // as last heard
+let heard = performance.now(); // when the last news came
+let asked = false; // for cancellation
+let followed; // the AbortController of the running stream
+
+// plan is how one list of steps stands on the page.
+function plan(list, steps, undo = '') {
+  const rows = new Map();
+  for (const s of steps) {
+    if (s.pivot) list.append(stamp('pivot'));
+    const row = stamp('step', { title: undo ? s.undo : s.title, who: s.who });
+    rows.set(`${undo}${s.step}`, row);
+    list.append(row);
+  }
+  return rows;
+}
+
+const rows = plan($('steps'), placing);
+const cancelRows = plan($('cancel-steps'), cancelling);
+const undoRows = plan($('undo-steps'), placing.filter((s) => s.undo).reverse(), 'undo ');
+
+const ended = () => order && ['rejected', 'cancelled'].includes(order.status);
+const settled = () => ended() || (order && order.status !== 'pending' && fold(moments).get('settle-credit')?.state === 'done' && !takingBack());
+const takingBack = () => order?.status !== 'cancelled' && (asked || moments.some((m) => m.what.startsWith('await-confirmed')));
+
+function show() {
+  if (!order) return;
+  const steps = fold(moments);
+  const undoing = [...steps.keys()].some((k) => k.startsWith('undo '));
+  const over = ended();
+  showSteps(rows, steps, { stopped: over || undoing || [...steps.values()].some((s) => s.state === 'refused') });
+  $('undone').hidden = !undoing;
+  showSteps(undoRows, steps, { stopped: over, onlySeen: true });
+  const cancelled = takingBack() && order.status === 'confirmed' || [...cancelRows.keys()].some((k) => steps.has(k));
+  $('cancelling').hidden = !cancelled;
+  showSteps(cancelRows, steps, { stopped: over });
+
+  set($('status'), order.status);
+  $('status').dataset.status = order.status;
+  set($('reason'), order.reason ? sentence(inWords(order.reason)) : '');
+  $('cancel').disabled = ended() || takingBack();
+  set($('cancel'), takingBack() && !ended() ? 'Cancelling …' : 'Cancel the order');
+}
+
+// showSteps writes the state of each step. The first that is not done is at work, unless
+// everything has stopped.
+function showSteps(some, steps, { stopped, onlySeen = false }) {
+  let atWork = !stopped;
+  for (const [name, row] of some) {
+    const s = steps.get(name);
+    let state = s?.state ?? 'waiting';
+    if (state === 'done') { /* and the next one is at work */ } else if (atWork) {
+      state = state === 'failed' ? 'again' : 'working';
+      atWork = false;
+    } else if (!s && stopped) state = 'skipped';
+    row.hidden = onlySeen && !s;
+    row.dataset.state = state;
+    row.querySelector('use').setAttribute('href', `/assets/icons.svg#${state}`);
+    set(part(row, 'state'), words(state, s));
+    set(part(row, 'when'), s ? `after ${after(Date.parse(s.at) - Date.parse(order.created_at))}` : '');
+    set(part(row, 'error'), s && s.state !== 'done' && s.detail ? sentence(inWords(s.detail)) : '');
+  }
+}
+
+function words(state, s) {
+  switch (state) {
+    case 'done': return s.tries > 1 ? `done at the ${ordinal(s.tries)} attempt` : 'done';
+    case 'working': return 'at work …';
+    case 'again': return `attempt ${s.tries} failed, trying again …`;
+    case 'refused': return 'refused';
+    case 'failed': return `failed ${s.tries === 1 ? 'once' : `${s.tries} times`}`;
+    case 'skipped': return 'not needed';
+    default: return 'to come';
+  }
+}
+
+function ordinal(n) {
+  const ending = new Intl.PluralRules('en', { type: 'ordinal' }).select(n);
+  return n + { one: 'st', two: 'nd', few: 'rd', other: 'th' }[ending];
+}
+
+function showMoments() {
+  const start = order ? Date.parse(order.created_at) : 0;
+  $('moment-count').textContent = moments.length;
+  $('moments').replaceChildren(...moments.map((m) => stamp('moment', { after: after(Date.parse(m.at) - start), what: m.what, detail: m.detail ?? '' })));
+}
+
+function showOnce() {
+  set($('placed'), `Placed ${when(order.created_at)},`);
+  set($('id'), order.id);
+  $('lines').replaceChildren(...order.items.map((l) => stamp('line', { name: `${l.quantity} × ${l.name}`, sum: money(l.price * l.quantity, order.currency) })));
+  set($('total'), money(order.total, order.currency));
+  set($('method'), order.payment_method);
+}
+
+// showRest asks for what other services know of the order.
+async function showRest() {
+  try {
+    const whole = await api('GET', path);
+    if (whole.partial?.includes('payment')) set($('payment'), 'not known: the payment service does not answer');
+    else set($('payment'), whole.payment ? whole.payment.status : 'not asked for');
+    if (account().role !== 'customer') return;
+    const { items } = await api('GET', '/api/me/mails');
+    const about = items.filter((m) => m.body.includes(id));
+    $('post').hidden = !about.length;
+    $('mails').replaceChildren(...about.map((m) => stamp('mail', { subject: m.subject, when: when(m.at) })));
+  } catch (err) {
+    if (!(err instanceof Problem)) throw err; // the stream tells what matters
+  }
+}
+
+function hear({ name, data }) {
+  heard = performance.now();
+  $('connection').hidden = true;
+  switch (name) {
+    case 'open':
+      moments = []; // each connection tells everything from the beginning
+      return;
+    case 'moment':
+      moments.push(JSON.parse(data));
+      break;
+    case 'status': {
+      const first = !order;
+      order = JSON.parse(data);
+      if (first) showOnce();
+      if (order.status === 'cancelled') asked = false;
+      showRest();
+      break;
+    }
+  }
+  requestAnimationFrame(() => { show(); showMoments(); });
+}
+
+// watch follows the order until everything about it is settled.
+async function watch() {
+  followed?.abort();
+  const stream = followed = new AbortController();
+  heard = performance.now();
+  const quiet = setInterval(() => {
+    if (settled() && performance.now() - heard > linger) stream.abort();
+  }, 250);
+  try {
+    await follow(`${path}/events`, {
+      signal: stream.signal,
+      on: hear,
+      lost() {
+        $('connection').hidden = false;
+        set($('connection'), 'The connection is lost. The order goes on without us; connecting again …');
+      },
+    });
+    if (followed === stream) await showRest();
+  } catch (err) {
+    if (!(err instanceof Problem)) throw err;
+    $('connection').hidden = false;
+    set($('connection'), err.status === 404 ? 'There is no such order among yours.' : sentence(err.message));
+  } finally {
+    clearInterval(quiet);
+  }
+}
+
+// cancel asks for the end of the order until an answer is sure. An order is cancelled once, so
+// the attempt needs no other key than this.
+async function cancel() {
+  asked = true;
+  show();
+  watch();
+  for (let n = 1; ; n++) {
+    try {
+      await api('POST', `${path}/cancel`, { headers: { 'Idempotency-Key': 'cancel-by-customer' } });
+      return;
+    } catch (err) {
+      if (!(err instanceof Problem)) throw err;
+      if (!err.unsure || n === 5) {
+        asked = false;
+        show();
+        $('connection').hidden = false;
+        set($('connection'), sentence(err.message));
+        return;
+      }
+      await wait(1000 * Math.max(err.retryAfter, n));
+    }
+  }
+}
+
+if (account()) {
+  frame();
+  $('cancel').addEventListener('click', () => $('sure').showModal());
+  $('sure').addEventListener('close', () => { if ($('sure').returnValue === 'cancel') cancel(); });
+  addEventListener('pagehide', () => followed?.abort());
+  addEventListener('pageshow', (event) => { if (event.persisted && !settled()) watch(); });
+  watch();
+} else {
+  leaveToSignIn();
+}

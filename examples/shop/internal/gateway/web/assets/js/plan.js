@@ -1,0 +1,43 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The order's saga as people can read it. The steps and their order are those of the order service's
+// place.go; the pages would show an unknown step by its own name.
+
+export const placing = [
+  { step: 'reserve-credit', title: 'Hold the amount against your credit', who: 'customer', undo: 'Free the held credit' },
+  { step: 'reserve-stock', title: 'Put the articles aside', who: 'inventory', undo: 'Put the articles back on the shelf' },
+  { step: 'authorise-payment', title: 'Have the money held by the payment provider', who: 'payment', undo: 'Let the held money go' },
+  { step: 'capture-payment', title: 'Take the money', who: 'payment', pivot: true },
+  { step: 'sell-stock', title: 'Book the articles as sold', who: 'inventory' },
+  { step: 'confirm-order', title: 'Confirm the order and tell everybody', who: 'order' },
+  { step: 'settle-credit', title: 'Free the credit again', who: 'customer' },
+];
+
+export const cancelling = [
+  { step: 'await-confirmed', title: 'Wait until the order is confirmed', who: 'order' },
+  { step: 'refund-payment', title: 'Give the money back', who: 'payment' },
+  { step: 'restock', title: 'Put the articles back on the shelf', who: 'inventory' },
+  { step: 'mark-cancelled', title: 'Mark the order cancelled and tell everybody', who: 'order' },
+];
+
+const reasons = {
+  declined: 'The card was declined.',
+  'insufficient-funds': 'There is not enough money in the account.',
+  'credit-limit': 'The order is above your free credit.',
+  'out-of-stock': 'Not enough of it is in stock.',
+};
+
+export function inWords(reason) { return reasons[reason] ?? reason; }
+
+// fold makes of the recorded moments what became of each step: {state, tries, at, detail} by
+// the step's name. State is "done", "failed" (and tried again) or "refused".
+export function fold(moments) {
+  const steps = new Map();
+  for (const { at, what, detail } of moments) {
+    const [, name, state] = /^(.+) (done|failed|refused)$/.exec(what) ?? [];
+    if (!name) continue; // an event of the order itself
+    steps.set(name, { state, at, detail, tries: (steps.get(name)?.tries ?? 0) + 1 });
+  }
+  return steps;
+}

@@ -1,0 +1,43 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Who is signed in. The token lives as long as the tab: sessionStorage, never a cookie, so no
+// other site can make the browser send it.
+
+const key = 'session';
+
+function read() {
+  try {
+    const session = JSON.parse(sessionStorage.getItem(key));
+    return session && Date.parse(session.expires_at) > Date.now() ? session : null;
+  } catch {
+    return null;
+  }
+}
+
+// account is {id, name, email, role} of who is signed in, or null.
+export function account() { return read()?.account ?? null; }
+
+export function token() { return read()?.token ?? ''; }
+
+export function signedIn(session, account) {
+  sessionStorage.setItem(key, JSON.stringify({ ...session, account }));
+}
+
+export function signOut() { sessionStorage.removeItem(key); }
+
+// leaveToSignIn goes to sign-in and comes back. It never resolves: the page is left.
+export function leaveToSignIn() {
+  signOut();
+  location.replace(`/sign-in?to=${encodeURIComponent(location.pathname + location.search)}`);
+  return new Promise(() => {});
+}
+
+// comeBackTo is where sign-in leads to: a page of this shop, whatever the address says.
+export function comeBackTo() {
+  try {
+    const to = new URL(new URLSearchParams(location.search).get('to') || '/', location.origin);
+    if (to.origin === location.origin) return to.pathname + to.search;
+  } catch { /* not an address */ }
+  return '/';
+}

@@ -1,0 +1,178 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package inventory is the service that counts pieces: available, reserved for an order, sold.
+// Whatever happens, the three add up to what came in.
+package inventory
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/messaging"
+)
+
+// Service is the inventory service.
+type Service struct {
+	env platform.Env
+	bus *platform.Bus
+}
+
+const schema = `
+CREATE TABLE IF NOT EXISTS stock (
+	product_id TEXT PRIMARY KEY,
+	initial BIGINT NOT NULL,
+	available BIGINT NOT NULL CHECK (available >= 0),
+	reserved BIGINT NOT NULL DEFAULT 0 CHECK (reserved >= 0),
+	sold BIGINT NOT NULL DEFAULT 0 CHECK (sold >= 0),
+	revision BIGINT NOT NULL DEFAULT 1
+);
+CREATE TABLE IF NOT EXISTS reservations (
+	order_id TEXT NOT NULL,
+	product_id TEXT NOT NULL REFERENCES stock (product_id),
+	quantity BIGINT NOT NULL CHECK (quantity > 0),
+	status TEXT NOT NULL CHECK (status IN ('reserved', 'released', 'sold', 'restocked')),
+	PRIMARY KEY (order_id, product_id)
+);`
+
+// New prepares the service's database and returns the service.
+func New(ctx context.Context, env platform.Env) (*Service, error) {
+	if err := platform.CreateTables(ctx, env.DB, schema); err != nil {
+		return nil, err
+	}
+	bus, err := platform.NewBus(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{env: env, bus: bus}, nil
+}
+
+// Consumers implements [platform.Service].
+func (s *Service) Consumers() []platform.Consumer {
+	return []platform.Consumer{s.bus.On("inventory", []string{kernel.TopicProductChanged}, s.productChanged)}
+}
+
+// Run implements [platform.Service].
+func (s *Service) Run(ctx context.Context) error { return s.bus.Run(ctx) }
+
+// Bus returns the service's outbox and inbox, for the operator's view.
+func (s *Service) Bus() *platform.Bus { return s.bus }
+
+// Handler implements [platform.Service].
+func (s *Service) Handler() http.Handler {
+	auth := s.env.Auth
+	mux := http.NewServeMux()
+	mux.Handle("POST /internal/stock/reserve", auth.Require(platform.Participant(s.bus, s.reserve)))
+	mux.Handle("POST /internal/stock/release", auth.Require(platform.Participant(s.bus, s.move("reserved", "released", "reserved = reserved - $1, available = available + $1"))))
+	mux.Handle("POST /internal/stock/sell", auth.Require(platform.Participant(s.bus, s.move("reserved", "sold", "reserved = reserved - $1, sold = sold + $1"))))
+	mux.Handle("POST /internal/stock/restock", auth.Require(platform.Participant(s.bus, s.move("sold", "restocked", "sold = sold - $1, available = available + $1"))))
+	return mux
+}
+
+// productChanged takes a new product into stock.
+func (s *Service) productChanged(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	var e kernel.ProductChanged
+	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
+		return messaging.Reject(err)
+	}
+	res, err := tx.ExecContext(ctx, `INSERT INTO stock (product_id, initial, available) VALUES ($1, $2, $2) ON CONFLICT (product_id) DO NOTHING`,
+		e.ProductID, e.InitialStock)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return err // known already: a change of name or price
+	}
+	return s.bus.Emit(ctx, tx, kernel.StockChanged{ProductID: e.ProductID, Revision: 1, Available: e.InitialStock})
+}
+
+// line is how much of one product an order takes.
+type line struct {
+	ProductID string `json:"product_id"`
+	Quantity  int64  `json:"quantity"`
+}
+
+type reservation struct {
+	OrderID string `json:"order_id"`
+	Lines   []line `json:"lines"`
+}
+
+// reserve sets pieces aside for an order: all of them or none.
+func (s *Service) reserve(ctx context.Context, tx *sql.Tx, in reservation) error {
+	// Always in the same order, so that two orders cannot wait for each other's rows.
+	slices.SortFunc(in.Lines, func(a, b line) int { return strings.Compare(a.ProductID, b.ProductID) })
+	for _, l := range in.Lines {
+		var available, revision int64
+		err := tx.QueryRowContext(ctx, `UPDATE stock SET available = available - $1, reserved = reserved + $1, revision = revision + 1
+			WHERE product_id = $2 AND available >= $1 RETURNING available, revision`, l.Quantity, l.ProductID).Scan(&available, &revision)
+		if errors.Is(err, sql.ErrNoRows) {
+			return s.cannotReserve(ctx, tx, l)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `INSERT INTO reservations (order_id, product_id, quantity, status) VALUES ($1, $2, $3, 'reserved')`,
+			in.OrderID, l.ProductID, l.Quantity); err != nil {
+			return err
+		}
+		if err := s.bus.Emit(ctx, tx, kernel.StockChanged{ProductID: l.ProductID, Revision: revision, Available: available}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cannotReserve tells a product that is out of stock from one that this service has
+// not heard of yet: the event is on its way, so the caller should try again.
+func (s *Service) cannotReserve(ctx context.Context, tx *sql.Tx, l line) error {
+	var available int64
+	err := tx.QueryRowContext(ctx, `SELECT available FROM stock WHERE product_id = $1`, l.ProductID).Scan(&available)
+	if errors.Is(err, sql.ErrNoRows) {
+		return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unknown-stock", Detail: "product " + l.ProductID + " is not in stock's books yet", RetryAfter: time.Second}
+	}
+	if err != nil {
+		return err
+	}
+	return platform.Refused("out-of-stock", fmt.Sprintf("product %s: %d available, want %d", l.ProductID, available, l.Quantity))
+}
+
+type orderRef struct {
+	OrderID string `json:"order_id"`
+}
+
+// move brings an order's pieces from one state to the next; change is how the stock's
+// counters follow. An order without pieces in the first state is left as it is.
+func (s *Service) move(from, to, change string) func(ctx context.Context, tx *sql.Tx, in orderRef) error {
+	return func(ctx context.Context, tx *sql.Tx, in orderRef) error {
+		lines, err := platform.Collect(ctx, tx, func(row interface{ Scan(dest ...any) error }) (l line, err error) {
+			return l, row.Scan(&l.ProductID, &l.Quantity)
+		}, `UPDATE reservations SET status = $1 WHERE order_id = $2 AND status = $3 RETURNING product_id, quantity`, to, in.OrderID, from)
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(lines, func(a, b line) int { return strings.Compare(a.ProductID, b.ProductID) })
+		for _, l := range lines {
+			var available, revision int64
+			if err := tx.QueryRowContext(ctx, `UPDATE stock SET `+change+`, revision = revision + 1 WHERE product_id = $2 RETURNING available, revision`,
+				l.Quantity, l.ProductID).Scan(&available, &revision); err != nil {
+				return err
+			}
+			if to == "sold" {
+				continue // nothing changes for those who want to buy
+			}
+			if err := s.bus.Emit(ctx, tx, kernel.StockChanged{ProductID: l.ProductID, Revision: revision, Available: available}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}

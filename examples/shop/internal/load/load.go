@@ -1,0 +1,337 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package load drives a shop as many customers would: they browse, order, pay in every
+// way the provider knows, change their minds, and press the button twice. It keeps at it
+// through outages: a request that brought no answer is repeated with the same Idempotency-Key.
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/retry"
+)
+
+// Config says how much to drive.
+type Config struct {
+	// URL is the gateway's, without a slash at the end.
+	URL string
+	// Orders is how many orders are placed in all.
+	Orders int
+	// Concurrency is how many customers are busy at once.
+	Concurrency int
+	// Patience is how long an order may take to its end, and a request to get its answer,
+	// through every outage. Zero means 2 minutes.
+	Patience time.Duration
+	// Progress, if not nil, is called from many goroutines when an order has ended.
+	Progress func()
+}
+
+// Report is what happened.
+type Report struct {
+	// Accepted are the orders that the shop answered with 202, by ID.
+	Accepted []string `json:"accepted"`
+	// Ended counts the accepted orders by the state they ended in.
+	Ended map[string]int `json:"ended"`
+	// Unfinished are accepted orders that did not end in time.
+	Unfinished []string `json:"unfinished"`
+	// Refused counts requests answered with a final no, by problem code.
+	Refused map[string]int `json:"refused"`
+	// Repeats counts orders sent again although they had been answered.
+	Repeats int `json:"repeats"`
+	// Mismatches are repeats that brought another answer than the first time.
+	Mismatches []string `json:"mismatches"`
+	// Retries counts the requests that had to be made again.
+	Retries int64 `json:"retries"`
+	// Accept is how long it took until an order was accepted, Finish until it had ended.
+	Accept Latency `json:"accept"`
+	Finish Latency `json:"finish"`
+	// Elapsed is how long all of it took.
+	Elapsed time.Duration `json:"elapsed_ns"`
+}
+
+// Latency is a distribution of times.
+type Latency struct {
+	P50 time.Duration `json:"p50_ns"`
+	P99 time.Duration `json:"p99_ns"`
+	Max time.Duration `json:"max_ns"`
+}
+
+// OK reports whether every order was accepted or refused, ended, and answered the same twice.
+func (r *Report) OK() bool { return len(r.Unfinished) == 0 && len(r.Mismatches) == 0 }
+
+// mix is how customers pay, by weight.
+var mix = []struct {
+	method string
+	weight int
+}{
+	{"pm_visa", 860}, {"pm_declined", 50}, {"pm_insufficient_funds", 40}, {"pm_flaky", 30}, {"pm_slow", 10}, {"pm_timeout_after_charge", 10},
+}
+
+// Shares of orders that are sent twice, and that are cancelled after they were accepted.
+const (
+	repeatShare = 0.05
+	cancelShare = 0.03
+)
+
+// run is one run of the load.
+type run struct {
+	cfg      Config
+	client   *http.Client
+	retrier  *retry.Retrier
+	retries  atomic.Int64
+	products []string
+
+	mu             sync.Mutex
+	report         Report
+	accept, finish []time.Duration
+}
+
+// Run places cfg.Orders orders and waits for the end of each.
+func Run(ctx context.Context, cfg Config) (*Report, error) {
+	if cfg.Orders < 1 {
+		return nil, fmt.Errorf("load: Config.Orders is %d, want 1 or more", cfg.Orders)
+	}
+	if cfg.Concurrency < 1 || cfg.Concurrency > 1000 {
+		return nil, fmt.Errorf("load: Config.Concurrency is %d, want 1 to 1000", cfg.Concurrency)
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 2 * time.Minute
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = cfg.Concurrency
+	defer transport.CloseIdleConnections()
+	r := &run{
+		cfg: cfg, client: &http.Client{Transport: transport, Timeout: 15 * time.Second},
+		report: Report{Ended: map[string]int{}, Refused: map[string]int{}},
+	}
+	var err error
+	r.retrier, err = retry.New(retry.Config{
+		Attempts: -1, Base: 50 * time.Millisecond, Max: time.Second, Elapsed: cfg.Patience, Budget: retry.Unlimited,
+		Hooks: retry.Hooks{Retry: func(retry.Retrying) { r.retries.Add(1) }},
+	})
+	if err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	if err := r.findProducts(ctx); err != nil {
+		return nil, fmt.Errorf("load: %s: %w", cfg.URL, err)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for i := range cfg.Concurrency {
+		g.Go(func() error {
+			c, err := r.signUp(gctx, i)
+			if err != nil {
+				return fmt.Errorf("load: customer %d: %w", i, err)
+			}
+			for int(next.Add(1)) <= cfg.Orders {
+				if err := r.shop(gctx, c); err != nil {
+					return fmt.Errorf("load: customer %d: %w", i, err)
+				}
+			}
+			return nil
+		})
+	}
+	err = g.Wait()
+	r.report.Elapsed = time.Since(start)
+	r.report.Retries = r.retries.Load()
+	r.report.Accept, r.report.Finish = latency(r.accept), latency(r.finish)
+	return &r.report, err
+}
+
+// call makes a request as often as it takes to get an answer.
+func (r *run) call(ctx context.Context, c *customer, method, path string, key string, in, out any) error {
+	return r.retrier.Do(ctx, func(ctx context.Context) error {
+		return (&platform.Caller{Client: r.client, Token: c.token}).Do(ctx, method, r.cfg.URL+path, func(h http.Header) {
+			if key != "" {
+				h.Set("Idempotency-Key", key)
+			}
+			if c.token == "" {
+				h.Del("Authorization")
+			}
+		}, in, out)
+	})
+}
+
+func (r *run) findProducts(ctx context.Context) error {
+	for page := 1; page != 0; {
+		var out struct {
+			Items []struct{ ID string }
+			Next  int
+		}
+		if err := r.call(ctx, &customer{}, http.MethodGet, fmt.Sprintf("/api/products?page=%d", page), "", nil, &out); err != nil {
+			return err
+		}
+		for _, p := range out.Items {
+			r.products = append(r.products, p.ID)
+		}
+		page = out.Next
+	}
+	if len(r.products) == 0 {
+		return errors.New("the catalogue is empty")
+	}
+	return nil
+}
+
+// customer is one busy customer.
+type customer struct{ token string }
+
+// signUp makes a new customer. Cut off by an outage it may have worked without an answer, so
+// an address that is taken is as good.
+func (r *run) signUp(ctx context.Context, i int) (*customer, error) {
+	email, password := fmt.Sprintf("load-%s-%d@shop.example", kernel.NewID(), i), "load-password"
+	err := r.call(ctx, &customer{}, http.MethodPost, "/api/customers", "", map[string]string{"name": fmt.Sprintf("Customer %d", i), "email": email, "password": password}, nil)
+	if code := refusal(err); err != nil && code != "email-taken" {
+		return nil, err
+	}
+	var session struct{ Token string }
+	err = r.call(ctx, &customer{}, http.MethodPost, "/api/sessions", "", map[string]string{"email": email, "password": password}, &session)
+	return &customer{token: session.Token}, err
+}
+
+type item struct {
+	ProductID string `json:"product_id"`
+	Quantity  int    `json:"quantity"`
+}
+
+type basket struct {
+	Items         []item `json:"items"`
+	PaymentMethod string `json:"payment_method"`
+}
+
+type accepted struct{ ID, Status string }
+
+// shop is one visit: look around, order, sometimes twice, sometimes to cancel, and wait
+// for the end.
+func (r *run) shop(ctx context.Context, c *customer) error {
+	if err := r.call(ctx, c, http.MethodGet, "/api/products/"+r.products[rand.IntN(len(r.products))], "", nil, nil); err != nil {
+		return err
+	}
+	order, key := r.fill(), kernel.NewID()
+	start := time.Now()
+	var first accepted
+	err := r.call(ctx, c, http.MethodPost, "/api/orders", key, order, &first)
+	if code := refusal(err); code != "" {
+		r.mu.Lock()
+		r.report.Refused[code]++
+		r.mu.Unlock()
+		r.progress()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.report.Accepted = append(r.report.Accepted, first.ID)
+	r.accept = append(r.accept, time.Since(start))
+	r.mu.Unlock()
+	if rand.Float64() < repeatShare {
+		if err := r.repeat(ctx, c, key, order, first); err != nil {
+			return err
+		}
+	}
+	if rand.Float64() < cancelShare {
+		err := r.call(ctx, c, http.MethodPost, "/api/orders/"+first.ID+"/cancel", kernel.NewID(), nil, nil)
+		if err != nil && refusal(err) == "" {
+			return err
+		}
+	}
+	defer r.progress()
+	return r.await(ctx, c, first.ID, start)
+}
+
+func (r *run) fill() basket {
+	b := basket{}
+	for _, i := range rand.Perm(len(r.products))[:1+rand.IntN(min(3, len(r.products)))] {
+		b.Items = append(b.Items, item{r.products[i], 1 + rand.IntN(2)})
+	}
+	at := rand.IntN(1000)
+	for _, m := range mix {
+		if at -= m.weight; at < 0 {
+			b.PaymentMethod = m.method
+			break
+		}
+	}
+	return b
+}
+
+func (r *run) repeat(ctx context.Context, c *customer, key string, order basket, first accepted) error {
+	var again accepted
+	if err := r.call(ctx, c, http.MethodPost, "/api/orders", key, order, &again); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.report.Repeats++
+	if again != first {
+		r.report.Mismatches = append(r.report.Mismatches, fmt.Sprintf("key %s: first %s, then %s", key, first.ID, again.ID))
+	}
+	return nil
+}
+
+// await polls an order until it has ended. Cancellation may still follow a confirmation; the
+// report counts what was seen first.
+func (r *run) await(ctx context.Context, c *customer, id string, start time.Time) error {
+	deadline := time.Now().Add(r.cfg.Patience)
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+		var order struct{ Status string }
+		if err := r.call(ctx, c, http.MethodGet, "/api/orders/"+id, "", nil, &order); err != nil {
+			return err
+		}
+		switch order.Status {
+		case "confirmed", "rejected", "cancelled", "dispatched":
+			r.mu.Lock()
+			r.report.Ended[order.Status]++
+			r.finish = append(r.finish, time.Since(start))
+			r.mu.Unlock()
+			return nil
+		}
+		if time.Now().After(deadline) {
+			r.mu.Lock()
+			r.report.Unfinished = append(r.report.Unfinished, id)
+			r.mu.Unlock()
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (r *run) progress() {
+	if r.cfg.Progress != nil {
+		r.cfg.Progress()
+	}
+}
+
+// refusal returns the problem code of a final no, or "" for anything else.
+func refusal(err error) string {
+	var e *platform.Error
+	if errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusUnauthorized {
+		return e.Code
+	}
+	return ""
+}
+
+func latency(all []time.Duration) Latency {
+	if len(all) == 0 {
+		return Latency{}
+	}
+	slices.Sort(all)
+	return Latency{P50: all[len(all)/2], P99: all[len(all)*99/100], Max: all[len(all)-1]}
+}

@@ -1,0 +1,344 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package order is the service that takes orders and sees them through: each order is
+// a saga over customer, inventory and payment that ends confirmed, or rejected with everything given back.
+//
+// An accepted order is one transaction of this service's database: the order, the start
+// of its saga, the event that tells of it and the stored answer to the request's
+// Idempotency-Key commit together or not at all.
+package order
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/idempotency"
+	"github.com/dovetail-go/dovetail/saga"
+	"github.com/dovetail-go/dovetail/saga/sagasql"
+)
+
+// Limits of one order.
+const (
+	maxLines    = 50
+	maxQuantity = 100
+)
+
+// paymentMethods are those of the payment provider; the first is the default.
+var paymentMethods = []string{"pm_visa", "pm_declined", "pm_insufficient_funds", "pm_slow", "pm_flaky", "pm_timeout_after_charge"}
+
+// Order states as the shop shows them.
+const (
+	statusPending   = "pending"
+	statusConfirmed = "confirmed"
+	statusRejected  = "rejected"
+	statusCancelled = "cancelled"
+)
+
+// Service is the order service.
+type Service struct {
+	env    platform.Env
+	bus    *platform.Bus
+	engine *saga.Engine
+	once   func(http.Handler) http.Handler
+	place  *saga.Definition[placeOrder]
+	cancel *saga.Definition[cancelOrder]
+}
+
+const schema = `
+CREATE TABLE IF NOT EXISTS orders (
+	id TEXT PRIMARY KEY,
+	customer_id TEXT NOT NULL,
+	status TEXT NOT NULL CHECK (status IN ('pending', 'confirmed', 'rejected', 'cancelled')),
+	reason TEXT NOT NULL DEFAULT '',
+	total BIGINT NOT NULL,
+	method TEXT NOT NULL,
+	lines TEXT NOT NULL,
+	created_at BIGINT NOT NULL,
+	updated_at BIGINT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS orders_customer ON orders (customer_id, created_at);
+CREATE TABLE IF NOT EXISTS order_events (
+	order_id TEXT NOT NULL REFERENCES orders (id),
+	n BIGINT NOT NULL,
+	what TEXT NOT NULL,
+	detail TEXT NOT NULL,
+	at BIGINT NOT NULL,
+	PRIMARY KEY (order_id, n)
+);`
+
+// New prepares the service's database and returns the service.
+func New(ctx context.Context, env platform.Env) (*Service, error) {
+	if err := platform.CreateTables(ctx, env.DB, schema); err != nil {
+		return nil, err
+	}
+	bus, err := platform.NewBus(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{env: env, bus: bus}
+	if s.place, err = s.definePlaceOrder(); err != nil {
+		return nil, err
+	}
+	if s.cancel, err = s.defineCancelOrder(); err != nil {
+		return nil, err
+	}
+	store, err := sagasql.New(env.DB, sagasql.SQLite, sagasql.Config{})
+	if err != nil {
+		return nil, err
+	}
+	if err := store.Migrate(ctx); err != nil {
+		return nil, err
+	}
+	if s.engine, err = saga.NewEngine(store, saga.Config{Logger: env.Log, Concurrency: 16}, s.place, s.cancel); err != nil {
+		return nil, err
+	}
+	s.once, err = idempotency.HTTP(bus.Inbox, idempotency.HTTPConfig{
+		Required: true,
+		Scope:    func(r *http.Request) (string, error) { return platform.IdentityOf(r.Context()).Subject, nil },
+		MaxBody:  platform.MaxBody,
+	})
+	return s, err
+}
+
+// Consumers implements [platform.Service]: the saga asks, it does not listen.
+func (s *Service) Consumers() []platform.Consumer { return nil }
+
+// Run implements [platform.Service].
+func (s *Service) Run(ctx context.Context) error {
+	return platform.RunAll(ctx, s.bus.Run, s.engine.Run)
+}
+
+// Bus returns the service's outbox and inbox, for the operator's view.
+func (s *Service) Bus() *platform.Bus { return s.bus }
+
+// Handler implements [platform.Service].
+func (s *Service) Handler() http.Handler {
+	auth := s.env.Auth
+	mux := http.NewServeMux()
+	mux.Handle("POST /orders", auth.Require(s.once(platform.Handle(s.accept)), platform.RoleCustomer))
+	mux.Handle("GET /orders", auth.Require(platform.Handle(s.list), platform.RoleCustomer))
+	mux.Handle("GET /orders/{id}", auth.Require(platform.Handle(s.get), platform.RoleCustomer, platform.RoleOperator))
+	mux.Handle("GET /orders/{id}/events", auth.Require(platform.Handle(s.events), platform.RoleCustomer, platform.RoleOperator))
+	mux.Handle("POST /orders/{id}/cancel", auth.Require(s.once(platform.Handle(s.cancelOrder)), platform.RoleCustomer))
+	s.operatorRoutes(mux)
+	return mux
+}
+
+// view is an order as its customer sees it.
+type view struct {
+	ID         string             `json:"id"`
+	Status     string             `json:"status"`
+	Reason     string             `json:"reason,omitempty"`
+	Total      kernel.Money       `json:"total"`
+	Currency   string             `json:"currency"`
+	Method     string             `json:"payment_method"`
+	Items      []kernel.OrderLine `json:"items"`
+	CreatedAt  time.Time          `json:"created_at"`
+	UpdatedAt  time.Time          `json:"updated_at"`
+	customerID string
+}
+
+// accept takes an order: 202, and the saga does the rest.
+func (s *Service) accept(w http.ResponseWriter, r *http.Request) error {
+	ctx := r.Context()
+	var in request
+	if err := platform.Decode(w, r, &in); err != nil {
+		return err
+	}
+	lines, total, err := s.price(ctx, &in)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	data := placeOrder{OrderID: kernel.NewID(), CustomerID: platform.IdentityOf(ctx).Subject, Lines: lines, Total: total, Method: in.PaymentMethod}
+	return s.answerOnce(ctx, w, idempotency.Response{
+		Status: http.StatusAccepted,
+		Header: http.Header{"Location": {"/api/orders/" + data.OrderID}},
+	}, map[string]string{"id": data.OrderID, "status": statusPending}, func(tx *sql.Tx) error {
+		encoded, err := json.Marshal(lines)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `INSERT INTO orders (id, customer_id, status, total, method, lines, created_at, updated_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $7)`,
+			data.OrderID, data.CustomerID, statusPending, total, data.Method, string(encoded), now.UnixMicro()); err != nil {
+			return err
+		}
+		if err := s.record(ctx, tx, data.event(kernel.TopicOrderPlaced, "")); err != nil {
+			return err
+		}
+		return saga.Start(ctx, s.engine, tx, s.place, data.OrderID, data)
+	})
+}
+
+// answerOnce runs change and stores the answer to the request's Idempotency-Key in one
+// transaction, then answers. A crash anywhere leaves both or neither, so a repeated request
+// cannot change anything twice.
+func (s *Service) answerOnce(ctx context.Context, w http.ResponseWriter, resp idempotency.Response, body any, change func(tx *sql.Tx) error) error {
+	encoded, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	if resp.Header == nil {
+		resp.Header = http.Header{}
+	}
+	resp.Header.Set("Content-Type", "application/json")
+	resp.Body = encoded
+	if err := s.bus.InTx(ctx, func(tx *sql.Tx) error {
+		if err := change(tx); err != nil {
+			return err
+		}
+		return idempotency.Save(ctx, tx, resp)
+	}); err != nil {
+		return err
+	}
+	s.engine.Wake()
+	for name, values := range resp.Header {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(resp.Status)
+	_, _ = w.Write(encoded) // the client may have gone; the stored answer waits for it
+	return nil
+}
+
+type request struct {
+	Items []struct {
+		ProductID string `json:"product_id"`
+		Quantity  int64  `json:"quantity"`
+	} `json:"items"`
+	PaymentMethod string `json:"payment_method"`
+}
+
+// price checks a request against the catalogue and returns its lines at today's prices.
+func (s *Service) price(ctx context.Context, in *request) (lines []kernel.OrderLine, total kernel.Money, err error) {
+	if n := len(in.Items); n < 1 || n > maxLines {
+		return nil, 0, platform.Invalid("items", "has %d lines, want 1 to %d", n, maxLines)
+	}
+	if in.PaymentMethod == "" {
+		in.PaymentMethod = paymentMethods[0]
+	}
+	if !slices.Contains(paymentMethods, in.PaymentMethod) {
+		return nil, 0, platform.Invalid("payment_method", "is %q, want one of %v", in.PaymentMethod, paymentMethods)
+	}
+	ids := make([]string, len(in.Items))
+	for i, item := range in.Items {
+		field := fmt.Sprintf("items[%d]", i)
+		switch {
+		case item.ProductID == "":
+			return nil, 0, platform.Invalid(field+".product_id", "is missing")
+		case slices.Contains(ids[:i], item.ProductID):
+			return nil, 0, platform.Invalid(field+".product_id", "names %q a second time, want one line per product", item.ProductID)
+		case item.Quantity < 1 || item.Quantity > maxQuantity:
+			return nil, 0, platform.Invalid(field+".quantity", "is %d, want 1 to %d", item.Quantity, maxQuantity)
+		}
+		ids[i] = item.ProductID
+	}
+	var quote struct {
+		Items []struct {
+			ID    string       `json:"id"`
+			Name  string       `json:"name"`
+			Price kernel.Money `json:"price"`
+		} `json:"items"`
+	}
+	if err := s.env.Caller.Do(ctx, http.MethodPost, "http://catalog/internal/quote", nil, map[string]any{"product_ids": ids}, &quote); err != nil {
+		return nil, 0, &platform.Error{Status: http.StatusServiceUnavailable, Code: "no-prices", Detail: "the catalogue does not answer; please try again", RetryAfter: time.Second, Err: err}
+	}
+	for i, item := range in.Items {
+		known := false
+		for _, p := range quote.Items {
+			if p.ID == item.ProductID {
+				known = true
+				lines = append(lines, kernel.OrderLine{ProductID: p.ID, Name: p.Name, Quantity: item.Quantity, Price: p.Price})
+				total += p.Price * kernel.Money(item.Quantity)
+			}
+		}
+		if !known {
+			return nil, 0, platform.Invalid(fmt.Sprintf("items[%d].product_id", i), "is %q, which is not in the catalogue", item.ProductID)
+		}
+	}
+	return lines, total, nil
+}
+
+const selectOrder = `SELECT id, customer_id, status, reason, total, method, lines, created_at, updated_at FROM orders`
+
+func scanOrder(row interface{ Scan(dest ...any) error }) (view, error) {
+	v := view{Currency: kernel.Currency}
+	var lines string
+	var created, updated int64
+	if err := row.Scan(&v.ID, &v.customerID, &v.Status, &v.Reason, &v.Total, &v.Method, &lines, &created, &updated); err != nil {
+		return v, err
+	}
+	v.CreatedAt, v.UpdatedAt = time.UnixMicro(created).UTC(), time.UnixMicro(updated).UTC()
+	return v, json.Unmarshal([]byte(lines), &v.Items)
+}
+
+// own returns the order of the path, if it is the caller's or the caller is staff.
+func (s *Service) own(r *http.Request) (view, error) {
+	id := r.PathValue("id")
+	v, err := scanOrder(s.env.DB.QueryRowContext(r.Context(), selectOrder+` WHERE id = $1`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return v, platform.NotFound("order", id)
+	}
+	if err != nil {
+		return v, err
+	}
+	if who := platform.IdentityOf(r.Context()); who.Role == platform.RoleCustomer && who.Subject != v.customerID {
+		return v, platform.NotFound("order", id)
+	}
+	return v, nil
+}
+
+func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
+	v, err := s.own(r)
+	if err != nil {
+		return err
+	}
+	return platform.WriteJSON(w, http.StatusOK, v)
+}
+
+func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
+	orders, err := platform.Collect(r.Context(), s.env.DB, scanOrder, selectOrder+` WHERE customer_id = $1 ORDER BY created_at DESC, id DESC LIMIT 100`,
+		platform.IdentityOf(r.Context()).Subject)
+	if err != nil {
+		return err
+	}
+	if orders == nil {
+		orders = []view{}
+	}
+	return platform.WriteJSON(w, http.StatusOK, map[string]any{"items": orders})
+}
+
+// cancelOrder asks for an order to end. One that is still pending is undone by its own
+// saga; one that has gone too far for that is taken back by a saga of its own.
+func (s *Service) cancelOrder(w http.ResponseWriter, r *http.Request) error {
+	ctx := r.Context()
+	v, err := s.own(r)
+	if err != nil {
+		return err
+	}
+	takeBack := v.Status == statusConfirmed
+	switch v.Status {
+	case statusRejected:
+		return &platform.Error{Status: http.StatusConflict, Code: "wrong-state", Detail: "the order was rejected; there is nothing to cancel"}
+	case statusPending:
+		err := s.engine.Cancel(ctx, v.ID, cancelledByCustomer)
+		if takeBack = errors.Is(err, saga.ErrPastPivot); err != nil && !takeBack {
+			return err
+		}
+	}
+	return s.answerOnce(ctx, w, idempotency.Response{Status: http.StatusAccepted}, map[string]string{"id": v.ID, "status": v.Status}, func(tx *sql.Tx) error {
+		if !takeBack {
+			return nil
+		}
+		return saga.Start(ctx, s.engine, tx, s.cancel, "cancel-"+v.ID, cancelOrder{OrderID: v.ID})
+	})
+}

@@ -1,0 +1,199 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package order
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/saga"
+	"github.com/dovetail-go/dovetail/saga/barrier"
+)
+
+// stepTimeout bounds one attempt at a remote step. It leaves payment the time to wait for a
+// provider that does not answer and to look up what became of the charge.
+const stepTimeout = 8 * time.Second
+
+const cancelledByCustomer = "cancelled by the customer"
+
+// placeOrder is what the saga of an order knows.
+type placeOrder struct {
+	OrderID    string             `json:"order_id"`
+	CustomerID string             `json:"customer_id"`
+	Lines      []kernel.OrderLine `json:"lines"`
+	Total      kernel.Money       `json:"total"`
+	Method     string             `json:"method"`
+}
+
+func (d placeOrder) event(what, reason string) kernel.OrderChanged {
+	return kernel.OrderChanged{
+		What: what, OrderID: d.OrderID, CustomerID: d.CustomerID,
+		Total: d.Total, Currency: kernel.Currency, Lines: d.Lines, Reason: reason,
+	}
+}
+
+// definePlaceOrder is the business of an order, step by step. Up to the pivot, everything that
+// was done can be undone; from there on everything must be done.
+func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
+	d, err := saga.New("place-order", 1,
+		saga.Call("reserve-credit", s.remote("http://customer/internal/credit/reserve", func(d *placeOrder) any {
+			return map[string]any{"order_id": d.OrderID, "customer_id": d.CustomerID, "amount": d.Total}
+		}), saga.Undo(s.remote("http://customer/internal/credit/release", orderOf)), saga.Timeout[placeOrder](stepTimeout)),
+
+		saga.Call("reserve-stock", s.remote("http://inventory/internal/stock/reserve", func(d *placeOrder) any {
+			lines := make([]map[string]any, len(d.Lines))
+			for i, l := range d.Lines {
+				lines[i] = map[string]any{"product_id": l.ProductID, "quantity": l.Quantity}
+			}
+			return map[string]any{"order_id": d.OrderID, "lines": lines}
+		}), saga.Undo(s.remote("http://inventory/internal/stock/release", orderOf)), saga.Timeout[placeOrder](stepTimeout)),
+
+		saga.Call("authorise-payment", s.remote("http://payment/internal/payments/authorise", func(d *placeOrder) any {
+			return map[string]any{"order_id": d.OrderID, "customer_id": d.CustomerID, "amount": d.Total, "currency": kernel.Currency, "method": d.Method}
+		}), saga.Undo(s.remote("http://payment/internal/payments/void", orderOf)), saga.Timeout[placeOrder](stepTimeout)),
+
+		saga.Pivot(saga.Call("capture-payment", s.remote("http://payment/internal/payments/capture", orderOf), saga.Timeout[placeOrder](stepTimeout))),
+
+		saga.Call("sell-stock", s.remote("http://inventory/internal/stock/sell", orderOf), saga.Timeout[placeOrder](stepTimeout)),
+		saga.Local("confirm-order", func(ctx context.Context, tx *sql.Tx, _ saga.Attempt, d *placeOrder) error {
+			return s.end(ctx, tx, statusConfirmed, d.event(kernel.TopicOrderConfirmed, ""))
+		}),
+		saga.Call("settle-credit", s.remote("http://customer/internal/credit/settle", orderOf), saga.Timeout[placeOrder](stepTimeout)),
+	)
+	if err != nil {
+		return nil, err
+	}
+	return d.OnEnd(func(ctx context.Context, tx *sql.Tx, end saga.End, d *placeOrder) error {
+		switch {
+		case end.Status == saga.Completed:
+			return nil // confirm-order has said so
+		case end.Reason == cancelledByCustomer:
+			return s.end(ctx, tx, statusCancelled, d.event(kernel.TopicOrderCancelled, end.Reason))
+		}
+		return s.end(ctx, tx, statusRejected, d.event(kernel.TopicOrderRejected, end.Reason))
+	}), nil
+}
+
+func orderOf(d *placeOrder) any { return map[string]string{"order_id": d.OrderID} }
+
+// remote is a step done by another service: a POST that carries the step's key, so that the
+// service's barrier recognises a repetition. The other side's 409 is its refusal.
+func (s *Service) remote(url string, body func(d *placeOrder) any) func(ctx context.Context, a saga.Attempt, d *placeOrder) error {
+	return func(ctx context.Context, a saga.Attempt, d *placeOrder) error { return s.post(ctx, url, a, body(d)) }
+}
+
+func (s *Service) post(ctx context.Context, url string, a saga.Attempt, body any) error {
+	key := barrier.Key{Saga: a.Saga, Step: a.Step, Op: a.Op}
+	err := s.env.Caller.Do(ctx, http.MethodPost, url, key.SetHeader, body, nil)
+	var answer *platform.Error
+	if errors.As(err, &answer) && answer.Status == http.StatusConflict && a.Op == saga.OpDo {
+		return saga.Refuse(answer.Code)
+	}
+	return err
+}
+
+// record writes an event into the order's history and into the outbox.
+func (s *Service) record(ctx context.Context, tx *sql.Tx, e kernel.OrderChanged) error {
+	if _, err := tx.ExecContext(ctx, `INSERT INTO order_events (order_id, n, what, detail, at)
+		SELECT $1, COALESCE(MAX(n), 0) + 1, $2, $3, $4 FROM order_events WHERE order_id = $1`,
+		e.OrderID, e.What, e.Reason, time.Now().UnixMicro()); err != nil {
+		return err
+	}
+	return s.bus.Emit(ctx, tx, e)
+}
+
+// end moves an order to another state and records why.
+func (s *Service) end(ctx context.Context, tx *sql.Tx, status string, e kernel.OrderChanged) error {
+	res, err := tx.ExecContext(ctx, `UPDATE orders SET status = $1, reason = $2, updated_at = $3 WHERE id = $4 AND status <> $1`,
+		status, e.Reason, time.Now().UnixMicro(), e.OrderID)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n != 1 {
+		return errors.Join(err, fmt.Errorf("order %s: cannot become %s", e.OrderID, status))
+	}
+	return s.record(ctx, tx, e)
+}
+
+// cancelOrder is what the saga that takes a confirmed order back knows.
+type cancelOrder struct {
+	OrderID string `json:"order_id"`
+}
+
+// defineCancelOrder takes back what place-order has done. It waits for an order that is past
+// its pivot but not yet confirmed.
+func (s *Service) defineCancelOrder() (*saga.Definition[cancelOrder], error) {
+	post := func(url string) func(ctx context.Context, a saga.Attempt, d *cancelOrder) error {
+		return func(ctx context.Context, a saga.Attempt, d *cancelOrder) error {
+			return s.post(ctx, url, a, map[string]string{"order_id": d.OrderID})
+		}
+	}
+	return saga.New("cancel-order", 1,
+		saga.Local("await-confirmed", func(ctx context.Context, tx *sql.Tx, _ saga.Attempt, d *cancelOrder) error {
+			var status string
+			if err := tx.QueryRowContext(ctx, `SELECT status FROM orders WHERE id = $1`, d.OrderID).Scan(&status); err != nil {
+				return err
+			}
+			if status != statusConfirmed {
+				return fmt.Errorf("order %s is %s, want it confirmed first", d.OrderID, status)
+			}
+			return nil
+		}, saga.NoUndo[cancelOrder]()),
+		saga.Pivot(saga.Call("refund-payment", post("http://payment/internal/payments/refund"), saga.Timeout[cancelOrder](stepTimeout))),
+		saga.Call("restock", post("http://inventory/internal/stock/restock"), saga.Timeout[cancelOrder](stepTimeout)),
+		saga.Local("mark-cancelled", func(ctx context.Context, tx *sql.Tx, _ saga.Attempt, d *cancelOrder) error {
+			v, err := scanOrder(tx.QueryRowContext(ctx, selectOrder+` WHERE id = $1`, d.OrderID))
+			if err != nil {
+				return err
+			}
+			whole := placeOrder{OrderID: v.ID, CustomerID: v.customerID, Lines: v.Items, Total: v.Total}
+			return s.end(ctx, tx, statusCancelled, whole.event(kernel.TopicOrderCancelled, cancelledByCustomer))
+		}),
+	)
+}
+
+// moment is one line of an order's history as its customer sees it.
+type moment struct {
+	At     time.Time `json:"at"`
+	What   string    `json:"what"`
+	Detail string    `json:"detail,omitempty"`
+}
+
+// history is what became of an order: its own events, and between them the steps of its saga.
+func (s *Service) history(ctx context.Context, id string) ([]moment, error) {
+	out, err := platform.Collect(ctx, s.env.DB, func(row interface{ Scan(dest ...any) error }) (m moment, err error) {
+		var at int64
+		err = row.Scan(&m.What, &m.Detail, &at)
+		m.At = time.UnixMicro(at).UTC()
+		return m, err
+	}, `SELECT what, detail, at FROM order_events WHERE order_id = $1 ORDER BY n`, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, sagaID := range []string{id, "cancel-" + id} {
+		steps, err := s.engine.History(ctx, sagaID)
+		if err != nil && !errors.Is(err, saga.ErrNotFound) {
+			return nil, err
+		}
+		for _, e := range steps {
+			if e.Step == "" {
+				continue
+			}
+			what := e.Step + " " + e.Outcome
+			if e.Op == saga.OpUndo {
+				what = "undo " + what
+			}
+			out = append(out, moment{At: e.At.UTC(), What: what, Detail: e.Text})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b moment) int { return a.At.Compare(b.At) })
+	return out, nil
+}

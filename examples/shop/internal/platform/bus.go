@@ -1,0 +1,136 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/idempotency"
+	"github.com/dovetail-go/dovetail/idempotency/idempotencysql"
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/outbox"
+	"github.com/dovetail-go/dovetail/outbox/outboxsql"
+	"github.com/dovetail-go/dovetail/saga/barrier"
+)
+
+// Broker is what a service needs from the message broker.
+type Broker interface {
+	messaging.Publisher
+	messaging.Subscriber
+	messaging.Declarer
+}
+
+// Bus is how a service speaks and listens: what it tells leaves through an outbox in
+// its own database, what it hears is applied once by an inbox there.
+type Bus struct {
+	service string
+	db      *sql.DB
+	outbox  *outbox.Outbox
+	relay   *outbox.Relay
+	// Inbox remembers the messages that were applied, and the answers to HTTP requests that
+	// carried an Idempotency-Key.
+	Inbox *idempotencysql.Store
+	// Barrier guards this service's part in sagas.
+	Barrier *barrier.Barrier
+}
+
+// NewBus creates the tables of outbox, inbox and barrier in the service's database.
+func NewBus(ctx context.Context, env Env) (*Bus, error) {
+	store, err := outboxsql.New(env.DB, outboxsql.SQLite, outboxsql.Config{})
+	if err != nil {
+		return nil, err
+	}
+	if err := store.Migrate(ctx); err != nil {
+		return nil, err
+	}
+	inbox, err := idempotencysql.New(env.DB, idempotencysql.SQLite, idempotencysql.Config{})
+	if err != nil {
+		return nil, err
+	}
+	if err := inbox.Migrate(ctx); err != nil {
+		return nil, err
+	}
+	box, err := outbox.New(store, outbox.Config{})
+	if err != nil {
+		return nil, err
+	}
+	guard, err := barrier.New(barrier.SQLite)
+	if err != nil {
+		return nil, err
+	}
+	if err := guard.Migrate(ctx, env.DB); err != nil {
+		return nil, err
+	}
+	if err := CreateTables(ctx, env.DB, deadLetterSchema); err != nil {
+		return nil, err
+	}
+	relay, err := outbox.NewRelay(box, env.Broker, outbox.RelayConfig{Logger: env.Log})
+	if err != nil {
+		return nil, err
+	}
+	return &Bus{service: env.Name, db: env.DB, outbox: box, relay: relay, Inbox: inbox, Barrier: guard}, nil
+}
+
+// Emit enqueues events in the caller's transaction: they are published if and only if it
+// commits. Call Wake after the commit to have them on their way at once.
+func (b *Bus) Emit(ctx context.Context, tx *sql.Tx, events ...kernel.Event) error {
+	msgs := make([]*messaging.Message, len(events))
+	for i, e := range events {
+		m, err := kernel.NewMessage(b.service, e)
+		if err != nil {
+			return err
+		}
+		msgs[i] = m
+	}
+	return b.outbox.Enqueue(ctx, tx, msgs...)
+}
+
+// Wake tells the relay that a transaction with events has committed.
+func (b *Bus) Wake() { b.outbox.Wake() }
+
+// InTx runs fn in a transaction of the service's database and wakes the relay after it
+// committed.
+func (b *Bus) InTx(ctx context.Context, fn func(tx *sql.Tx) error) error {
+	if err := InTx(ctx, b.db, fn); err != nil {
+		return err
+	}
+	b.Wake()
+	return nil
+}
+
+// Stats tells how much waits to be published and for how long.
+func (b *Bus) Stats(ctx context.Context) (outbox.Stats, error) { return b.outbox.Stats(ctx) }
+
+// Run publishes until ctx ends.
+func (b *Bus) Run(ctx context.Context) error { return b.relay.Run(ctx) }
+
+// Consumer is a subscription with the handler that serves it.
+type Consumer struct {
+	Subscription messaging.Subscription
+	Handler      messaging.Handler
+}
+
+// On returns a consumer that applies each message of the topics exactly once, in order
+// per key: apply runs in the transaction that also remembers the message.
+func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error) Consumer {
+	handler := idempotency.Consumer(b.db, b.Inbox, func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+		if err := apply(ctx, tx, d); err != nil {
+			return fmt.Errorf("%s: %s: %w", b.service, d.Message.Type, err)
+		}
+		return nil
+	})
+	return Consumer{
+		Subscription: messaging.Subscription{Group: group, Topics: topics, Ordered: true},
+		Handler: messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
+			err := handler.Handle(ctx, d)
+			if err == nil {
+				b.Wake() // apply may have emitted
+			}
+			return err
+		}),
+	}
+}

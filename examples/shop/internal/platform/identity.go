@@ -1,0 +1,101 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"context"
+	"crypto/subtle"
+	"net/http"
+	"strings"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+)
+
+// Audience is the audience of every token that the shop's issuer signs.
+const Audience = "dovetail-shop"
+
+// Roles that a token may carry.
+const (
+	RoleCustomer = "customer"
+	RoleAdmin    = "admin"
+	RoleOperator = "operator"
+	// roleService is another service of the shop, never a person: no token carries it.
+	roleService = "service"
+)
+
+// Identity is who makes a request.
+type Identity struct {
+	// Subject is the customer's ID; empty for a service.
+	Subject string
+	// Role is one of the Role constants.
+	Role string
+}
+
+type identityKey struct{}
+
+// IdentityOf returns who makes the request with this context.
+func IdentityOf(ctx context.Context) Identity {
+	id, _ := ctx.Value(identityKey{}).(Identity)
+	return id
+}
+
+// Auth tells who makes a request: a person by a signed token of the shop's
+// issuer, a service by the shared service token. Each service checks for itself; the gateway's
+// word is not enough.
+type Auth struct {
+	verifier     *oidc.IDTokenVerifier
+	serviceToken string
+}
+
+// NewAuth returns an Auth that fetches the issuer's keys through client when it
+// first needs them, and again when an unknown key turns up.
+func NewAuth(issuer, keysURL, serviceToken string, client *http.Client) *Auth {
+	keys := oidc.NewRemoteKeySet(oidc.ClientContext(context.Background(), client), keysURL)
+	return &Auth{
+		verifier:     oidc.NewVerifier(issuer, keys, &oidc.Config{ClientID: Audience, SupportedSigningAlgs: []string{oidc.ES256}}),
+		serviceToken: serviceToken,
+	}
+}
+
+// Require admits a request only if its bearer has one of the roles. No role at all
+// admits services only.
+func (a *Auth) Require(next http.Handler, roles ...string) http.Handler {
+	return Handle(func(w http.ResponseWriter, r *http.Request) error {
+		id, err := a.identify(r)
+		if err != nil {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="shop"`)
+			return err
+		}
+		allowed := id.Role == roleService
+		for _, role := range roles {
+			allowed = allowed || id.Role == role
+		}
+		if !allowed {
+			return &Error{Status: http.StatusForbidden, Code: "forbidden", Detail: "this needs another role"}
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), identityKey{}, id)))
+		return nil
+	})
+}
+
+func (a *Auth) identify(r *http.Request) (Identity, error) {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok || token == "" {
+		return Identity{}, &Error{Status: http.StatusUnauthorized, Code: "not-signed-in", Detail: "want Authorization: Bearer and a token from POST /api/sessions"}
+	}
+	if subtle.ConstantTimeCompare([]byte(token), []byte(a.serviceToken)) == 1 {
+		return Identity{Role: roleService}, nil
+	}
+	idToken, err := a.verifier.Verify(r.Context(), token)
+	if err != nil {
+		return Identity{}, &Error{Status: http.StatusUnauthorized, Code: "bad-token", Detail: "the token is not valid, or no longer; sign in again"}
+	}
+	var claims struct {
+		Role string `json:"role"`
+	}
+	if err := idToken.Claims(&claims); err != nil {
+		return Identity{}, &Error{Status: http.StatusUnauthorized, Code: "bad-token", Detail: "the token's claims cannot be read; sign in again"}
+	}
+	return Identity{Subject: idToken.Subject, Role: claims.Role}, nil
+}

@@ -1,0 +1,172 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dovetail-go/dovetail/fault"
+)
+
+// MaxBody is the largest request body that any service reads, in bytes.
+const MaxBody = 1 << 20
+
+// Error is an answer other than success. It becomes an RFC 9457 problem body.
+type Error struct {
+	// Status is the HTTP status.
+	Status int
+	// Code is the last part of the problem's type, such as "unknown-product".
+	Code string
+	// Field names the input that is wrong, as a JSON path such as "items[0].quantity".
+	Field string
+	// Detail says what is wanted, for people.
+	Detail string
+	// RetryAfter, if positive, tells when to come back.
+	RetryAfter time.Duration
+	// Err is the cause. It is logged and never shown.
+	Err error
+}
+
+// Error returns status, code, field and detail in one line.
+func (e *Error) Error() string {
+	s := strconv.Itoa(e.Status) + " " + e.Code
+	if e.Field != "" {
+		s += " " + e.Field
+	}
+	if e.Detail != "" {
+		s += ": " + e.Detail
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Invalid is a request whose field cannot be accepted.
+func Invalid(field, format string, args ...any) error {
+	return &Error{Status: http.StatusUnprocessableEntity, Code: "invalid-input", Field: field, Detail: fmt.Sprintf(format, args...)}
+}
+
+// NotFound says that the thing does not exist, or not for this caller.
+func NotFound(what, id string) error {
+	return &Error{Status: http.StatusNotFound, Code: "not-found", Detail: fmt.Sprintf("there is no %s %q", what, id)}
+}
+
+// Refused is a business refusal: a saga that asked gives up and compensates.
+func Refused(code, detail string) error {
+	return &Error{Status: http.StatusConflict, Code: code, Detail: detail}
+}
+
+// problem is the body of an error answer, RFC 9457.
+type problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+	Field  string `json:"field,omitempty"`
+}
+
+// WriteProblem answers with a problem body.
+func WriteProblem(w http.ResponseWriter, e *Error) {
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(e.Status)
+	// The client may have gone; there is nobody left to tell.
+	_ = json.NewEncoder(w).Encode(problem{
+		Type: "/problems/" + e.Code, Title: http.StatusText(e.Status), Status: e.Status, Detail: e.Detail, Field: e.Field,
+	})
+}
+
+// WriteJSON answers with v.
+func WriteJSON(w http.ResponseWriter, status int, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // the client may have gone
+	return nil
+}
+
+// Handle turns a function that may fail into a handler: an [*Error] is answered as
+// it is, a guard's refusal as 503, anything else as 500 without details.
+func Handle(fn func(w http.ResponseWriter, r *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := fn(w, r)
+		if err == nil {
+			return
+		}
+		WriteProblem(w, toError(r, err))
+	})
+}
+
+func toError(r *http.Request, err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		if e.Status >= http.StatusInternalServerError {
+			slog.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+		}
+		return e
+	}
+	var rejection *fault.Rejection
+	if errors.As(err, &rejection) {
+		return &Error{Status: http.StatusServiceUnavailable, Code: "overloaded", Detail: "please try again", RetryAfter: max(rejection.RetryAfter, time.Second)}
+	}
+	if r.Context().Err() != nil {
+		return &Error{Status: http.StatusServiceUnavailable, Code: "interrupted", Detail: "the request was interrupted; please try again", RetryAfter: time.Second}
+	}
+	slog.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+	return &Error{Status: http.StatusInternalServerError, Code: "internal", Detail: "something went wrong on our side"}
+}
+
+// Decode reads the JSON body of a request into v. What cannot be read is an
+// [*Error] that says why.
+func Decode(w http.ResponseWriter, r *http.Request, v any) error {
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported-media-type", Detail: "want Content-Type: application/json"}
+	}
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, MaxBody))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return decodeError(err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "want one JSON value and nothing after it"}
+	}
+	return nil
+}
+
+func decodeError(err error) error {
+	var tooLarge *http.MaxBytesError
+	var wrongType *json.UnmarshalTypeError
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &tooLarge):
+		return &Error{Status: http.StatusRequestEntityTooLarge, Code: "body-too-large", Detail: fmt.Sprintf("want at most %d bytes", tooLarge.Limit)}
+	case errors.As(err, &wrongType):
+		return &Error{Status: http.StatusUnprocessableEntity, Code: "invalid-input", Field: wrongType.Field, Detail: fmt.Sprintf("is a %s, want a %s", wrongType.Value, wrongType.Type)}
+	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "the body is not complete, valid JSON"}
+	}
+	if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		return &Error{Status: http.StatusUnprocessableEntity, Code: "invalid-input", Field: strings.Trim(field, `"`), Detail: "is not a known field"}
+	}
+	return &Error{Status: http.StatusBadRequest, Code: "unreadable-body", Detail: "the body could not be read", Err: err}
+}

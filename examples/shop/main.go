@@ -1,0 +1,219 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command shop is dovetail's reference shop: run it, order something, kill it in the
+// middle, start it again, and see that nothing was lost and nothing was done twice.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/check"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/load"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		if !errors.Is(err, errFound) {
+			fmt.Fprintln(os.Stderr, "shop:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+// errFound says that a command ran well and found something wrong, which it has printed.
+var errFound = errors.New("not as it must be")
+
+func command() *cobra.Command {
+	var cfg embedded.Config
+	var verbose bool
+	root := &cobra.Command{
+		Use:   "shop",
+		Short: "Dovetail's reference shop",
+		Long: `Shop runs a whole e-commerce shop in this one process: gateway, customer, catalog, order, inventory,
+payment with a simulated provider, and notification, each a service with its own database.
+
+Stop it with Ctrl-C, or kill it at any moment: started again on the same --data it resumes where
+it was.`,
+		Example: `  shop                                   # then open the printed address
+  shop load --orders 2000                # in a second terminal: drive it
+  shop check --data shop-data            # verify what must be true of its data`,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			level := slog.LevelInfo
+			if verbose {
+				level = slog.LevelDebug
+			}
+			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			slog.SetDefault(cfg.Log)
+			cfg.Ready = func(url string) { welcome(cmd.OutOrStdout(), url) }
+			return embedded.Run(cmd.Context(), cfg)
+		},
+	}
+	root.Flags().StringVar(&cfg.Data, "data", "shop-data", "folder of the databases, created if missing")
+	root.Flags().StringVar(&cfg.Listen, "listen", "127.0.0.1:8080", "address of the gateway; port 0 takes a free one")
+	root.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
+	root.AddCommand(loadCommand(), checkCommand())
+	return root
+}
+
+func welcome(w io.Writer, url string) {
+	fmt.Fprintf(w, "The shop is open: %s\n\nDemo accounts:\n", url)
+	for _, a := range embedded.DemoAccounts {
+		fmt.Fprintf(w, "  %-22s %-20s %s\n", a.Email, a.Password, a.Role)
+	}
+	fmt.Fprintf(w, "\nThe interface is described at %s/openapi.yaml. Ctrl-C stops the shop.\n", url)
+}
+
+func loadCommand() *cobra.Command {
+	var cfg load.Config
+	var asJSON bool
+	var reportFile string
+	cmd := &cobra.Command{
+		Use:   "load",
+		Short: "Drive a running shop with a realistic mix of customers",
+		Long: `Load signs customers up and lets them browse, order, pay in every way that the simulated provider
+knows, cancel, and press the button twice. It goes on through outages: a request without an answer is made
+again with the same Idempotency-Key. It exits with 1 if an accepted order did not end or a repeated
+request was answered differently.`,
+		Example: `  shop load --orders 2000 --concurrency 16 --report load.json
+  shop check --data shop-data --load load.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			bar := progressbar.NewOptions(cfg.Orders, progressbar.OptionSetWriter(cmd.ErrOrStderr()), progressbar.OptionSetDescription("orders"),
+				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("orders"), progressbar.OptionThrottle(100*time.Millisecond),
+				progressbar.OptionSetVisibility(!asJSON), progressbar.OptionOnCompletion(func() { fmt.Fprintln(cmd.ErrOrStderr()) }))
+			cfg.Progress = func() { _ = bar.Add(1) }
+			report, err := load.Run(cmd.Context(), cfg)
+			if report != nil && reportFile != "" {
+				err = errors.Join(err, writeReport(reportFile, report))
+			}
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(report); err != nil {
+					return err
+				}
+			} else {
+				printLoad(cmd.OutOrStdout(), report)
+			}
+			if !report.OK() {
+				return errFound
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&cfg.URL, "addr", "http://127.0.0.1:8080", "URL of the shop")
+	cmd.Flags().IntVar(&cfg.Orders, "orders", 500, "how many orders to place")
+	cmd.Flags().IntVar(&cfg.Concurrency, "concurrency", 8, "how many customers are busy at once")
+	cmd.Flags().DurationVar(&cfg.Patience, "patience", 2*time.Minute, "how long to wait for an answer, and for an order to end")
+	cmd.Flags().StringVar(&reportFile, "report", "", "also write the report to this file, as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
+	return cmd
+}
+
+func writeReport(path string, report *load.Report) error {
+	body, err := json.Marshal(report)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, body, 0o600)
+}
+
+func printLoad(w io.Writer, r *load.Report) {
+	fmt.Fprintf(w, "%d orders accepted in %.1f s (%.0f a second), %d requests made again, %d sent twice\n",
+		len(r.Accepted), r.Elapsed.Seconds(), float64(len(r.Accepted))/r.Elapsed.Seconds(), r.Retries, r.Repeats)
+	for state, n := range r.Ended {
+		fmt.Fprintf(w, "  %-12s %d\n", state, n)
+	}
+	for code, n := range r.Refused {
+		fmt.Fprintf(w, "  refused at once: %-12s %d\n", code, n)
+	}
+	fmt.Fprintf(w, "until accepted: p50 %v, p99 %v, max %v\n", round(r.Accept.P50), round(r.Accept.P99), round(r.Accept.Max))
+	fmt.Fprintf(w, "until ended:    p50 %v, p99 %v, max %v\n", round(r.Finish.P50), round(r.Finish.P99), round(r.Finish.Max))
+	for _, id := range r.Unfinished {
+		fmt.Fprintf(w, "NOT ENDED: order %s\n", id)
+	}
+	for _, m := range r.Mismatches {
+		fmt.Fprintf(w, "ANSWERED DIFFERENTLY: %s\n", m)
+	}
+}
+
+func round(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
+
+func checkCommand() *cobra.Command {
+	var data, loadFile string
+	var patience time.Duration
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Verify the invariants from the databases",
+		Long: `Check reads the databases of all services and verifies what must be true whatever happened to the
+shop's processes. The shop may be running: check waits until it has come to rest. It exits with 1 if an invariant is broken.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var promised load.Report
+			if loadFile != "" {
+				body, err := os.ReadFile(loadFile)
+				if err != nil {
+					return err
+				}
+				if err := json.Unmarshal(body, &promised); err != nil {
+					return fmt.Errorf("%s: want a report written by shop load --report: %w", loadFile, err)
+				}
+			}
+			invariants, err := check.Run(cmd.Context(), data, promised.Accepted, patience)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				err = json.NewEncoder(cmd.OutOrStdout()).Encode(invariants)
+			} else {
+				printCheck(cmd.OutOrStdout(), invariants)
+			}
+			for _, i := range invariants {
+				if !i.OK() {
+					err = errors.Join(err, errFound)
+				}
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&data, "data", "shop-data", "folder of the shop's databases")
+	cmd.Flags().StringVar(&loadFile, "load", "", "report of shop load: each order accepted there must exist")
+	cmd.Flags().DurationVar(&patience, "wait", 10*time.Second, "how long to wait for a running shop to come to rest")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
+	return cmd
+}
+
+func printCheck(w io.Writer, invariants []check.Invariant) {
+	for _, i := range invariants {
+		mark := "ok  "
+		if !i.OK() {
+			mark = "FAIL"
+		}
+		fmt.Fprintf(w, "%s %d. %s (%s)\n", mark, i.Number, i.Name, i.Checked)
+		for _, v := range i.Violations {
+			fmt.Fprintf(w, "       %s\n", v)
+		}
+	}
+}
