@@ -511,7 +511,7 @@ func TestHTTPHijack(t *testing.T) {
 	})
 	server := httptest.NewServer(a)
 	defer server.Close()
-	for i := range int64(2) {
+	send := func() int {
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -525,9 +525,16 @@ func TestHTTPHijack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got.Body.Close()
-		if n := a.runs.Load(); got.StatusCode != 299 || n != i+1 {
-			t.Errorf("answer = %d after %d runs, want 299 after %d: nothing is stored", got.StatusCode, n, i+1)
+		defer got.Body.Close()
+		return got.StatusCode
+	}
+	for i := range int64(2) {
+		status := send()
+		for ; status == http.StatusConflict; status = send() {
+			// It had its answer before the handler returned.
+		}
+		if n := a.runs.Load(); status != 299 || n != i+1 {
+			t.Errorf("answer = %d after %d runs, want 299 after %d: nothing is stored", status, n, i+1)
 		}
 	}
 }
