@@ -6,37 +6,32 @@ package saga
 import (
 	"fmt"
 	"strings"
+
+	"github.com/dovetail-go/dovetail/saga/internal/core"
 )
 
 // Mermaid returns the definition as a Mermaid flowchart: the steps in order, the pivot
-// as a hexagon, each compensation beside its step.
+// as a hexagon, and where a refusal leads.
 func (d *Definition[T]) Mermaid() string {
+	escape := strings.NewReplacer("#", "#35;", `"`, "#quot;").Replace
+	g := d.d.graph()
 	var b strings.Builder
-	b.WriteString("flowchart TD\n  start([start])\n")
-	quote := func(s string) string { return strings.NewReplacer("\"", "#quot;", "#", "#35;").Replace(s) }
-	steps := d.d.steps
-	last, undone := "start", ""
-	for i, s := range steps {
-		id := fmt.Sprintf("s%d", i+1)
-		open, shut := "[", "]"
-		if s.Pivot {
-			open, shut = "{{", "}}"
+	b.WriteString("flowchart TD\n")
+	for _, n := range g {
+		switch n.shape {
+		case "oval":
+			fmt.Fprintf(&b, "  %s([%s])\n", n.id, n.label)
+		case "hexagon":
+			fmt.Fprintf(&b, "  %s{{\"%s\"}}\n", n.id, escape(n.label))
+		default:
+			fmt.Fprintf(&b, "  %s[\"%s\"]\n", n.id, escape(n.label))
 		}
-		fmt.Fprintf(&b, "  %s%s\"%s\"%s\n  %s --> %s\n", id, open, quote(s.Name), shut, last, id)
-		last = id
-		if s.Undo == KindNone {
-			continue
+		for _, from := range n.from {
+			fmt.Fprintf(&b, "  %s --> %s\n", from, n.id)
 		}
-		fmt.Fprintf(&b, "  u%d[\"undo %s\"]\n  %s -. refused .-> u%d\n", i+1, quote(s.Name), id, i+1)
-		if undone != "" {
-			fmt.Fprintf(&b, "  u%d --> %s\n", i+1, undone)
+		for _, from := range n.refused {
+			fmt.Fprintf(&b, "  %s -. refused .-> %s\n", from, n.id)
 		}
-		undone = fmt.Sprintf("u%d", i+1)
-	}
-	fmt.Fprintf(&b, "  completed([completed])\n  %s --> completed\n", last)
-	first := firstUndo(steps)
-	if first > 0 {
-		fmt.Fprintf(&b, "  compensated([compensated])\n  u%d --> compensated\n", first)
 	}
 	return b.String()
 }
@@ -44,40 +39,70 @@ func (d *Definition[T]) Mermaid() string {
 // DOT returns the definition as a Graphviz digraph.
 func (d *Definition[T]) DOT() string {
 	var b strings.Builder
-	steps := d.d.steps
-	fmt.Fprintf(&b, "digraph %q {\n  start [shape=oval];\n  completed [shape=oval];\n", d.d.name)
-	last, undone := "start", ""
-	for i, s := range steps {
-		shape := "box"
-		if s.Pivot {
-			shape = "hexagon"
+	fmt.Fprintf(&b, "digraph %q {\n", d.d.name)
+	for _, n := range d.d.graph() {
+		fmt.Fprintf(&b, "  %s [label=%q, shape=%s];\n", n.id, n.label, n.shape)
+		for _, from := range n.from {
+			fmt.Fprintf(&b, "  %s -> %s;\n", from, n.id)
 		}
-		id := fmt.Sprintf("s%d", i+1)
-		fmt.Fprintf(&b, "  %s [label=%q, shape=%s];\n  %s -> %s;\n", id, s.Name, shape, last, id)
-		last = id
-		if s.Undo == KindNone {
-			continue
+		for _, from := range n.refused {
+			fmt.Fprintf(&b, "  %s -> %s [style=dashed, label=refused];\n", from, n.id)
 		}
-		fmt.Fprintf(&b, "  u%d [label=%q, shape=box];\n  %s -> u%d [style=dashed, label=refused];\n", i+1, "undo "+s.Name, id, i+1)
-		if undone != "" {
-			fmt.Fprintf(&b, "  u%d -> %s;\n", i+1, undone)
-		}
-		undone = fmt.Sprintf("u%d", i+1)
-	}
-	fmt.Fprintf(&b, "  %s -> completed;\n", last)
-	if first := firstUndo(steps); first > 0 {
-		fmt.Fprintf(&b, "  compensated [shape=oval];\n  u%d -> compensated;\n", first)
 	}
 	b.WriteString("}\n")
 	return b.String()
 }
 
-// firstUndo returns the number of the first step with a compensation, or 0.
-func firstUndo(steps []erased) int {
-	for i, s := range steps {
-		if s.Undo != KindNone {
-			return i + 1
+// node is one box of a diagram with the arrows that lead to it.
+type node struct {
+	id, label, shape string
+	from, refused    []string
+}
+
+func (d *definition) graph() []node {
+	g := []node{{id: "start", label: "start", shape: "oval"}}
+	sh := d.shape(0)
+	// undo is what a refusal of step i leads to.
+	undo := func(i int) string {
+		s, _, _ := sh.Decide(core.State{Status: core.Running, Step: i}, core.Event{Kind: core.Refused})
+		if s.Step < 0 {
+			return "compensated"
 		}
+		return fmt.Sprintf("u%d", s.Step+1)
 	}
-	return 0
+	refused := map[string][]string{}
+	last := "start"
+	for i, s := range d.steps {
+		n := node{id: fmt.Sprintf("s%d", i+1), label: s.Name, shape: "box", from: []string{last}}
+		if s.Pivot {
+			n.shape = "hexagon"
+		}
+		if i <= sh.Pivot {
+			refused[undo(i)] = append(refused[undo(i)], n.id)
+		}
+		g = append(g, n)
+		last = n.id
+	}
+	g = append(g, node{id: "completed", label: "completed", shape: "oval", from: []string{last}})
+	last = ""
+	for i := len(d.steps) - 1; i >= 0; i-- {
+		if d.steps[i].Undo == KindNone {
+			continue
+		}
+		n := node{id: fmt.Sprintf("u%d", i+1), label: "undo " + d.steps[i].Name, shape: "box"}
+		n.refused = refused[n.id]
+		if last != "" {
+			n.from = []string{last}
+		}
+		g = append(g, n)
+		last = n.id
+	}
+	end := node{id: "compensated", label: "compensated", shape: "oval", refused: refused["compensated"]}
+	if last != "" {
+		end.from = []string{last}
+	}
+	if last != "" || len(end.refused) > 0 {
+		g = append(g, end)
+	}
+	return g
 }

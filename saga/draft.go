@@ -194,9 +194,12 @@ func (j *job) event(err error) core.Event {
 
 func eventKind(err error) core.Kind {
 	var bad *dataError
+	var end *endError
 	switch v := fault.Judge(context.Background(), err); {
 	case err == nil:
 		return core.Done
+	case errors.As(err, &end):
+		return core.Failed
 	case errors.As(err, &bad):
 		return core.Park
 	case errors.Is(err, ErrRefused), !v.Retry && !v.Unknown:
@@ -206,6 +209,13 @@ func eventKind(err error) core.Kind {
 	}
 	return core.Failed
 }
+
+// endError is the error of a user's function for the end of a saga, which cannot
+// refuse the end whatever the error says.
+type endError struct{ err error }
+
+func (e *endError) Error() string { return e.err.Error() }
+func (e *endError) Unwrap() error { return e.err }
 
 // retryAfter returns the least delay that the error asks for.
 func retryAfter(err error) time.Duration {

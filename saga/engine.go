@@ -86,8 +86,10 @@ func NewEngine(store Store, cfg Config, defs ...Registered) (*Engine, error) {
 		e.keys = append(e.keys, key)
 	}
 	var err error
-	e.cfg, err = cfg.withDefaults()
-	return e, err
+	if e.cfg, err = cfg.withDefaults(); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 func (c Config) withDefaults() (Config, error) {

@@ -213,7 +213,7 @@ func (j *job) applyEnd(ctx context.Context, tx *sql.Tx, a Attempt, d draft) (dra
 	}
 	data, err := j.invoke(a, func() ([]byte, error) { return j.def.onEnd(ctx, tx, end, d.data) })
 	if err != nil {
-		return d, err
+		return d, &endError{err}
 	}
 	return j.apply(d, core.Event{Kind: core.Done}, data, time.Since(start)), nil
 }

@@ -344,7 +344,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 // delay returns a random delay before attempt n+1 (full jitter: Exponential Backoff
 // And Jitter, AWS Architecture Blog, 2015).
 func delay(b Backoff, n int) time.Duration {
-	limit := b.Max
+	limit, n := b.Max, max(n, 1)
 	if n < 40 && b.Base < b.Max>>(n-1) {
 		limit = b.Base << (n - 1)
 	}

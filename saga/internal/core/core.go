@@ -291,9 +291,6 @@ func finish(s State) State {
 func (sh *Shape) failed(s State, ev Event) (_ State, wait bool) {
 	s.Attempt++
 	final := ev.Kind == Refused || ev.Kind == Hopeless
-	if sh.ending(s) {
-		final = false
-	}
 	forward := s.Status == Running && s.Step < len(sh.Steps)
 	switch {
 	case forward && s.Step < sh.Pivot && final,

@@ -1,0 +1,323 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dovetail-go/dovetail/saga"
+)
+
+// TestTheStoreFails lets each kind of call fail, before it took effect and after, and
+// counts what the saga did.
+func TestTheStoreFails(t *testing.T) {
+	for _, name := range []string{"Beat", "Claim", "Load", "Save", "SaveTx"} {
+		for _, n := range []int{1, 2, 3, 7} {
+			for _, when := range []string{"before", "after"} {
+				t.Run(fmt.Sprintf("%s %d times %s", name, n, when), func(t *testing.T) {
+					w := newWorld(t)
+					cut := &cutStore{Store: w.store}
+					w.store = cut
+					d := saga.Must(saga.New("x", 1, w.step("a"), saga.Local("b", w.localFn(), saga.UndoLocal(w.localFn())),
+						w.step("c", errOops, saga.Refuse("no"))))
+					w.defs = []saga.Registered{d}
+					ended := 0
+					w.cfg.Hooks.Ended = func(saga.Ended) { ended++ }
+					w.run(func() {
+						if when == "before" {
+							cut.set(failing(name, n), nil)
+						} else {
+							cut.set(nil, failing(name, n))
+						}
+						w.start(d, "s", data{})
+						engine := w.engine
+						w.engine = w.newEngine(cut.Store) // looks on undisturbed
+						in := w.end("s", saga.Compensated)
+						w.engine = engine
+						time.Sleep(time.Minute)
+						if ended != 1 {
+							t.Errorf("hook Ended was called %d times, want once", ended)
+						}
+						log := strings.Join(w.log, " ")
+						// What was done stays done, however often the store fails to take note of it.
+						if want := "a/do b/do c/do c/do c/undo b/undo a/undo"; log != want && name != "SaveTx" {
+							t.Errorf("calls were %s, want %s", log, want)
+						}
+						if v, _ := d.Data(in); strings.Join(v.Log, " ") != "a/do b/do c/undo b/undo a/undo" {
+							t.Errorf("data = %v, want each committed effect once", v.Log)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestTakeover(t *testing.T) {
+	// The first node hangs in its step, cut off from the store; the second takes over.
+	w := newWorld(t)
+	cut := &cutStore{Store: w.store}
+	hang := make(chan struct{})
+	first := true
+	d := saga.Must(saga.New("x", 1, saga.Call("a", func(ctx context.Context, a saga.Attempt, d *data) error {
+		if first {
+			first = false
+			cut.set(func(string) error { return errors.New("network cut") }, nil)
+			<-hang
+			d.Log = append(d.Log, "zombie")
+			w.note("zombie " + a.Step)
+			return nil
+		}
+		d.Log = append(d.Log, "second")
+		w.note(fmt.Sprint("second ", a.Step, " ", a.Number))
+		return nil
+	}, saga.NoUndo[data](), saga.Timeout[data](time.Hour)), saga.Call("b", w.fn(), saga.NoUndo[data]())))
+	w.defs = []saga.Registered{d}
+	synctest.Test(t, func(t *testing.T) {
+		w.T = t
+		w.engine = w.newEngine(cut)
+		hang = make(chan struct{})
+		stop1 := w.goRun(w.engine)
+		w.start(d, "s", data{})
+		synctest.Wait()
+		begin := time.Now()
+		zombie := w.engine
+		w.engine = w.newEngine(w.store)
+		stop2 := w.goRun(w.engine)
+		in := w.end("s", saga.Completed)
+		if took := time.Since(begin); took > 12*time.Second {
+			t.Errorf("taken over after %v, want a lease of 10s and a poll", took)
+		}
+		w.noted("second a 1", "b/do")
+		if st := w.engine.Stats(); st.Takeovers != 1 {
+			t.Errorf("Stats = %+v, want one takeover", st)
+		}
+		// The first node comes back, late.
+		cut.set(nil, nil)
+		close(hang)
+		time.Sleep(time.Minute)
+		w.noted("zombie a")
+		after := w.get("s")
+		if v, _ := d.Data(after); strings.Join(v.Log, " ") != "second b/do" || !after.Updated.Equal(in.Updated) {
+			t.Errorf("after the zombie woke the data is %v, updated %v; want second b/do, %v", v.Log, after.Updated, in.Updated)
+		}
+		if st := zombie.Stats(); st.Lost != 1 {
+			t.Errorf("Stats of the zombie = %+v, want one lost write", st)
+		}
+		stop1()
+		stop2()
+	})
+}
+
+func TestAStoppedProcessAsksBeforeItGoesOn(t *testing.T) {
+	// A whole process that stood still past its lease must not begin another step of a saga
+	// that belongs to somebody else.
+	w := newWorld(t)
+	cut := &cutStore{Store: w.store}
+	d := saga.Must(saga.New("x", 1, w.step("a"), w.step("b")))
+	w.defs = []saga.Registered{d}
+	synctest.Test(t, func(t *testing.T) {
+		w.T = t
+		w.engine = w.newEngine(cut)
+		stalled := make(chan struct{})
+		// The claim is the last thing that succeeds; its answer arrives a minute later.
+		cut.set(func(call string) error {
+			if call == "Beat" && cut.calls["Claim"] > 0 {
+				select {
+				case <-stalled:
+				default:
+					return errors.New("stalled")
+				}
+			}
+			return nil
+		}, func(call string) error {
+			if call == "Claim" && cut.calls["Claim"] == 2 {
+				time.Sleep(14 * time.Second)
+				close(stalled)
+			}
+			return nil
+		})
+		stop1 := w.goRun(w.engine)
+		synctest.Wait()
+		w.start(d, "s", data{})
+		synctest.Wait()
+		other := w.newEngine(w.store)
+		stop2 := w.goRun(other)
+		w.end("s", saga.Completed)
+		time.Sleep(time.Minute)
+		w.noted("a/do", "b/do")
+		stop1()
+		stop2()
+	})
+}
+
+func TestAMissingDefinitionWaitsForANodeThatHasIt(t *testing.T) {
+	w := newWorld(t)
+	v1 := saga.Must(saga.New("x", 1, w.step("a")))
+	v2 := saga.Must(saga.New("x", 2, w.step("b")))
+	w.defs = []saga.Registered{v2}
+	synctest.Test(t, func(t *testing.T) {
+		w.T = t
+		starter := w.newEngine(w.store)
+		if err := saga.Start(t.Context(), starter, nil, v2, "s", data{}); err != nil {
+			t.Fatalf("Start = %v", err)
+		}
+		// Only an old node runs.
+		var stuck []saga.Stuck
+		w.cfg.Hooks.Stuck = func(s saga.Stuck) { stuck = append(stuck, s) }
+		w.defs = []saga.Registered{v1}
+		w.engine = w.newEngine(w.store)
+		stop1 := w.goRun(w.engine)
+		w.engine.Wake()
+		time.Sleep(20 * time.Second)
+		if in := w.get("s"); in.Stuck != "" || in.Owner != "" {
+			t.Errorf("after 20s the saga is %+v, want it left alone", in)
+		}
+		time.Sleep(10 * time.Minute)
+		in := w.get("s")
+		if in.Stuck != "no node runs x version 2" || in.Parked || len(stuck) != 1 {
+			t.Errorf("the saga is %+v, reported %d times; want it stuck for want of a definition, reported once", in, len(stuck))
+		}
+		w.noted()
+		if err := w.engine.Retry(t.Context(), "s", "ann"); err == nil || !strings.Contains(err.Error(), "definition x version 2 is not registered") {
+			t.Errorf("Retry by a node without the definition = %v, want an error that says so", err)
+		}
+		// A new node starts.
+		w.defs = []saga.Registered{v1, v2}
+		w.engine = w.newEngine(w.store)
+		stop2 := w.goRun(w.engine)
+		in = w.end("s", saga.Completed)
+		w.noted("b/do")
+		if in.Stuck != "" {
+			t.Errorf("stuck = %q, want it cleared", in.Stuck)
+		}
+		stop1()
+		stop2()
+	})
+}
+
+func TestAChangedDefinitionParksWhatDoesNotFit(t *testing.T) {
+	w := newWorld(t)
+	was := saga.Must(saga.New("x", 1, w.step("old")))
+	is := saga.Must(saga.New("x", 1, w.step("new")))
+	w.defs = []saga.Registered{is}
+	w.run(func() {
+		w2 := newWorld(t, was)
+		if err := saga.Start(t.Context(), w2.newEngine(w.store), nil, was, "s", data{}); err != nil {
+			t.Fatalf("Start = %v", err)
+		}
+		w.engine.Wake()
+		in := w.end("s", saga.Running)
+		if want := `x version 1 has no step "old"`; in.Stuck != want || !in.Parked {
+			t.Errorf("stuck = %q, want %q", in.Stuck, want)
+		}
+		w.noted()
+	})
+}
+
+func TestDataThatDoesNotFitParksTheSaga(t *testing.T) {
+	w := newWorld(t)
+	was := saga.Must(saga.New("x", 1, saga.Call("a", func(context.Context, saga.Attempt, *struct{ Log int }) error { return nil }, saga.NoUndo[struct{ Log int }]())))
+	is := saga.Must(saga.New("x", 1, w.step("a")))
+	w.defs = []saga.Registered{is}
+	w.run(func() {
+		w2 := newWorld(t, was)
+		if err := saga.Start(t.Context(), w2.newEngine(w.store), nil, was, "s", struct{ Log int }{7}); err != nil {
+			t.Fatalf("Start = %v", err)
+		}
+		w.engine.Wake()
+		in := w.end("s", saga.Running)
+		if !strings.Contains(in.Stuck, "data: json: cannot unmarshal number") || !in.Parked {
+			t.Errorf("stuck = %q, want the error of the data", in.Stuck)
+		}
+		if _, err := is.Data(in); err == nil {
+			t.Errorf("Data = nil, want an error")
+		}
+		w.noted()
+	})
+}
+
+func TestAPoisonSagaIsParkedAfterItsLimit(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.MaxTakeovers = 3
+	d := saga.Must(saga.New("x", 1, w.step("a")))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		synctest.Wait()
+		w2 := newWorld(t, d)
+		if err := saga.Start(t.Context(), w2.newEngine(w.store), nil, d, "s", data{}); err != nil {
+			t.Fatalf("Start = %v", err)
+		}
+		// Nodes that take it and die, none of them ever having a lease.
+		for i := range 4 {
+			recs, err := w.store.Claim(t.Context(), saga.Claim{Node: fmt.Sprint("n", i), Limit: 1, Definitions: []saga.DefinitionKey{{Name: "x", Version: 1}}})
+			if err != nil || len(recs) != 1 {
+				t.Fatalf("Claim = %v, %v", recs, err)
+			}
+		}
+		w.engine.Wake()
+		in := w.end("s", saga.Running)
+		if want := "4 nodes died over this step"; in.Stuck != want || !in.Parked {
+			t.Errorf("stuck = %q, want %q", in.Stuck, want)
+		}
+		w.noted()
+		if err := w.engine.Retry(t.Context(), "s", "ann: fixed"); err != nil {
+			t.Errorf("Retry = %v", err)
+		}
+		synctest.Wait()
+		w.end("s", saga.Completed)
+	})
+}
+
+func TestAVerbWinsAgainstABusyEngine(t *testing.T) {
+	w := newWorld(t)
+	cut := &cutStore{Store: w.store}
+	d := saga.Must(saga.New("x", 1, w.step("a"), w.step("b"), saga.Pivot(saga.Call("c", w.fn()))))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		// The verb's write loses its answer, and one before it fails.
+		e := w.newEngine(cut)
+		n := 0
+		cut.set(func(call string) error {
+			if n++; call == "Save" && n == 2 {
+				return errOops
+			}
+			return nil
+		}, nil)
+		if err := saga.Start(t.Context(), e, nil, d, "s", data{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Cancel(t.Context(), "s", "ann"); !errors.Is(err, errOops) {
+			t.Errorf("Cancel with a failing store = %v, want its error", err)
+		}
+		if err := e.Cancel(t.Context(), "s", "ann"); err != nil {
+			t.Errorf("Cancel = %v, want nil", err)
+		}
+		w.engine.Wake()
+		w.end("s", saga.Compensated)
+		w.noted("a/undo")
+	})
+}
+
+func TestAnEngineWithoutSQLGivesNilTransactions(t *testing.T) {
+	w := newWorld(t)
+	d := saga.Must(saga.New("x", 1, saga.Local("a", func(_ context.Context, tx *sql.Tx, _ saga.Attempt, _ *data) error {
+		if tx != nil {
+			t.Errorf("tx = %v, want nil", tx)
+		}
+		return nil
+	})))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		w.start(d, "s", data{})
+		w.end("s", saga.Completed)
+	})
+}
