@@ -273,6 +273,7 @@ func TestDeadLetters(t *testing.T) {
 				return nil
 			})
 			time.Sleep(time.Hour)
+			synctest.Wait() // also for the race detector
 			if tries.Load() != 4 || calls.Load() != 2 || got.Reason != errTest.Error() {
 				t.Errorf("%d tries, %d handler calls, reason %q; want 4, 2, %q", tries.Load(), calls.Load(), got.Reason, errTest)
 			}
