@@ -12,6 +12,7 @@ export function frame() {
   $('sign-in').hidden = Boolean(who);
   $('who').hidden = $('sign-out').hidden = !who;
   $('who').textContent = who?.name ?? '';
+  $('ops').hidden = who?.role !== 'operator';
   $('sign-out').addEventListener('click', () => {
     signOut();
     location.assign('/');

@@ -20,19 +20,20 @@ async function show() {
     api('GET', '/ops/api/dead-letters'),
     api('GET', `/ops/api/sagas${status && `?status=${status}`}`),
   ]);
-  fill($('services'), services.items, (s) => {
-    const node = stamp('service', { service: s.service, state: s.ready ? 'ready' : 'down' });
-    part(node, 'state').dataset.status = s.ready ? 'confirmed' : 'rejected';
-    return node;
-  });
-  fill($('outbox'), outbox.items, (o) => (o.error
-    ? stamp('outbox-row', { service: o.service, waiting: o.error })
-    : stamp('outbox-row', { service: o.service, waiting: o.waiting, parked: o.parked, oldest: o.oldest_seconds.toFixed(1) })));
+  const boxes = new Map(outbox.items.map((o) => [o.service, o]));
+  fill($('services'), services.items.map((s) => ({ ...boxes.get(s.service), ...s })), service);
   const letters = dead.items.flatMap((s) => s.items ?? []);
   $('no-dead').hidden = letters.length > 0;
   $('dead-table').hidden = letters.length === 0;
   fill($('dead'), letters, (d) => stamp('dead-row', { consumer: d.consumer, message: `${d.message?.type ?? ''} ${d.message_id}`, reason: d.reason, attempts: d.attempts, at: when(d.at) }));
   fill($('sagas'), sagas.items, saga);
+}
+
+// service is a row; one that publishes nothing has no outbox.
+function service({ service, ready, waiting = '–', parked = '–', oldest_seconds: oldest }) {
+  const node = stamp('service-row', { service, state: ready ? 'ready' : 'down', waiting, parked, oldest: oldest?.toFixed(1) ?? '–' });
+  part(node, 'state').dataset.status = ready ? 'confirmed' : 'rejected';
+  return node;
 }
 
 function saga(s) {

@@ -87,7 +87,7 @@ function words(state, s) {
     case 'again': return `attempt ${s.tries} failed, trying again …`;
     case 'refused': return 'refused';
     case 'failed': return `failed ${s.tries === 1 ? 'once' : `${s.tries} times`}`;
-    case 'skipped': return 'not needed';
+    case 'skipped': return 'not reached';
     default: return 'to come';
   }
 }
@@ -116,7 +116,7 @@ async function showRest() {
   try {
     const whole = await api('GET', path);
     if (whole.partial?.includes('payment')) set($('payment'), 'not known: the payment service does not answer');
-    else set($('payment'), whole.payment ? whole.payment.status : 'not asked for');
+    else set($('payment'), whole.payment ? whole.payment.status : whole.status === 'pending' ? 'not asked yet' : 'not asked for');
     if (account().role !== 'customer') return;
     const { items } = await api('GET', '/api/me/mails');
     const about = items.filter((m) => m.body.includes(id));
