@@ -81,7 +81,7 @@ func (i *issuer) sign(subject, role string) (token string, expires time.Time, er
 			Issuer: i.url, Subject: subject, Audience: jwt.Audience{platform.Audience},
 			IssuedAt: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(expires), ID: kernel.NewID(),
 		}).
-		Claims(map[string]string{"role": role}).
+		Claims(map[string]any{"role": role}).
 		Serialize()
 	return token, expires, err
 }

@@ -130,7 +130,9 @@ func (s *shop) open(ctx context.Context) (err error) {
 	if s.transport, err = balance.NewTransport(s.resolver, balance.TransportConfig{}); err != nil {
 		return err
 	}
-	if s.broker, err = messagingmem.New(messagingmem.Config{ConfirmOnAck: true, DeadLetter: s.keepDeadLetter}); err != nil {
+	// Every consumer is declared before the first message, so an event that finds no group is
+	// one that nobody wants to hear.
+	if s.broker, err = messagingmem.New(messagingmem.Config{ConfirmOnAck: true, DropUnroutable: true, DeadLetter: s.keepDeadLetter, Logger: s.log}); err != nil {
 		return err
 	}
 	s.auth = platform.NewAuth(s.url, "http://customer/.well-known/jwks.json", s.token, &http.Client{Transport: s.transport, Timeout: 5 * time.Second})

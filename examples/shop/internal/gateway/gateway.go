@@ -9,6 +9,7 @@ package gateway
 import (
 	"context"
 	_ "embed" // for the interface description
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
@@ -84,7 +85,7 @@ func (s *Service) Handler() http.Handler {
 		{"/api/", anyone, unknown()},
 		{"/ops/api/", anyone, unknown()},
 		{"GET /openapi.yaml", anyone, static("application/yaml", openAPI)},
-		{"GET /", anyone, pages()},
+		{"/", anyone, pages()},
 	} {
 		mux.Handle(route.pattern, route.who(route.to))
 	}
@@ -106,6 +107,9 @@ func (s *Service) proxy(service, prefix string, replacement ...string) http.Hand
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			platform.Handle(func(http.ResponseWriter, *http.Request) error {
+				if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+					return platform.BodyTooLarge(tooLarge.Limit)
+				}
 				return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: err}
 			}).ServeHTTP(w, r)
 		},

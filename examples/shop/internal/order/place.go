@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
@@ -72,13 +73,14 @@ func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
 		return nil, err
 	}
 	return d.OnEnd(func(ctx context.Context, tx *sql.Tx, end saga.End, d *placeOrder) error {
-		switch {
-		case end.Status == saga.Completed:
+		if end.Status == saga.Completed {
 			return nil // confirm-order has said so
-		case end.Reason == cancelledByCustomer:
-			return s.end(ctx, tx, statusCancelled, d.event(kernel.TopicOrderCancelled, end.Reason))
 		}
-		return s.end(ctx, tx, statusRejected, d.event(kernel.TopicOrderRejected, end.Reason))
+		if why, ok := strings.CutPrefix(end.Reason, "cancelled: "); ok {
+			return s.end(ctx, tx, statusCancelled, d.event(kernel.TopicOrderCancelled, why))
+		}
+		why := strings.TrimPrefix(end.Reason, saga.ErrRefused.Error()+": ")
+		return s.end(ctx, tx, statusRejected, d.event(kernel.TopicOrderRejected, why))
 	}), nil
 }
 

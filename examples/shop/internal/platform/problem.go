@@ -71,6 +71,11 @@ func Refused(code, detail string) error {
 	return &Error{Status: http.StatusConflict, Code: code, Detail: detail}
 }
 
+// BodyTooLarge is a request body of more than limit bytes.
+func BodyTooLarge(limit int64) error {
+	return &Error{Status: http.StatusRequestEntityTooLarge, Code: "body-too-large", Detail: fmt.Sprintf("want at most %d bytes", limit)}
+}
+
 // problem is the body of an error answer, RFC 9457.
 type problem struct {
 	Type   string `json:"type"`
@@ -121,7 +126,7 @@ func toError(r *http.Request, err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
 		if e.Status >= http.StatusInternalServerError {
-			slog.ErrorContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+			slog.WarnContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		}
 		return e
 	}
@@ -159,7 +164,7 @@ func decodeError(err error) error {
 	var syntax *json.SyntaxError
 	switch {
 	case errors.As(err, &tooLarge):
-		return &Error{Status: http.StatusRequestEntityTooLarge, Code: "body-too-large", Detail: fmt.Sprintf("want at most %d bytes", tooLarge.Limit)}
+		return BodyTooLarge(tooLarge.Limit)
 	case errors.As(err, &wrongType):
 		return &Error{Status: http.StatusUnprocessableEntity, Code: "invalid-input", Field: wrongType.Field, Detail: fmt.Sprintf("is a %s, want a %s", wrongType.Value, wrongType.Type)}
 	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
