@@ -34,12 +34,12 @@ type user struct {
 // downloaded already, then at the proxy of whoever runs this. A module cache of
 // its own keeps the trial version out of everybody else's.
 func newUser(ctx context.Context, work, proxy, module, version string) (*user, error) {
-	out, err := exec.CommandContext(ctx, "go", "env", "GOPROXY", "GOMODCACHE", "GONOSUMDB").Output()
+	out, err := exec.CommandContext(ctx, "go", "env", "GOPROXY", "GOMODCACHE", "GONOSUMDB", "GOSUMDB", "GOCACHE").Output()
 	if err != nil {
 		return nil, fmt.Errorf("go env: %w", err)
 	}
 	lines := strings.Split(string(out), "\n")
-	upstream, cache, nosum := lines[0], lines[1], lines[2]
+	upstream, cache, nosum, sumdb, build := lines[0], lines[1], lines[2], lines[3], lines[4]
 	owner := path.Dir(module)
 	if nosum != "" {
 		owner += "," + nosum
@@ -48,8 +48,12 @@ func newUser(ctx context.Context, work, proxy, module, version string) (*user, e
 		"GOWORK=off",
 		"GOFLAGS=-mod=mod -modcacherw -trimpath", // trimpath: compiled packages are found again by the next run
 		"GOPROXY=file://"+filepath.ToSlash(proxy)+",file://"+filepath.ToSlash(filepath.Join(cache, "cache", "download"))+","+upstream,
+		"GOSUMDB="+sumdb,
 		"GONOSUMDB="+owner,
-		"GONOPROXY=none",
+		// Not "none": any value makes the go command look for a nested module without a
+		// proxy first, where it finds the root module in its cache and gives up.
+		"GOENV=off", "GOPRIVATE=", "GONOPROXY=",
+		"GOCACHE="+build,
 		"GOMODCACHE="+filepath.Join(work, "modcache"),
 		"GOTOOLCHAIN=local",
 		"DOVETAIL_REQUIRE_SERVICES=", // an example that needs a server may go without here
@@ -148,7 +152,7 @@ func (u *user) kit(ctx context.Context, m *mod) error {
 	if err != nil {
 		return err
 	}
-	if _, err := u.run(ctx, dir, "get", "-t", m.path()+"/...@"+u.version, u.module+"/fault@"+u.version); err != nil {
+	if _, err := u.run(ctx, dir, "get", m.path()+"@"+u.version, u.module+"/fault@"+u.version); err != nil {
 		return err
 	}
 	if _, err := u.run(ctx, dir, "build", m.path()+"/..."); err != nil {
