@@ -46,6 +46,23 @@ func (s *Service) Run(ctx context.Context) error {
 
 // Handler implements [platform.Service].
 func (s *Service) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for _, r := range s.routes() {
+		mux.Handle(r.pattern, r.who(r.to))
+	}
+	return s.identified(http.MaxBytesHandler(mux, platform.MaxBody))
+}
+
+// route is what the gateway does with the requests of one pattern, and from whom it takes them.
+type route struct {
+	pattern string
+	who     func(http.Handler) http.Handler
+	to      http.Handler
+}
+
+// routes is everything that the gateway answers. Those with a method are described in openapi.yaml; a
+// test compares the two.
+func (s *Service) routes() []route {
 	auth := s.env.Auth
 	anyone := func(h http.Handler) http.Handler { return h }
 	customer := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleCustomer) }
@@ -55,15 +72,11 @@ func (s *Service) Handler() http.Handler {
 	admin := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleAdmin) }
 	operator := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleOperator) }
 
-	mux := http.NewServeMux()
-	for _, route := range []struct {
-		pattern string
-		who     func(http.Handler) http.Handler
-		to      http.Handler
-	}{
+	return []route{
 		{"POST /api/customers", anyone, s.proxy("customer", "/api")},
 		{"POST /api/sessions", anyone, s.proxy("customer", "/api")},
-		{"GET /.well-known/", anyone, s.proxy("customer", "")},
+		{"GET /.well-known/openid-configuration", anyone, s.proxy("customer", "")},
+		{"GET /.well-known/jwks.json", anyone, s.proxy("customer", "")},
 		{"GET /api/me", person, s.proxy("customer", "/api")},
 		{"GET /api/me/orders", customer, s.proxy("order", "/api/me")},
 		{"GET /api/me/mails", customer, s.proxy("notification", "/api/me")},
@@ -86,10 +99,7 @@ func (s *Service) Handler() http.Handler {
 		{"/ops/api/", anyone, unknown()},
 		{"GET /openapi.yaml", anyone, static("application/yaml", openAPI)},
 		{"/", anyone, pages()},
-	} {
-		mux.Handle(route.pattern, route.who(route.to))
 	}
-	return s.identified(http.MaxBytesHandler(mux, platform.MaxBody))
 }
 
 // proxy passes a request on to a service, its path without the prefix, or with another
