@@ -26,7 +26,7 @@ var blocks = []struct {
 	{name: "retry"},
 	{name: "breaker"},
 	{name: "bulkhead"},
-	{name: "ratelimit"},
+	{name: "ratelimit", may: []string{"breaker"}}, // around the shared store
 	{name: "resilience", may: []string{"retry", "breaker", "bulkhead", "ratelimit"}},
 	{name: "messaging"},
 	{name: "outbox", may: []string{"messaging"}},
