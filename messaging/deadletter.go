@@ -77,7 +77,10 @@ func DecodeDeadLetter(m *Message) (DeadLetter, error) {
 	if dl.Attempt, err = strconv.Atoi(m.Header[deadAttempt]); err != nil || dl.Attempt < 1 {
 		return DeadLetter{}, fmt.Errorf("messaging: header %q of dead letter %q is %.40q, want a number from 1", deadAttempt, m.ID, m.Header[deadAttempt])
 	}
-	if dl.At, err = time.Parse(time.RFC3339Nano, m.Header[deadAt]); err != nil {
+	if dl.At, err = time.Parse(time.RFC3339Nano, m.Header[deadAt]); err == nil {
+		_, err = dl.At.UTC().MarshalText() // an offset can lead out of the years 0 to 9999
+	}
+	if err != nil {
 		return DeadLetter{}, fmt.Errorf("messaging: header %q of dead letter %q is %.40q, want a time by RFC 3339", deadAt, m.ID, m.Header[deadAt])
 	}
 	if s := m.Header[deadStack]; s != "" {

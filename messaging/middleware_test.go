@@ -170,6 +170,7 @@ func TestDeadLetterOnTheWire(t *testing.T) {
 func FuzzDecodeDeadLetter(f *testing.F) {
 	f.Add("g", "1", "2024-01-01T00:00:00Z", "why", "stack")
 	f.Add("", "-1", "", "", "\xff")
+	f.Add("g", "1", "0000-01-01T00:00:00+23:59", "", "")
 	f.Fuzz(func(t *testing.T, group, attempts, at, reason, stack string) {
 		m := &Message{ID: "1", Topic: "t", Header: Header{
 			"dead-letter-group": group, "dead-letter-attempts": attempts, "dead-letter-time": at, "dead-letter-reason": reason, "dead-letter-stack": stack, "x": "kept",

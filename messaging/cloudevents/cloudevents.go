@@ -210,6 +210,9 @@ func (b Binding) Decode(h messaging.Header, body []byte) (*messaging.Message, er
 			m.Key = value
 		case eventTime:
 			t, err := time.Parse(time.RFC3339Nano, value)
+			if err == nil {
+				_, err = t.UTC().MarshalText() // an offset can lead out of the years 0 to 9999
+			}
 			if err != nil {
 				return nil, fmt.Errorf("cloudevents: attribute time is %.40q, want a time by RFC 3339", value)
 			}
