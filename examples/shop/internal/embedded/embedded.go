@@ -49,6 +49,10 @@ var DemoAccounts = []customer.Account{
 	{Name: "Shop operator", Email: "operator@shop.example", Password: "dovetail-operator", Role: platform.RoleOperator},
 }
 
+// takeover is how long a start waits for the process before it to be dead for sure. The lock
+// on the data says so already, but the databases' leases do not know of it.
+const takeover = 2 * time.Second
+
 // backends are the services behind the gateway, each with a database of its name.
 var backends = []string{"provider", "customer", "catalog", "inventory", "payment", "notification", "order"}
 
@@ -106,6 +110,7 @@ type shop struct {
 	url, data, token string
 	log              *slog.Logger
 	broker           *messagingmem.Broker
+	wire             *http.Transport // below transport
 	transport        *balance.Transport
 	auth             *platform.Auth
 	resolver         *discovery.Static
@@ -127,7 +132,9 @@ func (s *shop) open(ctx context.Context) (err error) {
 	if s.resolver, err = discovery.NewStatic(nil); err != nil {
 		return err
 	}
-	if s.transport, err = balance.NewTransport(s.resolver, balance.TransportConfig{}); err != nil {
+	s.wire = http.DefaultTransport.(*http.Transport).Clone()
+	s.wire.MaxIdleConns, s.wire.MaxIdleConnsPerHost = 0, 128
+	if s.transport, err = balance.NewTransport(s.resolver, balance.TransportConfig{Base: s.wire}); err != nil {
 		return err
 	}
 	// Every consumer is declared before the first message, so an event that finds no group is
@@ -176,7 +183,7 @@ func (s *shop) add(ctx context.Context, name string) error {
 
 func (s *shop) env(name string) platform.Env {
 	return platform.Env{
-		Name: name, Broker: s.broker, Auth: s.auth, Log: s.log.With("service", name),
+		Name: name, Broker: s.broker, Auth: s.auth, Lease: takeover, Log: s.log.With("service", name),
 		Caller: &platform.Caller{Client: &http.Client{Transport: s.transport}, Token: s.token},
 	}
 }
@@ -225,6 +232,8 @@ func (s *shop) run(ctx context.Context, front net.Listener, ready func(url strin
 	})
 	g.Go(func() error {
 		defer stopBehind()
+		// A connection that was made and never used would hold up the drain of its server.
+		defer s.wire.CloseIdleConnections()
 		return platform.Serve(entry, s.env("gateway"), gateway.New(s.env("gateway"), backends), front)
 	})
 	if ready != nil {

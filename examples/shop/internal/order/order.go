@@ -98,7 +98,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err := store.Migrate(ctx); err != nil {
 		return nil, err
 	}
-	if s.engine, err = saga.NewEngine(store, saga.Config{Logger: env.Log, Concurrency: 16}, s.place, s.cancel); err != nil {
+	if s.engine, err = saga.NewEngine(store, saga.Config{Node: env.Name, Lease: env.Lease, Logger: env.Log}, s.place, s.cancel); err != nil {
 		return nil, err
 	}
 	s.once, err = idempotency.HTTP(bus.Inbox, idempotency.HTTPConfig{

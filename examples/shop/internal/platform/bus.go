@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/idempotency"
@@ -68,7 +69,12 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	if err := CreateTables(ctx, env.DB, deadLetterSchema); err != nil {
 		return nil, err
 	}
-	relay, err := outbox.NewRelay(box, env.Broker, outbox.RelayConfig{Logger: env.Log})
+	relay, err := outbox.NewRelay(box, env.Broker, outbox.RelayConfig{
+		// The consumers of other services may have stopped before this one. What they did not
+		// confirm stays in the outbox, so there is nothing to wait for.
+		DrainTimeout: 500 * time.Millisecond,
+		Lease:        env.Lease, Logger: env.Log,
+	})
 	if err != nil {
 		return nil, err
 	}

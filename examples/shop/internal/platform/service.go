@@ -37,6 +37,9 @@ type Env struct {
 	Caller *Caller
 	// Auth tells who makes a request.
 	Auth *Auth
+	// Lease is how long after the death of a process another takes over its work. Zero leaves it
+	// to each block.
+	Lease time.Duration
 	// Log is never nil.
 	Log *slog.Logger
 }
