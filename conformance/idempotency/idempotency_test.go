@@ -66,3 +66,12 @@ func TestTxStore(t *testing.T) {
 		})
 	})
 }
+
+func TestConsumer(t *testing.T) {
+	each(t, func(t *testing.T, d string) {
+		idempotencytest.RunConsumer(t, func(t *testing.T) (*sql.DB, idempotency.Inbox) {
+			db := testdb.Open(t, d)
+			return db, open(t, db, d, idempotencysql.Config{})
+		})
+	})
+}

@@ -5,6 +5,7 @@ package idempotencymem_test
 
 import (
 	"context"
+	"database/sql"
 	"testing"
 
 	"github.com/dovetail-go/dovetail/idempotency"
@@ -29,4 +30,14 @@ func TestStore(t *testing.T) {
 
 func TestTxStore(t *testing.T) {
 	idempotencytest.RunTxStore(t, func(t *testing.T) (idempotency.TxStore, idempotencytest.Begin) { return open(t) })
+}
+
+func TestConsumer(t *testing.T) {
+	idempotencytest.RunConsumer(t, func(t *testing.T) (*sql.DB, idempotency.Inbox) {
+		s := idempotencymem.New()
+		db := s.OpenDB()
+		t.Cleanup(func() { db.Close() })
+		db.SetMaxOpenConns(1)
+		return db, s
+	})
 }
