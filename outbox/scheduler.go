@@ -51,8 +51,10 @@ type scheduler struct {
 	flying list.List
 
 	inFlight int
-	// strays counts per shard what is with the publisher for a lease that is lost.
+	// strays counts per shard what is with the publisher for a lease that is lost, and spent
+	// is that lease's epoch. A late write under it must not meet a new beginning.
 	strays map[int]int
+	spent  map[int]int64
 	// confirmed counts, as evidence that the broker works.
 	confirmed uint64
 
@@ -205,7 +207,7 @@ type storeTrouble struct {
 func newScheduler(cfg RelayConfig, shards int, name string, seed uint64) *scheduler {
 	return &scheduler{
 		cfg: cfg, shards: shards, name: name, rand: rand.New(rand.NewPCG(seed, 0)),
-		held: make(map[int]*shard), topics: make(map[string]*topic), strays: make(map[int]int),
+		held: make(map[int]*shard), topics: make(map[string]*topic), strays: make(map[int]int), spent: make(map[int]int64),
 		wakes: 1,
 	}
 }
@@ -305,6 +307,7 @@ func (s *scheduler) expire(now time.Time) {
 // until it returns.
 func (s *scheduler) lose(sh *shard, why string) {
 	sh.lost = true
+	s.spent[sh.Shard] = sh.Epoch
 	delete(s.held, sh.Shard)
 	for _, r := range sh.inOrder() {
 		if r.state == flying {
@@ -396,8 +399,9 @@ func (s *scheduler) leased(now time.Time, c *leaseCommand, view LeaseView, err e
 	for _, l := range view.Held {
 		switch {
 		case s.held[l.Shard] != nil:
-		case s.stopping, s.strays[l.Shard] > 0:
-			// Publishing again beside a stray could put two rows of a key in flight.
+		case s.stopping, s.strays[l.Shard] > 0, s.spent[l.Shard] >= l.Epoch:
+			// Given back, to be taken again under a new epoch when no stray is left: beside it
+			// two rows of a key could be in flight.
 			if !slices.Contains(s.drops, l) {
 				s.drops = append(s.drops, l)
 			}

@@ -115,7 +115,8 @@ type Read struct {
 	// Limit is at least 1.
 	Limit int
 	// SkipIDs, SkipKeys and SkipTopics are rows to leave out: those that the relay
-	// holds already, and those that would have to wait for them anyway.
+	// holds already, and those that would have to wait anyway. A row whose key has an earlier
+	// row of a skipped topic is left out as well.
 	SkipIDs    []int64
 	SkipKeys   []string
 	SkipTopics []string

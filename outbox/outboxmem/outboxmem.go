@@ -208,13 +208,17 @@ func (s *Store) Read(_ context.Context, reads []outbox.Read) (rows []outbox.Row,
 	}
 	for _, read := range reads {
 		n := 0
+		behind := make(map[string]bool) // keys with a row of a skipped topic
 		for _, e := range s.rows[read.Shard] {
 			m := e.Message
 			if n == read.Limit {
 				break
 			}
-			if slices.Contains(read.SkipIDs, e.ID) || slices.Contains(read.SkipTopics, m.Topic) ||
-				m.Key != "" && (blocked[m.Key] || slices.Contains(read.SkipKeys, m.Key)) {
+			if slices.Contains(read.SkipTopics, m.Topic) {
+				behind[m.Key] = true
+				continue
+			}
+			if slices.Contains(read.SkipIDs, e.ID) || m.Key != "" && (blocked[m.Key] || behind[m.Key] || slices.Contains(read.SkipKeys, m.Key)) {
 				continue
 			}
 			e.Age = time.Since(e.at)
@@ -314,10 +318,11 @@ func (s *Store) Prune(_ context.Context, age time.Duration) (n int, err error) {
 func (s *Store) Stats(context.Context) (st outbox.Stats, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := time.Now()
 	for _, list := range s.rows {
 		st.Depth += len(list)
 		for _, e := range list {
-			st.OldestAge = max(st.OldestAge, time.Since(e.at))
+			st.OldestAge = max(st.OldestAge, now.Sub(e.at))
 		}
 	}
 	for _, p := range s.parked {

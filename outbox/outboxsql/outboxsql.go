@@ -279,7 +279,13 @@ func (s *Store) read(ctx context.Context, rows []outbox.Row, reads []outbox.Read
 		if i > 0 {
 			query.WriteString(" UNION ALL ")
 		}
-		fmt.Fprintf(&query, "SELECT * FROM (SELECT %s, %s - enqueued AS age FROM %s m WHERE shard = %s", columns, s.dialect.Now(), s.message, a.int(int64(r.Shard)))
+		fmt.Fprintf(&query, "SELECT * FROM (SELECT %s, %s - enqueued AS age FROM %s m", columns, s.dialect.Now(), s.message)
+		if len(r.SkipTopics) > 0 {
+			// The first row of a skipped topic in each key: what comes after it must wait.
+			fmt.Fprintf(&query, " LEFT JOIN (SELECT message_key AS first_key, MIN(id) AS first_id FROM %s WHERE shard = %s AND message_key <> '' AND topic IN %s GROUP BY message_key) f ON first_key = message_key",
+				s.message, a.int(int64(r.Shard)), a.strings(r.SkipTopics))
+		}
+		query.WriteString(" WHERE shard = " + a.int(int64(r.Shard)))
 		if skip > 0 {
 			ids := r.SkipIDs
 			if len(ids) == 0 {
@@ -288,7 +294,7 @@ func (s *Store) read(ctx context.Context, rows []outbox.Row, reads []outbox.Read
 			query.WriteString(" AND id NOT IN " + a.intsOf(ids, skip))
 		}
 		if len(r.SkipTopics) > 0 {
-			query.WriteString(" AND topic NOT IN " + a.strings(r.SkipTopics))
+			query.WriteString(" AND topic NOT IN " + a.strings(r.SkipTopics) + " AND (first_id IS NULL OR id < first_id)")
 		}
 		if len(r.SkipKeys) > 0 {
 			query.WriteString(" AND message_key NOT IN " + a.strings(r.SkipKeys))
