@@ -53,7 +53,7 @@ func TestJudge(t *testing.T) {
 		{"a rejection that will never pass", alive, &fault.Rejection{By: "ratelimit", RetryAfter: -1}, fault.Verdict{Outcome: fault.Neutral}},
 		{"a verdict around a rejection", alive, fault.Permanent(rejection), fault.Verdict{Outcome: fault.Neutral}},
 		{"a verdict inside a rejection", alive, &fault.Rejection{By: "breaker", Err: fault.Permanent(errCall)}, fault.Verdict{Outcome: fault.Neutral, Retry: true}},
-			} {
+	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := fault.Judge(tt.ctx, tt.err); got != tt.want {
 				t.Errorf("Judge(%v) = %+v, want %+v", tt.err, got, tt.want)
