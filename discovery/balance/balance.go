@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,34 +15,121 @@ import (
 	"github.com/dovetail-go/dovetail/fault"
 )
 
+// Both come inside a [*fault.Rejection]: no call was made.
 var (
 	// ErrNoInstances says that the service is known to have no instances.
 	ErrNoInstances = errors.New("no instances")
-	// ErrNotReady says that the resolver has not yet told any instances.
-	ErrNotReady = errors.New("instances not known yet")
+	// ErrNotReady says that the instances are not known: the resolver has not answered yet
+	// or cannot, or nobody runs the balancer.
+	ErrNotReady = errors.New("instances not known")
 )
 
 // Config configures a [Balancer]. The zero Config is a sound default.
 type Config struct {
-	// Picker chooses among the instances. Nil means RoundRobin.
+	// Picker chooses among the instances. Nil means PeakEWMA{}.
 	Picker Picker
-	// Wait is how long a pick waits for the first word of the resolver. Zero means
-	// 5 seconds.
+	// Outlier says when an instance that fails is left out.
+	Outlier Outlier
+	// Probe checks the instances from here. The zero Probe does not.
+	Probe Probe
+	// SlowStart is the time in which an instance that is new, or back from ejection,
+	// grows from a tenth of its share to the whole. Zero means no slow start.
+	SlowStart time.Duration
+	// Zone is where this process runs. Instances of the same zone are preferred; as they
+	// fall ill, calls spill over to the others. Empty means that zones do not matter.
+	Zone string
+	// Subset is how many instances this process uses at most, per zone preference and
+	// priority. It bounds connections where both sides are many. Zero means all.
+	Subset int
+	// Client names this process for Subset, and must differ between processes. The
+	// choice follows from it and the instances' IDs alone: a change of one instance
+	// changes one of the subset at most.
+	Client string
+	// Wait bounds how long a pick waits for the resolver's first word, where its context
+	// does not end earlier. Zero means 5 seconds.
 	Wait time.Duration
+	// KeepOnEmpty is how long the last instances are used on after the resolver said that
+	// there are none. Zero means not at all.
+	KeepOnEmpty time.Duration
+	// Hooks are told what happens.
+	Hooks Hooks
 }
 
-// Picker is a way to choose.
-type Picker interface {
-	build(n int) func() int
+// Hooks are called from Run, one at a time, and outside locks, so they may call back. Each
+// may be nil.
+type Hooks struct {
+	// Change is called for every word of the resolver.
+	Change func(Change)
+	// Eject is called when an instance is left out.
+	Eject func(Ejection)
+	// Return is called when an instance that was left out is back.
+	Return func(Return)
+	// Panic is called when so many fail that nobody is left out any more, and when
+	// that is over.
+	Panic func(Panic)
 }
 
-// RoundRobin takes one instance after the other.
-type RoundRobin struct{}
+// Change is a word of the resolver.
+type Change struct {
+	// Set is the new set; with an error, the one that stays in use or the zero Set.
+	Set discovery.Set
+	// Err tells that the source cannot be asked at present.
+	Err error
+}
 
-func (RoundRobin) build(n int) func() int {
-	var next atomic.Uint64
-	next.Store(rand.Uint64N(1 << 32))
-	return func() int { return int(next.Add(1) % uint64(n)) }
+// Ejection tells that an instance is left out.
+type Ejection struct {
+	Instance discovery.Instance
+	// Reason is "consecutive failures", "success rate" or "probe".
+	Reason string
+	// For is how long. Zero is until a probe succeeds.
+	For time.Duration
+}
+
+// Return tells that an instance is back.
+type Return struct{ Instance discovery.Instance }
+
+// Panic tells that panic began (On) or ended for a service.
+type Panic struct {
+	Service string
+	On      bool
+	// Suspects of Instances fail.
+	Suspects, Instances int
+}
+
+func (cfg Config) withDefaults() (Config, error) {
+	for _, f := range []struct {
+		name string
+		got  time.Duration
+	}{
+		{"SlowStart", cfg.SlowStart}, {"Wait", cfg.Wait}, {"KeepOnEmpty", cfg.KeepOnEmpty},
+		{"Probe.Every", cfg.Probe.Every}, {"Probe.Timeout", cfg.Probe.Timeout},
+	} {
+		if f.got < 0 {
+			return cfg, fmt.Errorf("balance: Config.%s is %v, want 0 or more", f.name, f.got)
+		}
+	}
+	if cfg.Subset < 0 {
+		return cfg, fmt.Errorf("balance: Config.Subset is %d, want 0 or more", cfg.Subset)
+	}
+	if cfg.Subset > 0 && cfg.Client == "" {
+		return cfg, errors.New("balance: Config.Client is empty, want a name of this process for Config.Subset")
+	}
+	if cfg.Picker == nil {
+		cfg.Picker = PeakEWMA{}
+	}
+	if v, ok := cfg.Picker.(interface{ validate() error }); ok {
+		if err := v.validate(); err != nil {
+			return cfg, err
+		}
+	}
+	if cfg.Wait == 0 {
+		cfg.Wait = 5 * time.Second
+	}
+	cfg.Probe = cfg.Probe.withDefaults()
+	var err error
+	cfg.Outlier, err = cfg.Outlier.withDefaults()
+	return cfg, err
 }
 
 // Balancer spreads the calls to one service over its instances.
@@ -51,18 +137,32 @@ type Balancer struct {
 	resolver discovery.Resolver
 	service  string
 	cfg      Config
-	snap     atomic.Pointer[snapshot]
-	err      atomic.Pointer[error]
-	first    chan struct{} // closed at the resolver's first word
-	once     sync.Once
+	decay    float64   // of latencies and failures, in nanoseconds
+	epoch    time.Time // zero of now
+
+	snap     atomic.Pointer[snapshot] // nil until the instances are known
+	inflight *atomic.Int64            // nil unless the picker needs it
+	changed  chan struct{}            // tells Run that an instance has come under suspicion or out of it
+
+	state     atomic.Int32  // idle, running, ended
+	firstWord chan struct{} // closed at the resolver's first word, or at the end of Run
+
+	mu       sync.Mutex // guards what follows, and part of each node
+	set      discovery.Set
+	err      error         // the resolver's, nil while it answers
+	empty    discovery.Set // the empty set that is not yet believed
+	emptyAt  int64         // when it will be; 0 if there is none
+	nodes    map[string]*node
+	panicked bool
 }
 
-type snapshot struct {
-	set    discovery.Set
-	choose func() int
-}
+const (
+	idle int32 = iota
+	running
+	ended
+)
 
-// New returns a balancer for the service. It knows nothing until Run runs.
+// New returns a balancer for the service. It knows no instances until Run runs.
 func New(resolver discovery.Resolver, service string, cfg Config) (*Balancer, error) {
 	if resolver == nil {
 		return nil, errors.New("balance: resolver is nil, want one")
@@ -70,70 +170,134 @@ func New(resolver discovery.Resolver, service string, cfg Config) (*Balancer, er
 	if service == "" {
 		return nil, errors.New("balance: service is empty, want a name")
 	}
-	if cfg.Wait < 0 {
-		return nil, fmt.Errorf("balance: Config.Wait is %v, want 0 or more", cfg.Wait)
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
 	}
-	if cfg.Wait == 0 {
-		cfg.Wait = 5 * time.Second
+	b := &Balancer{
+		resolver: resolver, service: service, cfg: cfg, decay: float64(10 * time.Second), epoch: time.Now(),
+		changed: make(chan struct{}, 1), firstWord: make(chan struct{}), nodes: map[string]*node{},
 	}
-	if cfg.Picker == nil {
-		cfg.Picker = RoundRobin{}
+	if p, ok := cfg.Picker.(PeakEWMA); ok && p.Decay > 0 {
+		b.decay = float64(p.Decay)
 	}
-	return &Balancer{resolver: resolver, service: service, cfg: cfg, first: make(chan struct{})}, nil
+	if _, ok := cfg.Picker.(ConsistentHash); ok {
+		b.inflight = new(atomic.Int64)
+	}
+	return b, nil
 }
 
-// Run follows the resolver until ctx is done, then returns nil.
-func (b *Balancer) Run(ctx context.Context) error {
-	for set, err := range b.resolver.Watch(ctx, b.service) {
-		if err != nil {
-			b.err.Store(&err)
-		}
-		if set.Service != "" {
-			s := &snapshot{set: set}
-			if n := len(set.Instances); n > 0 {
-				s.choose = b.cfg.Picker.build(n)
-			}
-			b.snap.Store(s)
-		}
-		b.once.Do(func() { close(b.first) })
-	}
-	return nil
+// now is the balancer's clock: nanoseconds since New. It reads the monotonic clock only.
+func (b *Balancer) now() int64 { return int64(time.Since(b.epoch)) }
+
+// Hint is what a single pick may depend on.
+type Hint struct {
+	// Key is what [ConsistentHash] hashes. Empty means any instance.
+	Key string
+
+	now   int64
+	avoid *node // chosen only if there is no other
 }
 
-// Lease is one call that is in flight to an instance.
-type Lease struct{ in *discovery.Instance }
+// Pick chooses the instance for the next call. Lease.Done must follow.
+//
+// Until the resolver's first word it waits, for ctx and for Config.Wait at most. The error is a
+// [*fault.Rejection] with [ErrNoInstances] or [ErrNotReady], or wraps the cause of
+// the end of ctx.
+func (b *Balancer) Pick(ctx context.Context) (Lease, error) { return b.PickFor(ctx, Hint{}) }
 
-// Instance returns the instance that takes the call.
-func (l *Lease) Instance() discovery.Instance { return *l.in }
-
-// Addr returns the address of the instance that takes the call.
-func (l *Lease) Addr() string { return l.in.Addr }
-
-// Done ends the call and tells how it went.
-func (l *Lease) Done(fault.Outcome) {}
-
-// Pick chooses the instance for the next call.
-func (b *Balancer) Pick(ctx context.Context) (Lease, error) {
+// PickFor is [Balancer.Pick] with a hint.
+func (b *Balancer) PickFor(ctx context.Context, h Hint) (Lease, error) {
 	s := b.snap.Load()
 	if s == nil {
-		timer := time.NewTimer(b.cfg.Wait)
-		defer timer.Stop()
+		var err error
+		if s, err = b.await(ctx); err != nil {
+			return Lease{}, err
+		}
+	}
+	if len(s.tiers) == 0 {
+		return Lease{}, b.reject(ErrNoInstances)
+	}
+	h.now = b.now()
+	n := s.pick(h)
+	n.begin(h.now)
+	if b.inflight != nil {
+		b.inflight.Add(1)
+	}
+	return Lease{b: b, n: n, start: h.now}, nil
+}
+
+// await waits for the first snapshot.
+func (b *Balancer) await(ctx context.Context) (*snapshot, error) {
+	timer := time.NewTimer(b.cfg.Wait)
+	defer timer.Stop()
+	select {
+	case <-b.firstWord:
+	case <-timer.C:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("balance: waiting for the instances of %s: %w", b.service, context.Cause(ctx))
+	}
+	if s := b.snap.Load(); s != nil {
+		return s, nil
+	}
+	b.mu.Lock()
+	cause := b.err
+	b.mu.Unlock()
+	switch {
+	case b.state.Load() == idle:
+		cause = errors.New("Run is not running")
+	case b.state.Load() == ended:
+		cause = errors.New("Run has ended")
+	case cause == nil:
+		cause = fmt.Errorf("the resolver has said nothing for %v", b.cfg.Wait)
+	}
+	return nil, b.reject(fmt.Errorf("%w: %w", ErrNotReady, cause))
+}
+
+func (b *Balancer) reject(err error) error {
+	return &fault.Rejection{By: "balance", Name: b.service, Err: err}
+}
+
+// Lease is one call in flight to an instance. Its methods are for one goroutine.
+type Lease struct {
+	b        *Balancer
+	n        *node
+	start    int64
+	answered bool
+}
+
+// Instance returns the instance that takes the call. It is for the time before Done.
+func (l *Lease) Instance() discovery.Instance { return *l.n.info.Load() }
+
+// Addr returns the address of the instance that takes the call. It is for the time before Done.
+func (l *Lease) Addr() string { return l.n.info.Load().Addr }
+
+// Answered tells that the answer has begun, and how it looks: this is the call's
+// latency. It is for answers that go on, such as streams, and may be left out: Done
+// includes it.
+func (l *Lease) Answered(o fault.Outcome) {
+	if l.n == nil || l.answered {
+		return
+	}
+	l.answered = true
+	l.n.answered(l.start, l.b.now(), o)
+}
+
+// Done ends the call and tells how it went: Neutral where that says nothing about the
+// instance, as after the caller's own cancellation. Again it does nothing.
+func (l *Lease) Done(o fault.Outcome) {
+	if l.n == nil {
+		return
+	}
+	n, b := l.n, l.b
+	l.n = nil
+	if b.inflight != nil {
+		b.inflight.Add(-1)
+	}
+	if n.done(l.start, b.now(), o, l.answered, &b.cfg.Outlier) {
 		select {
-		case <-b.first:
-		case <-timer.C:
-		case <-ctx.Done():
-			return Lease{}, fmt.Errorf("balance: waiting for instances of %s: %w", b.service, context.Cause(ctx))
-		}
-		if s = b.snap.Load(); s == nil {
-			err := ErrNotReady
-			if cause := b.err.Load(); cause != nil {
-				err = fmt.Errorf("%w: %w", ErrNotReady, *cause)
-			}
-			return Lease{}, &fault.Rejection{By: "balance", Name: b.service, Err: err}
+		case b.changed <- struct{}{}:
+		default: // Run has been told already
 		}
 	}
-	if s.choose == nil {
-		return Lease{}, &fault.Rejection{By: "balance", Name: b.service, Err: ErrNoInstances}
-	}
-	return Lease{in: &s.set.Instances[s.choose()]}, nil
 }

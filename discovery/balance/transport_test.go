@@ -25,7 +25,7 @@ func TestTransportSpreads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport, err := balance.NewTransport(static, balance.TransportConfig{})
+	transport, err := balance.NewTransport(static, balance.TransportConfig{Balancer: balance.Config{Picker: balance.RoundRobin{}}})
 	if err != nil {
 		t.Fatal(err)
 	}

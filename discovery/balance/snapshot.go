@@ -1,0 +1,232 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package balance
+
+import (
+	"cmp"
+	"math"
+	"math/rand/v2"
+	"slices"
+)
+
+// snapshot is what a pick sees. It never changes.
+type snapshot struct {
+	tiers []tier // none if there are no instances
+}
+
+// tier is a group of instances that are equally preferred: same priority, and both in the
+// own zone or both not.
+type tier struct {
+	candidates []Candidate
+	choose     func(Hint) int
+	upTo       float64 // its share of the calls, added to those before it
+}
+
+// spill is how far a tier may be loaded above the ordinary when some of its instances are out,
+// before calls spill over to the next: 40 %, as in Envoy.
+const spill = 1.4
+
+func (s *snapshot) pick(h Hint) *node {
+	t := &s.tiers[0]
+	if len(s.tiers) > 1 {
+		u := rand.Float64()
+		for i := 1; u >= t.upTo && i < len(s.tiers); i++ {
+			t = &s.tiers[i]
+		}
+	}
+	n := t.candidates[t.choose(h)].n
+	if h.avoid == nil || n != h.avoid {
+		return n
+	}
+	return s.other(t, h)
+}
+
+// other returns an instance that is not to be avoided, or if there is none, that one.
+func (s *snapshot) other(t *tier, h Hint) *node {
+	for range 3 {
+		if n := t.candidates[t.choose(h)].n; n != h.avoid {
+			return n
+		}
+	}
+	for i, start := 0, rand.IntN(len(t.candidates)); i < len(t.candidates); i++ {
+		if n := t.candidates[(start+i)%len(t.candidates)].n; n != h.avoid {
+			return n
+		}
+	}
+	for i := range s.tiers {
+		for j := range s.tiers[i].candidates {
+			if n := s.tiers[i].candidates[j].n; n != h.avoid {
+				return n
+			}
+		}
+	}
+	return h.avoid
+}
+
+// group is a tier in the making.
+type group struct {
+	priority int
+	far      bool
+	nodes    []*node // sorted by ID
+	suspects int
+}
+
+// rebuild publishes the snapshot of the present state, and returns the hooks to call.
+func (b *Balancer) rebuild(now int64) (events []func()) {
+	cfg := &b.cfg.Outlier
+	groups := b.groups()
+	suspects, instances := 0, 0
+	panicked := len(groups) > 0
+	for _, g := range groups {
+		for _, n := range g.nodes {
+			if n.until != 0 {
+				g.suspects++
+			}
+		}
+		suspects += g.suspects
+		instances += len(g.nodes)
+		panicked = panicked && cfg.panics(g.suspects, len(g.nodes))
+	}
+
+	s := &snapshot{}
+	sum := 0.0
+	for _, g := range groups {
+		may := cfg.mayEject(len(g.nodes))
+		switch {
+		case panicked:
+			may = 0
+		case cfg.panics(g.suspects, len(g.nodes)):
+			may = len(g.nodes) // others can take their load
+		}
+		in := b.choose(g, may, &events, now)
+		if len(in) == 0 || sum >= 1 {
+			continue
+		}
+		share := 1.0
+		if !panicked {
+			share = min(1-sum, spill*float64(len(g.nodes)-g.suspects)/float64(len(g.nodes)))
+		}
+		if share <= 0 {
+			continue
+		}
+		sum += share
+		s.tiers = append(s.tiers, tier{in, b.cfg.Picker.Build(in), sum})
+	}
+	for i := range s.tiers {
+		s.tiers[i].upTo /= sum
+	}
+	b.snap.Store(s)
+	if panicked != b.panicked && b.cfg.Hooks.Panic != nil {
+		e := Panic{b.service, panicked, suspects, instances}
+		events = append(events, func() { b.cfg.Hooks.Panic(e) })
+	}
+	b.panicked = panicked
+	return events
+}
+
+// choose returns the candidates of the group, leaving out at most may suspects: those that are
+// out already, then the earliest.
+func (b *Balancer) choose(g *group, may int, events *[]func(), now int64) []Candidate {
+	var suspects []*node
+	for _, n := range g.nodes {
+		if n.until != 0 {
+			suspects = append(suspects, n)
+		}
+	}
+	slices.SortStableFunc(suspects, func(x, y *node) int {
+		if x.out != y.out {
+			if x.out {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(x.until, y.until)
+	})
+	leaveOut := make(map[*node]bool)
+	for _, n := range suspects[:min(max(may, 0), len(suspects))] {
+		leaveOut[n] = true
+	}
+	in := make([]Candidate, 0, len(g.nodes))
+	for _, n := range g.nodes {
+		out := leaveOut[n]
+		if out != n.out {
+			n.out = out
+			*events = append(*events, b.moved(n, out, now)...)
+		}
+		if !out {
+			warm := b.warm(n, now)
+			in = append(in, Candidate{Weight: n.weight() * warm, Warm: warm, n: n})
+		}
+	}
+	return in
+}
+
+// moved returns the hook for an instance that has just been left out, or is back.
+func (b *Balancer) moved(n *node, out bool, now int64) []func() {
+	switch {
+	case out && b.cfg.Hooks.Eject != nil:
+		n.mu.Lock()
+		e := Ejection{Instance: *n.info.Load(), Reason: n.suspect}
+		n.mu.Unlock()
+		if n.until != math.MaxInt64 {
+			e.For = durationOf(n.until - now)
+		}
+		return []func(){func() { b.cfg.Hooks.Eject(e) }}
+	case !out && b.cfg.Hooks.Return != nil:
+		e := Return{*n.info.Load()}
+		return []func(){func() { b.cfg.Hooks.Return(e) }}
+	}
+	return nil
+}
+
+// groups sorts the instances into groups, the most preferred first, and cuts each down to
+// the subset.
+func (b *Balancer) groups() []*group {
+	var groups []*group
+	for _, n := range b.nodes {
+		info := n.info.Load()
+		far := b.cfg.Zone != "" && info.Zone != b.cfg.Zone
+		i := slices.IndexFunc(groups, func(g *group) bool { return g.priority == info.Priority && g.far == far })
+		if i < 0 {
+			i = len(groups)
+			groups = append(groups, &group{priority: info.Priority, far: far})
+		}
+		groups[i].nodes = append(groups[i].nodes, n)
+	}
+	slices.SortFunc(groups, func(x, y *group) int {
+		if c := cmp.Compare(x.priority, y.priority); c != 0 || x.far == y.far {
+			return c
+		}
+		if x.far {
+			return 1
+		}
+		return -1
+	})
+	byID := func(x, y *node) int { return cmp.Compare(x.info.Load().ID, y.info.Load().ID) }
+	for _, g := range groups {
+		slices.SortFunc(g.nodes, byID)
+		if k := b.cfg.Subset; k > 0 && k < len(g.nodes) {
+			// Rendezvous hashing: each process has its own order of preference, in which a change
+			// of one instance moves nobody else.
+			client := hash(b.cfg.Client)
+			rank := func(n *node) uint64 { return mix(client ^ hash(n.info.Load().ID)) }
+			slices.SortFunc(g.nodes, func(x, y *node) int { return cmp.Compare(rank(x), rank(y)) })
+			for _, n := range g.nodes[k:] {
+				n.out = false // not a matter of ejection
+			}
+			g.nodes = slices.Clone(g.nodes[:k])
+			slices.SortFunc(g.nodes, byID)
+		}
+	}
+	return groups
+}
+
+// warm is the share of its weight that an instance gets: a tenth at the start of its slow start,
+// growing to 1.
+func (b *Balancer) warm(n *node, now int64) float64 {
+	if !n.warming {
+		return 1
+	}
+	return min(0.1+0.9*float64(now-n.warmFrom)/float64(b.cfg.SlowStart), 1)
+}
