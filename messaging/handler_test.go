@@ -136,10 +136,10 @@ func TestInvoke(t *testing.T) {
 		check func(err error) bool
 		exits bool
 	}{
-		"error":     {func() error { return errTest }, func(err error) bool { return err == errTest }, false},
+		"error":     {func() error { return errTest }, func(err error) bool { return errors.Is(err, errTest) }, false},
 		"nil":       {func() error { return nil }, func(err error) bool { return err == nil }, false},
 		"panic":     {func() error { panic("boom") }, isPanic("boom"), false},
-		"panic nil": {func() error { panic(nil) }, func(err error) bool { return errors.As(err, new(*runtime.PanicNilError)) }, false},
+		"panic nil": {func() error { panic(map[string]any{}["none"]) }, func(err error) bool { return errors.As(err, new(*runtime.PanicNilError)) }, false},
 		"panic err": {func() error { panic(errTest) }, func(err error) bool { return errors.Is(err, errTest) }, false},
 		"Goexit":    {func() error { runtime.Goexit(); return nil }, isPanic(nil), true},
 	} {
@@ -164,8 +164,8 @@ func TestInvoke(t *testing.T) {
 
 func isPanic(value any) func(error) bool {
 	return func(err error) bool {
-		p, ok := err.(*PanicError)
-		return ok && p.Value == value
+		var p *PanicError
+		return errors.As(err, &p) && p.Value == value
 	}
 }
 

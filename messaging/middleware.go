@@ -92,9 +92,9 @@ func Logging(l *slog.Logger) Middleware {
 		if l == nil {
 			l = slog.Default()
 		}
-		level, text := slog.LevelDebug, "message handled"
+		level := slog.LevelDebug
 		if h.Err != nil {
-			level, text = slog.LevelWarn, "message not handled"
+			level = slog.LevelWarn
 		}
 		if !l.Enabled(ctx, level) {
 			return
@@ -111,9 +111,10 @@ func Logging(l *slog.Logger) Middleware {
 		if tc, ok := TraceFrom(m.Header); ok {
 			attrs = append(attrs, slog.String("trace_id", tc.TraceID.String()))
 		}
-		if h.Err != nil {
-			attrs = append(attrs, slog.Any("error", h.Err))
+		if h.Err == nil {
+			l.LogAttrs(ctx, level, "message handled", attrs...)
+			return
 		}
-		l.LogAttrs(ctx, level, text, attrs...)
+		l.LogAttrs(ctx, level, "message not handled", append(attrs, slog.Any("error", h.Err))...)
 	})
 }

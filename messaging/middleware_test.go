@@ -29,7 +29,7 @@ func TestRecover(t *testing.T) {
 	if !errors.As(err, &p) || !errors.Is(err, errTest) || !strings.Contains(string(p.Stack), "middleware_test.go") {
 		t.Errorf("Handle = %v, want a PanicError with value and stack", err)
 	}
-	if err := Recover()(fails(errTest)).Handle(t.Context(), &Delivery{}); err != errTest {
+	if err := Recover()(fails(errTest)).Handle(t.Context(), &Delivery{}); !errors.Is(err, errTest) {
 		t.Errorf("Handle = %v, want the handler's error", err)
 	}
 }
@@ -63,7 +63,7 @@ func (g guard) Do(ctx context.Context, fn func(context.Context) error) error { r
 
 func TestGuard(t *testing.T) {
 	open := guard(func(ctx context.Context, fn func(context.Context) error) error { return fn(ctx) })
-	if err := Guard(open)(fails(errTest)).Handle(t.Context(), &Delivery{}); err != errTest {
+	if err := Guard(open)(fails(errTest)).Handle(t.Context(), &Delivery{}); !errors.Is(err, errTest) {
 		t.Errorf("Handle = %v, want the handler's error", err)
 	}
 	shut := guard(func(context.Context, func(context.Context) error) error {
@@ -81,11 +81,11 @@ func TestObserve(t *testing.T) {
 		d := &Delivery{}
 		o := Observe(func(_ context.Context, h Handled) { got = h })
 		slow := HandlerFunc(func(context.Context, *Delivery) error { time.Sleep(time.Second); return errTest })
-		if err := o(slow).Handle(t.Context(), d); err != errTest || got.Err != errTest || got.Took != time.Second || got.Delivery != d {
+		if err := o(slow).Handle(t.Context(), d); !errors.Is(err, errTest) || !errors.Is(got.Err, errTest) || got.Took != time.Second || got.Delivery != d {
 			t.Errorf("Handle = %v, observed %+v, want the error after a second", err, got)
 		}
 		err := o(panics).Handle(t.Context(), d)
-		if p := (*PanicError)(nil); !errors.As(err, &p) || got.Err != err {
+		if p := (*PanicError)(nil); !errors.As(err, &p) || !errors.Is(got.Err, p) {
 			t.Errorf("Handle = %v, observed %v, want the same PanicError", err, got.Err)
 		}
 	})

@@ -6,7 +6,6 @@ package messagingmem_test
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -17,7 +16,7 @@ import (
 	"github.com/dovetail-go/dovetail/messaging/messagingtest"
 )
 
-var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+var quiet = slog.New(slog.DiscardHandler)
 
 // harness returns the harness of a broker that keeps its dead letters in memory, or
 // gives them to a sink.

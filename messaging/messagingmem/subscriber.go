@@ -228,15 +228,14 @@ func (s *subscriber) buried(ctx context.Context, e *entry, dl messaging.DeadLett
 	}
 	b.mu.Unlock()
 
-	level, text := slog.LevelWarn, "message became a dead letter"
 	attrs := append(make([]slog.Attr, 0, 6),
 		slog.String("group", dl.Group), slog.String("topic", dl.Message.Topic), slog.String("message_id", dl.Message.ID),
 		slog.Int("attempt", dl.Attempt), slog.String("reason", dl.Reason))
 	if err != nil {
-		level, text = slog.LevelError, "dead letter not put away, will try again"
-		attrs = append(attrs, slog.Any("error", err))
+		b.logger().LogAttrs(ctx, slog.LevelError, "dead letter not put away, will try again", append(attrs, slog.Any("error", err))...)
+	} else {
+		b.logger().LogAttrs(ctx, slog.LevelWarn, "message became a dead letter", attrs...)
 	}
-	b.logger().LogAttrs(ctx, level, text, attrs...)
 	s.settled(&dl.Delivery, dec, took)
 }
 

@@ -6,7 +6,6 @@ package messagingtest
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -73,7 +72,7 @@ func (d *driver) change(f func(*messaging.Subscription)) {
 func sound(damage func(t *testing.T, d *driver, cfg *messagingmem.Config)) Harness {
 	return Harness{
 		Open: func(t *testing.T, o Options) *Client {
-			cfg := messagingmem.Config{ConfirmOnAck: o.ConfirmOnAck, Capacity: o.Capacity, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+			cfg := messagingmem.Config{ConfirmOnAck: o.ConfirmOnAck, Capacity: o.Capacity, Logger: slog.New(slog.DiscardHandler)}
 			if o.Log {
 				cfg.Retain = 100
 			}

@@ -35,19 +35,13 @@ type Checker struct {
 // sentMessage is what the publishers know of a message.
 type sentMessage struct {
 	topic, key string
-	nth        int // of its key, by the first time it was sent
-	outcome    outcome
+	nth        int  // of its key, by the first time it was sent
+	confirmed  bool // once at least
+	open       int  // tries that are under way or ended in an unknown outcome
 }
 
-// outcome orders what is known of a message: a confirmation is never unlearnt, and a
-// refusal counts only if nothing stronger is known.
-type outcome uint8
-
-const (
-	refused outcome = iota + 1 // certainly not taken
-	unknown                    // or still under way
-	confirmed
-)
+// refused reports whether the message was certainly never taken.
+func (s *sentMessage) refused() bool { return !s.confirmed && s.open == 0 }
 
 type checkedGroup struct {
 	handled    map[string]int // by ID
@@ -104,24 +98,25 @@ func (p *checkedPublisher) Publish(ctx context.Context, msgs ...*messaging.Messa
 func (c *Checker) sending(m *messaging.Message) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.sent[m.ID]; s != nil {
-		s.outcome = max(s.outcome, unknown)
-		return
+	s := c.sent[m.ID]
+	if s == nil {
+		c.lastOf[m.Key]++
+		s = &sentMessage{topic: m.Topic, key: m.Key, nth: c.lastOf[m.Key]}
+		c.sent[m.ID] = s
 	}
-	c.lastOf[m.Key]++
-	c.sent[m.ID] = &sentMessage{topic: m.Topic, key: m.Key, nth: c.lastOf[m.Key], outcome: unknown}
+	s.open++
 }
 
 func (c *Checker) published(id string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.sent[id]
+	notTaken := errors.Is(err, messaging.ErrRefused) || errors.Is(err, messaging.ErrBlocked) || errors.Is(err, messaging.ErrUnroutable)
 	switch {
 	case err == nil:
-		s.outcome = confirmed
-	case s.outcome == unknown && !errors.Is(err, messaging.ErrUnknown) &&
-		(errors.Is(err, messaging.ErrRefused) || errors.Is(err, messaging.ErrBlocked) || errors.Is(err, messaging.ErrUnroutable)):
-		s.outcome = refused
+		s.confirmed = true
+	case notTaken && !errors.Is(err, messaging.ErrUnknown):
+		s.open--
 	}
 }
 
@@ -207,10 +202,10 @@ func (c *Checker) Report() Report {
 	defer c.mu.Unlock()
 	r := Report{Sent: len(c.sent)}
 	for _, s := range c.sent {
-		switch s.outcome {
-		case confirmed:
+		switch {
+		case s.confirmed:
 			r.Confirmed++
-		case refused:
+		case s.refused():
 			r.Refused++
 		default:
 			r.Unknown++
@@ -226,9 +221,9 @@ func (c *Checker) Report() Report {
 			matches := slices.ContainsFunc(sub.Topics, func(p string) bool { return messaging.Match(p, s.topic) })
 			handled := g.handled[id] > 0
 			switch {
-			case matches && s.outcome == confirmed && !handled:
+			case matches && s.confirmed && !handled:
 				gr.Lost = append(gr.Lost, id)
-			case matches && s.outcome == refused && handled:
+			case matches && s.refused() && handled:
 				gr.Ghosts = append(gr.Ghosts, id)
 			case !matches && handled:
 				gr.Strangers = append(gr.Strangers, id)

@@ -23,7 +23,7 @@ func (r *runner) concurrency() {
 		s := e.sub("g", "t")
 		s.Concurrency = n
 		e.declare(s)
-		all := msgs(4*n, "t")
+		all := msgs(4 * n)
 		e.publishAll(all...)
 		var got tape
 		var now, most atomic.Int64
@@ -56,7 +56,7 @@ func (r *runner) concurrency() {
 		s := e.sub("g", "t")
 		s.Concurrency, s.Prefetch = 1, 3
 		e.declare(s)
-		all := msgs(12, "t")
+		all := msgs(12)
 		var stuck, free tape
 		release := make(chan struct{})
 		e.subscribe(s, func(ctx context.Context, d *messaging.Delivery) error {

@@ -164,11 +164,11 @@ func msg(topic, key string) *messaging.Message {
 	return &messaging.Message{ID: id, Topic: topic, Key: key, Type: topic + ".v1", Time: time.Now(), Body: []byte(id)}
 }
 
-// msgs returns n new messages without a key.
-func msgs(n int, topic string) []*messaging.Message {
+// msgs returns n new messages of topic t without a key.
+func msgs(n int) []*messaging.Message {
 	all := make([]*messaging.Message, n)
 	for i := range all {
-		all[i] = msg(topic, "")
+		all[i] = msg("t", "")
 	}
 	return all
 }
@@ -369,28 +369,20 @@ func (e *env) wantDead(group string, n int) []messaging.DeadLetter {
 	return dls
 }
 
-// sameMessage compares all that a message carries.
-func sameMessage(got, want *messaging.Message) error {
-	switch {
-	case got.ID != want.ID:
-		return fmt.Errorf("ID = %q, want %q", got.ID, want.ID)
-	case got.Topic != want.Topic:
-		return fmt.Errorf("Topic = %q, want %q", got.Topic, want.Topic)
-	case got.Key != want.Key:
-		return fmt.Errorf("Key = %q, want %q", got.Key, want.Key)
-	case got.Type != want.Type:
-		return fmt.Errorf("Type = %q, want %q", got.Type, want.Type)
-	case !got.Time.Equal(want.Time):
-		return fmt.Errorf("Time = %v, want %v", got.Time, want.Time)
-	case string(got.Body) != string(want.Body):
-		return fmt.Errorf("Body = %q, want %q", got.Body, want.Body)
-	case len(got.Header) != len(want.Header):
-		return fmt.Errorf("Header = %v, want %v", got.Header, want.Header)
-	}
-	for name, value := range want.Header {
-		if got.Header[name] != value {
-			return fmt.Errorf("Header[%q] = %q, want %q", name, got.Header[name], value)
+// differs returns where a message is not what it should be, or "".
+func differs(got, want *messaging.Message) string {
+	for _, f := range [...]struct{ name, got, want string }{
+		{"ID", got.ID, want.ID},
+		{"Topic", got.Topic, want.Topic},
+		{"Key", got.Key, want.Key},
+		{"Type", got.Type, want.Type},
+		{"Time", got.Time.UTC().String(), want.Time.UTC().Round(0).String()},
+		{"Header", fmt.Sprintf("%q", got.Header), fmt.Sprintf("%q", want.Header)},
+		{"Body", string(got.Body), string(want.Body)},
+	} {
+		if f.got != f.want {
+			return fmt.Sprintf("%s = %q, want %q", f.name, f.got, f.want)
 		}
 	}
-	return nil
+	return ""
 }

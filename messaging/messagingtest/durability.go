@@ -68,7 +68,7 @@ func (r *runner) confirmOnAck() {
 		s := e.sub("g", "t")
 		e.declare(s)
 		m := msg("t", "")
-		ctx, cancel := context.WithTimeout(e.Context(), e.unit)
+		ctx, cancel := context.WithTimeout(e.Context(), 3*e.unit)
 		defer cancel()
 		err := e.Publish(ctx, m)
 		f := e.failures(err)[0]
@@ -85,7 +85,7 @@ func (r *runner) confirmOnAck() {
 		e.declare(s)
 		m := msg("t", "")
 		for range 3 {
-			ctx, cancel := context.WithTimeout(e.Context(), e.unit)
+			ctx, cancel := context.WithTimeout(e.Context(), 3*e.unit)
 			if err := e.Publish(ctx, m); !errors.Is(err, messaging.ErrUnknown) {
 				e.Errorf("Publish = %v, want ErrUnknown", err)
 			}
@@ -104,12 +104,12 @@ func (r *runner) capacity() {
 	if !r.h.Capacity {
 		r.t.Skip("Harness.Capacity is false")
 	}
-	// fill publishes until the broker blocks, and returns what it took and what not.
-	fill := func(e *env) (taken []*messaging.Message, left *messaging.Message) {
+	// fill publishes until the broker blocks, and returns what it took.
+	fill := func(e *env) (taken []*messaging.Message) {
 		e.Helper()
 		for range 1000 {
 			m := msg("t", "")
-			ctx, cancel := context.WithTimeout(e.Context(), e.unit)
+			ctx, cancel := context.WithTimeout(e.Context(), 3*e.unit)
 			err := e.Publish(ctx, m)
 			cancel()
 			if err == nil {
@@ -119,17 +119,17 @@ func (r *runner) capacity() {
 			if f := e.failures(err)[0]; !errors.Is(f.Err, messaging.ErrBlocked) || !errors.Is(err, context.DeadlineExceeded) {
 				e.Fatalf("Publish = %v, want ErrBlocked and context.DeadlineExceeded", err)
 			}
-			return taken, m
+			return taken
 		}
 		e.Fatal("the broker never blocked")
-		return nil, nil
+		return nil
 	}
 	o := Options{Capacity: 5}
 
 	r.sentence("a full broker blocks Publish until its context ends, and has not taken the message", o, func(e *env) {
 		s := e.sub("g", "t")
 		e.declare(s)
-		taken, _ := fill(e)
+		taken := fill(e)
 		var got tape
 		e.subscribe(s, got.handle)
 		e.wantOnce(&got, taken...)
@@ -138,7 +138,7 @@ func (r *runner) capacity() {
 	r.sentence("blocked publishers go on when there is room again", o, func(e *env) {
 		s := e.sub("g", "t")
 		e.declare(s)
-		all, _ := fill(e)
+		all := fill(e)
 		var wg sync.WaitGroup
 		for range 20 {
 			m := msg("t", "")
@@ -169,7 +169,7 @@ func (r *runner) log() {
 		s := e.sub("recorder", "t")
 		s.Concurrency = 1
 		e.declare(s)
-		all := msgs(n, "t")
+		all := msgs(n)
 		for _, m := range all {
 			e.publishAll(m)
 		}
@@ -224,7 +224,7 @@ func (r *runner) log() {
 		time.Sleep(e.unit)
 		middle := time.Now()
 		time.Sleep(e.unit)
-		later := msgs(5, "t")
+		later := msgs(5)
 		e.publishAll(later...)
 		s := e.sub("new", "t")
 		s.From = messaging.FromTime(middle)
@@ -253,7 +253,7 @@ func (r *runner) faults() {
 		}
 		s := e.sub("g", "t")
 		e.declare(s)
-		all := msgs(50, "t")
+		all := msgs(50)
 		e.publishAll(all...)
 		if err := e.Restart(e.Context()); err != nil {
 			e.Fatalf("Restart = %v", err)

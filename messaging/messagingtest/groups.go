@@ -15,7 +15,7 @@ func (r *runner) groups() {
 	r.sentence("what is published after Declare reaches the group although it subscribes later", Options{}, func(e *env) {
 		s := e.sub("g", "t")
 		e.declare(s)
-		all := msgs(10, "t")
+		all := msgs(10)
 		e.publishAll(all...)
 		var got tape
 		e.subscribe(s, got.handle)
@@ -30,13 +30,13 @@ func (r *runner) groups() {
 	r.sentence("Subscribe declares the group, which begins with what is published from then on", Options{}, func(e *env) {
 		other := e.sub("other", "t")
 		e.declare(other)
-		early := msgs(3, "t")
+		early := msgs(3)
 		e.publishAll(early...)
 		var got, rest tape
 		e.subscribe(e.sub("g", "t"), got.handle)
 		// From some message on, the group gets them all.
 		e.eventually(func() bool { e.publishAll(msg("t", "")); return got.len() > 0 }, "the group is bound")
-		last := msgs(5, "t")
+		last := msgs(5)
 		e.publishAll(last...)
 		e.subscribe(other, rest.handle)
 		for _, m := range last {
@@ -52,7 +52,7 @@ func (r *runner) groups() {
 	r.sentence("every group gets each message, the publisher not knowing of them", Options{}, func(e *env) {
 		subs := []messaging.Subscription{e.sub("a", "t"), e.sub("b", "t"), e.sub("c", "t")}
 		e.declare(subs...)
-		all := msgs(20, "t")
+		all := msgs(20)
 		e.publishAll(all...)
 		got := make([]tape, len(subs))
 		for i, s := range subs {
@@ -91,7 +91,7 @@ func (r *runner) groups() {
 			return first.len() > 0
 		}, "the first subscriber has a message")
 		e.subscribe(s, handle(&second))
-		all := msgs(20, "t")
+		all := msgs(20)
 		e.publishAll(all...)
 		e.until(both, "both subscribers have a message")
 		for _, m := range all {

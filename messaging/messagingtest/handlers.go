@@ -20,7 +20,7 @@ func (r *runner) handlers() {
 	r.sentence("nil acknowledges: never again, not to a later subscriber either", Options{}, func(e *env) {
 		s := e.sub("g", "t")
 		e.declare(s)
-		all := msgs(10, "t")
+		all := msgs(10)
 		e.publishAll(all...)
 		var got tape
 		first := e.subscribe(s, got.handle)
@@ -50,8 +50,8 @@ func (r *runner) handlers() {
 			if d.Attempt != i+1 || i > 0 && !d.Redelivered {
 				e.Errorf("delivery %d = {Attempt: %d, Redelivered: %t}, want attempt %d, redelivered after the first", i+1, d.Attempt, d.Redelivered, i+1)
 			}
-			if err := sameMessage(d.Message, m); err != nil {
-				e.Errorf("delivery %d: %v", i+1, err)
+			if diff := differs(d.Message, m); diff != "" {
+				e.Errorf("delivery %d: %s", i+1, diff)
 			}
 		}
 		if n := got.len(); n != 4 {
@@ -83,8 +83,8 @@ func (r *runner) handlers() {
 		s := e.sub("g", "t")
 		s.Concurrency, s.Prefetch = 1, 2
 		e.declare(s)
-		bad := msgs(5, "t")
-		good := msgs(20, "t")
+		bad := msgs(5)
+		good := msgs(20)
 		failing := make(map[string]bool)
 		for _, m := range bad {
 			failing[m.ID] = true
@@ -159,7 +159,7 @@ func (r *runner) handlers() {
 			s := e.sub("g", "t")
 			s.Concurrency, s.Prefetch = 1, 1
 			e.declare(s)
-			all := msgs(3, "t")
+			all := msgs(3)
 			e.publishAll(all...)
 			var got tape
 			e.subscribe(s, func(_ context.Context, d *messaging.Delivery) error {
@@ -212,8 +212,8 @@ func (r *runner) deadLetters() {
 				e.Errorf("dead letter = {Group: %q, Attempt: %d, Reason: %q, At: %v, Stack: %q}, want g, 1, %q, a time, no stack",
 					dl.Group, dl.Attempt, dl.Reason, dl.At, dl.Stack, errTest)
 			}
-			if err := sameMessage(dl.Message, m); err != nil {
-				e.Errorf("dead letter: %v", err)
+			if diff := differs(dl.Message, m); diff != "" {
+				e.Errorf("dead letter: %s", diff)
 			}
 			sub.stop()
 		}
@@ -321,8 +321,8 @@ func (r *runner) deadLetters() {
 		if d.Attempt != 1 || !d.Redelivered || good.len() != 1 {
 			e.Errorf("after Replay: %d deliveries, {Attempt: %d, Redelivered: %t}, want 1, 1, true", good.len(), d.Attempt, d.Redelivered)
 		}
-		if err := sameMessage(d.Message, dead[0].Message); err != nil {
-			e.Errorf("after Replay: %v", err)
+		if diff := differs(d.Message, dead[0].Message); diff != "" {
+			e.Errorf("after Replay: %s", diff)
 		}
 		if left := e.deadOf("g"); len(left) != 1 || left[0].Message.ID != dead[1].Message.ID {
 			e.Errorf("after Replay: dead letters %v, want only the one that was not replayed", left)

@@ -352,11 +352,11 @@ func (c *conn) write(w *way, d Direction, dst *net.TCPConn, ch chunk) bool {
 			return false
 		}
 		if !g.drop && g.n > 0 && c.half.Load() == 0 {
+			w.forwarded.Add(int64(g.n)) // before anybody can have seen them
 			if _, err := dst.Write(data[:g.n]); err != nil && c.half.Load() == 0 {
 				c.reset()
 				return false
 			}
-			w.forwarded.Add(int64(g.n))
 		}
 		data = data[g.n:]
 		if g.cut {

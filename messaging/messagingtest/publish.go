@@ -32,8 +32,8 @@ func (r *runner) publish() {
 		e.publishAll(sent...)
 		e.wantOnce(&got, sent...)
 		for _, m := range sent {
-			if err := sameMessage(got.of(m)[0].Message, m); err != nil {
-				e.Error(err)
+			if diff := differs(got.of(m)[0].Message, m); diff != "" {
+				e.Error(diff)
 			}
 		}
 	})
@@ -47,7 +47,7 @@ func (r *runner) publish() {
 	r.sentence("all messages of one call arrive", Options{}, func(e *env) {
 		s := e.sub("g", "t")
 		e.declare(s)
-		all := msgs(300, "t")
+		all := msgs(300)
 		var got tape
 		e.subscribe(s, got.handle)
 		e.publishAll(all...)
@@ -87,8 +87,8 @@ func (r *runner) publish() {
 		var got tape
 		e.subscribe(s, got.handle)
 		e.eventually(func() bool { return got.len() > 0 }, "the message is delivered")
-		if err := sameMessage(got.deliveries()[0].Message, want); err != nil {
-			e.Error(err)
+		if diff := differs(got.deliveries()[0].Message, want); diff != "" {
+			e.Error(diff)
 		}
 	})
 

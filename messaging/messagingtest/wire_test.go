@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -28,7 +27,7 @@ import (
 
 // heartbeat is how often both ends say something. An end that hears nothing for four
 // of them gives the connection up.
-const heartbeat = 25 * time.Millisecond
+const heartbeat = 250 * time.Millisecond
 
 // frame is one line.
 type frame struct {
@@ -390,10 +389,11 @@ func (w *wire) Subscribe(ctx context.Context, s messaging.Subscription, h messag
 // session handles deliveries over one connection. What is decided after its end is
 // decided for nobody: the next session has the message again.
 func (w *wire) session(ctx, hctx context.Context, kill func(), l *link, s messaging.Subscription, h messaging.Handler) (stopped bool, err error) {
-	defer context.AfterFunc(ctx, func() {
+	unhook := context.AfterFunc(ctx, func() {
 		_ = l.send(frame{Stop: true})
 		time.AfterFunc(s.DrainTimeout, kill)
-	})()
+	})
+	defer unhook()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	if l.send(frame{Subscribe: s}) != nil {
@@ -424,7 +424,7 @@ func (w *wire) session(ctx, hctx context.Context, kill func(), l *link, s messag
 
 // openWire starts a server, a proxy and a client.
 func openWire(t *testing.T, o Options) *Client {
-	cfg := messagingmem.Config{ConfirmOnAck: o.ConfirmOnAck, Capacity: o.Capacity, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	cfg := messagingmem.Config{ConfirmOnAck: o.ConfirmOnAck, Capacity: o.Capacity, Logger: slog.New(slog.DiscardHandler)}
 	if o.Log {
 		cfg.Retain = 100
 	}
@@ -473,7 +473,7 @@ func TestSuiteOverTheWire(t *testing.T) {
 		t.Skip("some 10 seconds of real time")
 	}
 	Run(t, Harness{
-		Open: openWire, Parallel: true, Unit: 200 * time.Millisecond,
+		Open: openWire, Parallel: true, Unit: 100 * time.Millisecond,
 		Ordered: true, Log: true, Unroutable: true, Temporary: true, ConfirmOnAck: true,
 	})
 }
