@@ -62,6 +62,9 @@ const (
 
 // Config configures a [Store].
 type Config struct {
+	// Prefix stands before the names of the tables, such as "billing_", where several
+	// services share a database. Lower-case letters, digits and underscores, at most 32.
+	Prefix string
 	// Lease is that of a command which names none. Zero means
 	// [idempotency.DefaultLease], 30 seconds.
 	Lease time.Duration
@@ -106,6 +109,8 @@ func New(db *sql.DB, dialect Dialect, cfg Config) (*Store, error) {
 		return nil, errors.New("idempotencysql: db is nil")
 	case !dialect.Valid():
 		return nil, fmt.Errorf("idempotencysql: dialect is %v, want Postgres, MySQL or SQLite", dialect)
+	case sqldialect.CheckName(cfg.Prefix) != nil:
+		return nil, fmt.Errorf("idempotencysql: Config.Prefix %w", sqldialect.CheckName(cfg.Prefix))
 	case cfg.Lease < 0:
 		return nil, fmt.Errorf("idempotencysql: Config.Lease is %v, want 0 or more", cfg.Lease)
 	case cfg.Retention < 0:
@@ -123,7 +128,7 @@ func New(db *sql.DB, dialect Dialect, cfg Config) (*Store, error) {
 	if cfg.Wait == 0 {
 		cfg.Wait = defaultWait
 	}
-	return &Store{db: db, dialect: dialect, cfg: cfg, sql: newStatements(dialect)}, nil
+	return &Store{db: db, dialect: dialect, cfg: cfg, sql: newStatements(dialect, cfg.Prefix)}, nil
 }
 
 // wait returns a context for a statement that may wait for another transaction.

@@ -10,25 +10,33 @@ import (
 	"github.com/dovetail-go/dovetail/internal/sqldialect"
 )
 
-// block names the version table of the schema.
+// Schema returns the tables of a [Store] with the zero [Config] as text for a migration
+// tool. [Store.Schema] is the same for a store with another.
+func Schema(d Dialect) string { return schema(d, "") }
+
+// Schema returns the store's tables as text for a migration tool. [Store.Migrate]
+// recognises what it made.
+func (s *Store) Schema() string { return schema(s.dialect, s.cfg.Prefix) }
+
+// Migrate creates the store's tables, or brings them up to date. It may run at every
+// start of many replicas at once.
+func (s *Store) Migrate(ctx context.Context) error {
+	return sqldialect.Migrate(ctx, s.db, s.dialect, s.cfg.Prefix+block, steps(s.dialect, s.cfg.Prefix))
+}
+
+// block names the version table of the schema, after the prefix.
 const block = "idempotency"
 
-// Schema returns the tables as text for a migration tool. [Store.Migrate] recognises
-// what it made.
-func Schema(d Dialect) string { return sqldialect.Schema(d, block, steps(d)) }
-
-// Migrate creates the tables, or brings them up to date. It may run at every start of
-// many replicas at once.
-func (s *Store) Migrate(ctx context.Context) error {
-	return sqldialect.Migrate(ctx, s.db, s.dialect, block, steps(s.dialect))
+func schema(d Dialect, prefix string) string {
+	return sqldialect.Schema(d, prefix+block, steps(d, prefix))
 }
 
 // steps are the versions of the schema. A released step never changes.
 //
 // Names are compared byte by byte: on MySQL only VARBINARY also tells "a" from "a ". The
-// only index on idempotency_key besides the primary key is on a column that no update
-// changes, so that PostgreSQL's updates of a row stay on its page.
-func steps(d Dialect) []string {
+// only index on the keys besides the primary key is on a column that no update by an
+// owner changes, so that PostgreSQL's updates of a row stay on its page.
+func steps(d Dialect, prefix string) []string {
 	name, data, short := "TEXT", "BLOB", "BLOB"
 	switch d {
 	case Postgres:
@@ -36,29 +44,29 @@ func steps(d Dialect) []string {
 	case MySQL:
 		name, data, short = "VARBINARY(255)", "LONGBLOB", "VARBINARY(255)"
 	}
-	step := `CREATE TABLE idempotency_inbox (
-	consumer $name NOT NULL,
-	id $name NOT NULL,
+	step := `CREATE TABLE {p}idempotency_inbox (
+	consumer {name} NOT NULL,
+	id {name} NOT NULL,
 	batch BIGINT NOT NULL,
 	seen_at BIGINT NOT NULL,
 	PRIMARY KEY (consumer, id)
-)$options;
-CREATE INDEX idempotency_inbox_seen_at ON idempotency_inbox (seen_at);
-CREATE TABLE idempotency_key (
-	scope $name NOT NULL,
-	id $name NOT NULL,
-	token $name NOT NULL,
-	fingerprint $short NOT NULL,
+){options};
+CREATE INDEX {p}idempotency_inbox_seen_at ON {p}idempotency_inbox (seen_at);
+CREATE TABLE {p}idempotency_key (
+	scope {name} NOT NULL,
+	id {name} NOT NULL,
+	token {name} NOT NULL,
+	fingerprint {short} NOT NULL,
 	lease_until BIGINT NOT NULL,
 	expires_at BIGINT NOT NULL,
 	done SMALLINT NOT NULL,
-	result $data NOT NULL,
+	result {data} NOT NULL,
 	version BIGINT NOT NULL,
 	PRIMARY KEY (scope, id)
-)$options;
-CREATE INDEX idempotency_key_expires_at ON idempotency_key (expires_at);
+){options};
+CREATE INDEX {p}idempotency_key_expires_at ON {p}idempotency_key (expires_at);
 `
-	return []string{strings.NewReplacer("$name", name, "$short", short, "$data", data, "$options", d.TableOptions()).Replace(step)}
+	return []string{strings.NewReplacer("{p}", prefix, "{name}", name, "{short}", short, "{data}", data, "{options}", d.TableOptions()).Replace(step)}
 }
 
 // statements are all that the store executes, in the words of its dialect.
@@ -87,35 +95,33 @@ func ignore(d Dialect, table, columns, values, key string) string {
 	return "INSERT INTO " + table + " (" + columns + ") VALUES " + values + " " + d.OnConflictDoNothing(key)
 }
 
-func newStatements(d Dialect) (s statements) {
-	now := d.Now()
-	sql := func(query string) string {
-		return d.Rebind(strings.ReplaceAll(query, "$now", now))
-	}
+func newStatements(d Dialect, prefix string) (s statements) {
+	words := strings.NewReplacer("{now}", d.Now(), "{inbox}", prefix+"idempotency_inbox", "{key}", prefix+"idempotency_key")
+	sql := func(query string) string { return d.Rebind(words.Replace(query)) }
 	for i := range s.mark {
 		n := 1 << i
-		rows := strings.TrimSuffix(strings.Repeat("(?, ?, ?, $now), ", n), ", ")
-		s.mark[i] = sql(ignore(d, "idempotency_inbox", "consumer, id, batch, seen_at", rows, "consumer, id"))
+		rows := strings.TrimSuffix(strings.Repeat("(?, ?, ?, {now}), ", n), ", ")
+		s.mark[i] = sql(ignore(d, "{inbox}", "consumer, id, batch, seen_at", rows, "consumer, id"))
 		among := " WHERE consumer = ? AND id IN " + sqldialect.Values(1, n)
 		// An update that changes something, because MySQL counts no others.
-		s.count[i] = sql("UPDATE idempotency_inbox SET seen_at = seen_at + 1" + among + " AND batch = ?")
-		s.drop[i] = sql("DELETE FROM idempotency_inbox" + among)
+		s.count[i] = sql("UPDATE {inbox} SET seen_at = seen_at + 1" + among + " AND batch = ?")
+		s.drop[i] = sql("DELETE FROM {inbox}" + among)
 	}
 
 	const own = " WHERE scope = ? AND id = ? AND token = ?"
-	s.look = sql("SELECT token, fingerprint, done, result, lease_until - $now, expires_at - $now FROM idempotency_key WHERE scope = ? AND id = ?")
-	s.insert = sql(ignore(d, "idempotency_key", "scope, id, token, fingerprint, lease_until, expires_at, done, result, version",
-		"(?, ?, ?, ?, $now + ?, $now + ?, 0, ?, 0)", "scope, id"))
-	s.lock = sql("SELECT 1 FROM idempotency_key" + own + " AND (done = 0 AND lease_until <= $now OR done = 1 AND expires_at <= $now)" + skipLocked(d))
-	s.take = sql("UPDATE idempotency_key SET token = ?, fingerprint = ?, lease_until = $now + ?, expires_at = $now + ?, done = 0, result = ?, version = version + 1" + own)
-	s.extend = sql("UPDATE idempotency_key SET lease_until = $now + ?, version = version + 1" + own + " AND done = 0")
-	s.complete = sql("UPDATE idempotency_key SET done = 1, result = ?, version = version + 1" + own + " AND done = 0")
-	s.completed = sql("SELECT done FROM idempotency_key" + own)
-	s.completeTx = sql("UPDATE idempotency_key SET done = 1, result = ?, version = version + 1" + own)
-	s.release = sql("DELETE FROM idempotency_key" + own + " AND done = 0")
+	s.look = sql("SELECT token, fingerprint, done, result, lease_until - {now}, expires_at - {now} FROM {key} WHERE scope = ? AND id = ?")
+	s.insert = sql(ignore(d, "{key}", "scope, id, token, fingerprint, lease_until, expires_at, done, result, version",
+		"(?, ?, ?, ?, {now} + ?, {now} + ?, 0, ?, 0)", "scope, id"))
+	s.lock = sql("SELECT 1 FROM {key}" + own + " AND (done = 0 AND lease_until <= {now} OR done = 1 AND expires_at <= {now})" + skipLocked(d))
+	s.take = sql("UPDATE {key} SET token = ?, fingerprint = ?, lease_until = {now} + ?, expires_at = {now} + ?, done = 0, result = ?, version = version + 1" + own)
+	s.extend = sql("UPDATE {key} SET lease_until = {now} + ?, version = version + 1" + own + " AND done = 0")
+	s.complete = sql("UPDATE {key} SET done = 1, result = ?, version = version + 1" + own + " AND done = 0")
+	s.completed = sql("SELECT done FROM {key}" + own)
+	s.completeTx = sql("UPDATE {key} SET done = 1, result = ?, version = version + 1" + own)
+	s.release = sql("DELETE FROM {key}" + own + " AND done = 0")
 
-	s.pruneMarks = sql(prune(d, "idempotency_inbox", "seen_at < $now - ?", "seen_at"))
-	s.pruneKeys = sql(prune(d, "idempotency_key", "expires_at <= $now AND (done = 1 OR lease_until <= $now)", "expires_at"))
+	s.pruneMarks = sql(prune(d, "{inbox}", "seen_at < {now} - ?", "seen_at"))
+	s.pruneKeys = sql(prune(d, "{key}", "expires_at <= {now} AND (done = 1 OR lease_until <= {now})", "expires_at"))
 	return s
 }
 
