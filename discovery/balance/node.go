@@ -39,10 +39,10 @@ type node struct {
 	probe   int // consecutive failures of probes
 
 	// What follows is guarded by the balancer's mutex.
-	until     int64 // end of the suspicion, 0 if that is not settled, or open
-	ejections int   // how often in the recent past
-	calmSince int64 // for letting ejections be forgotten
-	out       bool  // left out of the snapshot
+	doubted   bool  // suspect is not empty, as Run knows it
+	out       bool  // left out of the snapshot, until
+	until     int64 // math.MaxInt64 for until a probe passes
+	ejections int   // in the recent past
 	warmFrom  int64 // start of the slow start, if warming
 	warming   bool
 }

@@ -133,37 +133,63 @@ func (b *Balancer) compare(now int64) {
 	}
 }
 
-// review settles for how long new suspects are so, and releases those whose time is over. It
-// returns the time of the next release, or 0, and whether anything changed.
-func (b *Balancer) review(now int64) (next int64, changed bool) {
-	cfg := &b.cfg.Outlier
+// review looks at the suspicions again, and releases the instances whose time is over. It reports
+// whether anything changed.
+func (b *Balancer) review(now int64) (changed bool) {
 	for _, n := range b.nodes {
 		n.mu.Lock()
-		switch {
-		case n.suspect == "" && n.until != 0: // it has shown that it is well
-			n.until = 0
-			changed = true
-		case n.suspect != "" && n.until == 0:
-			changed = true
-			if n.suspect == reasonProbe {
-				n.until = math.MaxInt64
-				break
-			}
-			d := min(cfg.Eject<<min(n.ejections, 20), cfg.MaxEject)
-			// Many processes see the same failures: they should not all come back at once.
-			d += rand.N(d/10 + 1)
-			n.ejections++
-			n.until = now + int64(d)
-		case n.suspect != "" && now >= n.until:
-			n.suspect, n.until, n.since = "", 0, now
-			n.streak = max(cfg.Consecutive-1, 0)
+		if n.out && now >= n.until && n.suspect != "" {
+			b.acquit(n, now)
 			n.warming, n.warmFrom = b.cfg.SlowStart > 0, now
-			changed = true
 		}
-		if n.until > 0 && n.until != math.MaxInt64 && (next == 0 || n.until < next) {
-			next = n.until
+		if doubted := n.suspect != ""; doubted != n.doubted {
+			n.doubted = doubted
+			changed = true
 		}
 		n.mu.Unlock()
 	}
-	return next, changed
+	return changed
+}
+
+// acquit lifts the suspicion, but one more failure is enough to bring it back. The node is locked.
+func (b *Balancer) acquit(n *node, now int64) {
+	n.suspect, n.since = "", now
+	n.streak = max(b.cfg.Outlier.Consecutive-1, 0)
+}
+
+// calm ends a panic. Instances that have not been called since the fault went still look as bad as
+// they did in it, so each of them gets one more call to prove itself.
+func (b *Balancer) calm(groups []*group, now int64) {
+	for _, g := range groups {
+		g.suspects = 0
+		for _, n := range g.nodes {
+			n.mu.Lock()
+			if n.doubted && n.suspect != reasonProbe {
+				b.acquit(n, now)
+			}
+			if n.doubted = n.suspect != ""; n.doubted {
+				g.suspects++
+			}
+			n.mu.Unlock()
+		}
+	}
+}
+
+// leaveOut begins an ejection.
+func (b *Balancer) leaveOut(n *node, now int64) Ejection {
+	cfg := &b.cfg.Outlier
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.out = true
+	e := Ejection{Instance: *n.info.Load(), Reason: n.suspect}
+	if n.suspect == reasonProbe {
+		n.until = math.MaxInt64
+		return e
+	}
+	e.For = min(cfg.Eject<<min(n.ejections, 20), cfg.MaxEject)
+	// Many processes see the same failures: they should not all come back at once.
+	e.For += rand.N(e.For/10 + 1)
+	n.ejections++
+	n.until = now + int64(e.For)
+	return e
 }

@@ -72,12 +72,15 @@ func (b *Balancer) Run(ctx context.Context) error {
 			b.compare(now)
 			compareAt = now + interval
 		}
-		next, changed := b.review(now)
+		changed := b.review(now)
 		warming := b.warming(now)
 		if dirty || changed || warming {
 			events = append(events, b.rebuild(now)...)
 		}
-		wake := min(compareAt, orNever(next), orNever(b.emptyAt))
+		wake := min(compareAt, b.nextReturn())
+		if b.emptyAt != 0 {
+			wake = min(wake, b.emptyAt)
+		}
 		if warming {
 			wake = min(wake, now+int64(b.cfg.SlowStart)/20)
 		}
@@ -95,11 +98,15 @@ func (b *Balancer) Run(ctx context.Context) error {
 
 func durationOf(ns int64) time.Duration { return time.Duration(ns) }
 
-func orNever(at int64) int64 {
-	if at == 0 {
-		return math.MaxInt64
+// nextReturn is when the next ejection ends.
+func (b *Balancer) nextReturn() int64 {
+	next := int64(math.MaxInt64)
+	for _, n := range b.nodes {
+		if n.out {
+			next = min(next, n.until)
+		}
 	}
-	return at
+	return next
 }
 
 // warming reports whether the weights change now because of a slow start, and ends those that

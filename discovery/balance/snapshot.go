@@ -5,7 +5,6 @@ package balance
 
 import (
 	"cmp"
-	"math"
 	"math/rand/v2"
 	"slices"
 )
@@ -79,14 +78,19 @@ func (b *Balancer) rebuild(now int64) (events []func()) {
 	suspects, instances := 0, 0
 	panicked := len(groups) > 0
 	for _, g := range groups {
-		for _, n := range g.nodes {
-			if n.until != 0 {
-				g.suspects++
-			}
-		}
 		suspects += g.suspects
 		instances += len(g.nodes)
 		panicked = panicked && cfg.panics(g.suspects, len(g.nodes))
+	}
+	if panicked != b.panicked {
+		b.panicked = panicked
+		if !panicked {
+			b.calm(groups, now)
+		}
+		if b.cfg.Hooks.Panic != nil {
+			e := Panic{b.service, panicked, suspects, instances}
+			events = append(events, func() { b.cfg.Hooks.Panic(e) })
+		}
 	}
 
 	s := &snapshot{}
@@ -99,14 +103,9 @@ func (b *Balancer) rebuild(now int64) (events []func()) {
 		case cfg.panics(g.suspects, len(g.nodes)):
 			may = len(g.nodes) // others can take their load
 		}
-		in := b.choose(g, may, &events, now)
-		if len(in) == 0 || sum >= 1 {
-			continue
-		}
-		share := 1.0
-		if !panicked {
-			share = min(1-sum, spill*float64(len(g.nodes)-g.suspects)/float64(len(g.nodes)))
-		}
+		events = append(events, b.sift(g, may, now)...)
+		in := b.candidates(g, now)
+		share := min(1-sum, spill*float64(len(in))/float64(len(g.nodes)))
 		if share <= 0 {
 			continue
 		}
@@ -117,67 +116,49 @@ func (b *Balancer) rebuild(now int64) (events []func()) {
 		s.tiers[i].upTo /= sum
 	}
 	b.snap.Store(s)
-	if panicked != b.panicked && b.cfg.Hooks.Panic != nil {
-		e := Panic{b.service, panicked, suspects, instances}
-		events = append(events, func() { b.cfg.Hooks.Panic(e) })
-	}
-	b.panicked = panicked
 	return events
 }
 
-// choose returns the candidates of the group, leaving out at most may suspects: those that are
-// out already, then the earliest.
-func (b *Balancer) choose(g *group, may int, events *[]func(), now int64) []Candidate {
-	var suspects []*node
-	for _, n := range g.nodes {
-		if n.until != 0 {
-			suspects = append(suspects, n)
-		}
-	}
-	slices.SortStableFunc(suspects, func(x, y *node) int {
-		if x.out != y.out {
-			if x.out {
-				return -1
+// sift decides who of the group is left out: suspects, at most may of them, those first that
+// are out already. It returns the hooks to call.
+func (b *Balancer) sift(g *group, may int, now int64) (events []func()) {
+	stay := func(n *node) {
+		if n.out {
+			n.out = false
+			if e := (Return{*n.info.Load()}); b.cfg.Hooks.Return != nil {
+				events = append(events, func() { b.cfg.Hooks.Return(e) })
 			}
-			return 1
 		}
-		return cmp.Compare(x.until, y.until)
-	})
-	leaveOut := make(map[*node]bool)
-	for _, n := range suspects[:min(max(may, 0), len(suspects))] {
-		leaveOut[n] = true
 	}
+	for _, out := range []bool{true, false} {
+		for _, n := range g.nodes {
+			switch {
+			case n.out != out:
+			case !n.doubted || may <= 0:
+				stay(n)
+			case out:
+				may--
+			default:
+				may--
+				if e := b.leaveOut(n, now); b.cfg.Hooks.Eject != nil {
+					events = append(events, func() { b.cfg.Hooks.Eject(e) })
+				}
+			}
+		}
+	}
+	return events
+}
+
+// candidates returns those of the group that are not left out.
+func (b *Balancer) candidates(g *group, now int64) []Candidate {
 	in := make([]Candidate, 0, len(g.nodes))
 	for _, n := range g.nodes {
-		out := leaveOut[n]
-		if out != n.out {
-			n.out = out
-			*events = append(*events, b.moved(n, out, now)...)
-		}
-		if !out {
+		if !n.out {
 			warm := b.warm(n, now)
 			in = append(in, Candidate{Weight: n.weight() * warm, Warm: warm, n: n})
 		}
 	}
 	return in
-}
-
-// moved returns the hook for an instance that has just been left out, or is back.
-func (b *Balancer) moved(n *node, out bool, now int64) []func() {
-	switch {
-	case out && b.cfg.Hooks.Eject != nil:
-		n.mu.Lock()
-		e := Ejection{Instance: *n.info.Load(), Reason: n.suspect}
-		n.mu.Unlock()
-		if n.until != math.MaxInt64 {
-			e.For = durationOf(n.until - now)
-		}
-		return []func(){func() { b.cfg.Hooks.Eject(e) }}
-	case !out && b.cfg.Hooks.Return != nil:
-		e := Return{*n.info.Load()}
-		return []func(){func() { b.cfg.Hooks.Return(e) }}
-	}
-	return nil
 }
 
 // groups sorts the instances into groups, the most preferred first, and cuts each down to
@@ -217,6 +198,11 @@ func (b *Balancer) groups() []*group {
 			}
 			g.nodes = slices.Clone(g.nodes[:k])
 			slices.SortFunc(g.nodes, byID)
+		}
+		for _, n := range g.nodes {
+			if n.doubted {
+				g.suspects++
+			}
 		}
 	}
 	return groups
