@@ -267,7 +267,9 @@ func (b *Broker) published(start time.Time, msgs []*messaging.Message, err error
 		if len(failed) > 0 && failed[0].Index == i {
 			p.Err, failed = failed[0].Err, failed[1:]
 		}
-		hook(p)
+		if m != nil {
+			hook(p)
+		}
 	}
 }
 
@@ -437,54 +439,70 @@ func (b *Broker) Replay(ctx context.Context, dead ...messaging.DeadLetter) error
 	if err := messaging.Invalid(msgs); err != nil {
 		return err
 	}
-	var failed []messaging.Failed
-	var flights []*flight
-	if b.cfg.ConfirmOnAck {
-		flights = make([]*flight, len(dead))
-	}
-	for i, dl := range dead {
-		f, err := b.replay(dl)
-		if err != nil {
-			failed = append(failed, messaging.Failed{Index: i, ID: dl.Message.ID, Err: err})
-		} else if flights != nil {
-			flights[i] = f
-		}
-	}
+	flights, failed := b.requeue(dead)
 	if failed = b.await(ctx, msgs, flights, failed); len(failed) > 0 {
 		return &messaging.PublishError{Failed: failed}
 	}
 	return nil
 }
 
-func (b *Broker) replay(dl messaging.DeadLetter) (*flight, error) {
+// requeue puts dead letters into the queues of their groups, and forgets them.
+func (b *Broker) requeue(dead []messaging.DeadLetter) (flights []*flight, failed []messaging.Failed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.isClosed() {
-		return nil, fmt.Errorf("%w: %w", messaging.ErrRefused, messaging.ErrClosed)
+	queued := make([]messaging.DeadLetter, 0, len(dead))
+	for i, dl := range dead {
+		g := b.groups[dl.Group]
+		var err error
+		switch {
+		case b.isClosed():
+			err = fmt.Errorf("%w: %w", messaging.ErrRefused, messaging.ErrClosed)
+		case g == nil:
+			err = fmt.Errorf("%w: there is no group %q", messaging.ErrUnroutable, dl.Group)
+		}
+		if err != nil {
+			failed = append(failed, messaging.Failed{Index: i, ID: dl.Message.ID, Err: err})
+			flights = append(flights, nil)
+			continue
+		}
+		var f *flight
+		if b.cfg.ConfirmOnAck {
+			// Not in b.flights: publishing the ID again is for all groups, this is for one.
+			f = &flight{left: 1, done: make(chan struct{})}
+		}
+		flights, queued = append(flights, f), append(queued, dl)
+		g.add(&entry{msg: dl.Message.Clone(), offset: dl.Offset, attempt: 1, redelivered: true, flight: f})
 	}
-	g := b.groups[dl.Group]
-	if g == nil {
-		return nil, fmt.Errorf("%w: there is no group %q", messaging.ErrUnroutable, dl.Group)
-	}
-	g.forget(dl)
-	e := &entry{msg: dl.Message.Clone(), offset: dl.Offset, attempt: 1, redelivered: true}
-	if b.cfg.ConfirmOnAck {
-		// Not in b.flights: publishing the ID again is for all groups, this is for one.
-		e.flight = &flight{left: 1, done: make(chan struct{})}
-	}
-	g.add(e)
-	return e.flight, nil
+	b.forget(queued)
+	return flights, failed
 }
 
 // Discard forgets dead letters that are kept in memory, and returns how many there were.
 func (b *Broker) Discard(dead ...messaging.DeadLetter) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := 0
+	return b.forget(dead)
+}
+
+// forget removes dead letters from memory, in one pass however many there are, and
+// returns how many there were. The broker is locked.
+func (b *Broker) forget(dead []messaging.DeadLetter) int {
+	type identity struct {
+		group, id string
+		at        int64
+	}
+	of := func(dl messaging.DeadLetter) identity { return identity{dl.Group, dl.Message.ID, dl.At.UnixNano()} }
+	gone := make(map[identity]bool, len(dead))
 	for _, dl := range dead {
-		if g := b.groups[dl.Group]; g != nil && g.forget(dl) {
-			n++
+		if dl.Message != nil {
+			gone[of(dl)] = true
 		}
+	}
+	n := 0
+	for _, g := range b.groups {
+		before := len(g.dead)
+		g.dead = slices.DeleteFunc(g.dead, func(dl messaging.DeadLetter) bool { return gone[of(dl)] })
+		n += before - len(g.dead)
 	}
 	return n
 }

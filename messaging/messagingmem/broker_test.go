@@ -232,7 +232,7 @@ func TestDeadLetters(t *testing.T) {
 				t.Errorf("Stats = %+v after %d calls, want the third put away without another call", g, calls.Load())
 			}
 			dead := b.DeadLetters()
-			if n := b.Discard(append(dead, dead...)...); n != 2 {
+			if n := b.Discard(append(dead, messaging.DeadLetter{}, dead[0])...); n != 2 {
 				t.Errorf("Discard = %d, want 2", n)
 			}
 		})
@@ -613,6 +613,58 @@ func random(t *testing.T, rnd *rand.Rand) {
 			t.Errorf("Stats = %+v, want %d finished and no subscribers", g, keys*perKey)
 		}
 	}
+}
+
+// Every way to leave a handler, a retry that waits, a publisher that gave up and one that
+// waits: after Close all goroutines are gone.
+func TestNoGoroutineIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := runtime.NumGoroutine()
+		b := open(t, messagingmem.Config{
+			Capacity: 20, ConfirmOnAck: true,
+			DeadLetter: func(context.Context, messaging.DeadLetter) error { runtime.Goexit(); return nil },
+		})
+		s := messaging.Subscription{Group: "g", Topics: []string{"t"}, Concurrency: 30, DrainTimeout: -1}
+		idle := messaging.Subscription{Group: "idle", Topics: []string{"t"}}
+		declare(t, b, s, idle)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				_ = b.Subscribe(ctx, s, messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
+					switch rand.IntN(6) {
+					case 0:
+						panic(errTest)
+					case 1:
+						runtime.Goexit()
+					case 2:
+						<-ctx.Done()
+						return ctx.Err()
+					case 3:
+						return messaging.Reject(errTest)
+					case 4:
+						return fault.RetryAfter(errTest, time.Hour)
+					}
+					return nil
+				}))
+			})
+		}
+		for i := range 30 {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*time.Hour)
+				defer cancel()
+				_ = b.Publish(ctx, msg("t", ""))
+			})
+		}
+		time.Sleep(10 * time.Hour)
+		_ = b.Close()
+		wg.Wait()
+		synctest.Wait()
+		if n := runtime.NumGoroutine(); n > before {
+			t.Errorf("%d goroutines, want the %d from before", n, before)
+		}
+	})
 }
 
 // Real time and real goroutines, for the race detector and the count of goroutines.

@@ -235,18 +235,6 @@ func (g *group) bury(dl messaging.DeadLetter) bool {
 	return true
 }
 
-// forget removes a dead letter from memory and reports whether it was there.
-func (g *group) forget(dl messaging.DeadLetter) bool {
-	i := slices.IndexFunc(g.dead, func(d messaging.DeadLetter) bool {
-		return d.Message.ID == dl.Message.ID && d.At.Equal(dl.At)
-	})
-	if i < 0 {
-		return false
-	}
-	g.dead = slices.Delete(g.dead, i, i+1)
-	return true
-}
-
 // close ends all subscribers and the timer.
 func (g *group) close() {
 	for s := range g.subs {

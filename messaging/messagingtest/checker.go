@@ -43,6 +43,11 @@ type sentMessage struct {
 // refused reports whether the message was certainly never taken.
 func (s *sentMessage) refused() bool { return !s.confirmed && s.open == 0 }
 
+// matches reports whether the message is for the group of sub.
+func (s *sentMessage) matches(sub messaging.Subscription) bool {
+	return slices.ContainsFunc(sub.Topics, func(p string) bool { return messaging.Match(p, s.topic) })
+}
+
 type checkedGroup struct {
 	handled    map[string]int // by ID
 	newest     map[string]int // the largest nth handled, by key
@@ -159,9 +164,13 @@ func (c *Checker) handled(group string, m *messaging.Message) {
 
 // Done reports whether every confirmed message was handled by each of its groups.
 func (c *Checker) Done() bool {
-	for _, g := range c.Report().Groups {
-		if len(g.Lost) > 0 {
-			return false
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, s := range c.sent {
+		for _, sub := range c.subs {
+			if s.confirmed && s.matches(sub) && c.groups[sub.Group].handled[id] == 0 {
+				return false
+			}
 		}
 	}
 	return true
@@ -218,8 +227,7 @@ func (c *Checker) Report() Report {
 			Inversions: slices.Clone(g.inversions), Strangers: slices.Clone(g.strangers),
 		}
 		for id, s := range c.sent {
-			matches := slices.ContainsFunc(sub.Topics, func(p string) bool { return messaging.Match(p, s.topic) })
-			handled := g.handled[id] > 0
+			matches, handled := s.matches(sub), g.handled[id] > 0
 			switch {
 			case matches && s.confirmed && !handled:
 				gr.Lost = append(gr.Lost, id)
