@@ -5,9 +5,9 @@
 // place.go; the pages would show an unknown step by its own name.
 
 export const placing = [
-  { step: 'reserve-credit', title: 'Hold the amount against your credit', who: 'customer', undo: 'Free the held credit' },
-  { step: 'reserve-stock', title: 'Put the articles aside', who: 'inventory', undo: 'Put the articles back on the shelf' },
-  { step: 'authorise-payment', title: 'Have the money held by the payment provider', who: 'payment', undo: 'Let the held money go' },
+  { step: 'reserve-credit', title: 'Hold the amount against your credit', who: 'customer', undo: 'given back' },
+  { step: 'reserve-stock', title: 'Put the articles aside', who: 'inventory', undo: 'put back on the shelf' },
+  { step: 'authorise-payment', title: 'Have the money held by the payment provider', who: 'payment', undo: 'let go' },
   { step: 'capture-payment', title: 'Take the money', who: 'payment', pivot: true },
   { step: 'sell-stock', title: 'Book the articles as sold', who: 'inventory' },
   { step: 'confirm-order', title: 'Confirm the order and tell everybody', who: 'order' },
@@ -22,13 +22,14 @@ export const cancelling = [
 ];
 
 const reasons = {
-  declined: 'The card was declined.',
-  'insufficient-funds': 'There is not enough money in the account.',
-  'credit-limit': 'The order is above your free credit.',
-  'out-of-stock': 'Not enough of it is in stock.',
+  declined: 'the card was declined',
+  'insufficient-funds': 'there is not enough money in the account',
+  'credit-limit': 'the order is above your free credit',
+  'out-of-stock': 'not enough of it is in stock',
 };
 
-export function inWords(reason) { return reasons[reason] ?? reason; }
+// inWords says a reason as a person would. A step's own detail has "refused: " before the reason.
+export function inWords(reason) { return reasons[reason.replace(/^refused: /, '')] ?? reason; }
 
 // fold makes of the recorded moments what became of each step: {state, tries, at, detail} by
 // the step's name. State is "done", "failed" (and tried again) or "refused".

@@ -27,6 +27,7 @@ async function show() {
   $('dead-table').hidden = letters.length === 0;
   fill($('dead'), letters, (d) => stamp('dead-row', { consumer: d.consumer, message: `${d.message?.type ?? ''} ${d.message_id}`, reason: d.reason, attempts: d.attempts, at: when(d.at) }));
   fill($('sagas'), sagas.items, saga);
+  $('all').hidden = false;
 }
 
 // service is a row; one that publishes nothing has no outbox.

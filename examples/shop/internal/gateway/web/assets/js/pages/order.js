@@ -21,21 +21,18 @@ let heard = performance.now(); // when the last news came
 let asked = false; // for cancellation
 let followed; // the AbortController of the running stream
 
-// plan is how one list of steps stands on the page.
-function plan(list, steps, undo = '') {
-  const rows = new Map();
-  for (const s of steps) {
+// plan puts a list of steps on the page and returns [step, row] for each.
+function plan(list, steps) {
+  return steps.map((s) => {
     if (s.pivot) list.append(stamp('pivot'));
-    const row = stamp('step', { title: undo ? s.undo : s.title, who: s.who });
-    rows.set(`${undo}${s.step}`, row);
+    const row = stamp('step', { title: s.title, who: s.who });
     list.append(row);
-  }
-  return rows;
+    return [s, row];
+  });
 }
 
-const rows = plan($('steps'), placing);
-const cancelRows = plan($('cancel-steps'), cancelling);
-const undoRows = plan($('undo-steps'), placing.filter((s) => s.undo).reverse(), 'undo ');
+const placed = plan($('steps'), placing);
+const cancelled = plan($('cancel-steps'), cancelling);
 
 const ended = () => order && ['rejected', 'cancelled'].includes(order.status);
 const settled = () => ended() || (order && order.status !== 'pending' && fold(moments).get('settle-credit')?.state === 'done' && !takingBack());
@@ -44,15 +41,12 @@ const takingBack = () => order?.status !== 'cancelled' && (asked || moments.some
 function show() {
   if (!order) return;
   const steps = fold(moments);
-  const undoing = [...steps.keys()].some((k) => k.startsWith('undo '));
-  const over = ended();
-  showSteps(rows, steps, { stopped: over || undoing || [...steps.values()].some((s) => s.state === 'refused') });
-  $('undone').hidden = !undoing;
-  showSteps(undoRows, steps, { stopped: over, onlySeen: true });
-  const cancelled = takingBack() && order.status === 'confirmed' || [...cancelRows.keys()].some((k) => steps.has(k));
-  $('cancelling').hidden = !cancelled;
-  showSteps(cancelRows, steps, { stopped: over });
+  const stopped = ended() || [...steps].some(([name, s]) => s.state === 'refused' || name.startsWith('undo '));
+  showSteps(placed, steps, stopped);
+  $('cancelling').hidden = !(takingBack() && order.status === 'confirmed') && !cancelling.some((s) => steps.has(s.step));
+  showSteps(cancelled, steps, ended());
 
+  $('known').hidden = $('status').hidden = false;
   set($('status'), order.status);
   $('status').dataset.status = order.status;
   set($('reason'), order.reason ? sentence(inWords(order.reason)) : '');
@@ -60,29 +54,42 @@ function show() {
   set($('cancel'), takingBack() && !ended() ? 'Cancelling …' : 'Cancel the order');
 }
 
-// showSteps writes the state of each step. The first that is not done is at work, unless
-// everything has stopped.
-function showSteps(some, steps, { stopped, onlySeen = false }) {
+// showSteps writes what became of each step. The first that is not done is at work, unless everything
+// has stopped: then what was done is given back, the last of it first.
+function showSteps(some, steps, stopped) {
+  const undone = (s) => steps.get(`undo ${s.step}`);
+  const givingBack = stopped && !ended() ? some.findLast(([s]) => s.undo && steps.has(s.step) && undone(s)?.state !== 'done')?.[0] : null;
   let atWork = !stopped;
-  for (const [name, row] of some) {
-    const s = steps.get(name);
+  for (const [def, row] of some) {
+    const s = steps.get(def.step);
     let state = s?.state ?? 'waiting';
-    if (state === 'done') { /* and the next one is at work */ } else if (atWork) {
+    if (atWork && state !== 'done') {
       state = state === 'failed' ? 'again' : 'working';
       atWork = false;
-    } else if (!s && stopped) state = 'skipped';
-    row.hidden = onlySeen && !s;
+    } else if (stopped) {
+      if (!s) state = 'skipped';
+      else if (undone(def)?.state === 'done' && state !== 'refused') state = 'undone';
+    }
     row.dataset.state = state;
     row.querySelector('use').setAttribute('href', `/assets/icons.svg#${state}`);
     set(part(row, 'state'), words(state, s));
-    set(part(row, 'when'), s ? `after ${after(Date.parse(s.at) - Date.parse(order.created_at))}` : '');
-    set(part(row, 'error'), s && s.state !== 'done' && s.detail ? sentence(inWords(s.detail)) : '');
+    set(part(row, 'when'), s ? `after ${since(s.at)}` : '');
+    set(part(row, 'undo'), undoing(def, undone(def), def === givingBack));
   }
+}
+
+const since = (at) => after(Date.parse(at) - Date.parse(order.created_at));
+
+function undoing(def, u, now) {
+  if (u?.state === 'done') return `· ${def.undo} after ${since(u.at)}`;
+  if (u) return `· ${def.undo}: attempt ${u.tries} failed, trying again …`;
+  return now ? `· ${def.undo} …` : '';
 }
 
 function words(state, s) {
   switch (state) {
-    case 'done': return s.tries > 1 ? `done at the ${ordinal(s.tries)} attempt` : 'done';
+    case 'done':
+    case 'undone': return s.tries > 1 ? `done at the ${ordinal(s.tries)} attempt` : 'done';
     case 'working': return 'at work …';
     case 'again': return `attempt ${s.tries} failed, trying again …`;
     case 'refused': return 'refused';
@@ -98,9 +105,9 @@ function ordinal(n) {
 }
 
 function showMoments() {
-  const start = order ? Date.parse(order.created_at) : 0;
-  $('moment-count').textContent = moments.length;
-  $('moments').replaceChildren(...moments.map((m) => stamp('moment', { after: after(Date.parse(m.at) - start), what: m.what, detail: m.detail ?? '' })));
+  if (!order) return;
+  set($('moment-count'), String(moments.length));
+  $('moments').replaceChildren(...moments.map((m) => stamp('moment', { after: since(m.at), what: m.what, detail: m.detail ?? '' })));
 }
 
 function showOnce() {

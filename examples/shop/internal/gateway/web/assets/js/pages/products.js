@@ -50,12 +50,11 @@ async function show() {
 }
 
 function card(p) {
-  const node = stamp('card', { name: p.name, category: p.category, price: money(p.price, p.currency), stock: inStock(p.available) });
+  const node = stamp('card', { name: p.name, what: p.name, category: p.category, price: money(p.price, p.currency), stock: inStock(p.available) });
   draw(node.querySelector('.picture'), p);
   part(node, 'name').href = `/products/${encodeURIComponent(p.id)}`;
   part(node, 'stock').classList.toggle('low', p.available < 10);
   const button = node.querySelector('button');
-  button.setAttribute('aria-label', `Add ${p.name} to basket`);
   button.disabled = p.available <= 0;
   button.addEventListener('click', () => say(add(p, 1) || `${p.name} is in your basket.`));
   return node;
