@@ -1,0 +1,33 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rediskit lets dovetail's blocks share state through Redis, on go-redis v9.
+//
+//	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379"})
+//	buckets, err := rediskit.NewBuckets(client, rediskit.Config{})
+//	...
+//	limiter, err := ratelimit.NewLeased(buckets, ratelimit.PerSecond(1000), ratelimit.LeasedConfig{Replicas: 4})
+//
+// [Buckets] is the store of a rate limit that many processes share. [Commands] is the
+// store of idempotency keys. Both work on a single server, with Sentinel and on a Cluster.
+//
+// # Guarantees
+//
+// Every operation is one round trip: one Lua script on one key, which the server runs
+// atomically. Only the server's clock counts. A server that has lost its scripts, after a
+// restart or a failover, gets them again by itself.
+//
+// All arithmetic is in whole microseconds and whole parts of tokens, so nothing is lost or won
+// by rounding, however often a bucket is asked.
+//
+// Each key has a time to live, so an unused bucket and a forgotten command cost nothing.
+//
+// # Caveats
+//
+// Redis replicates after it has answered: a failover may forget the last writes. A bucket is
+// then as full as it was a moment before, and a command may run a second time. Where that must
+// not happen keep commands in the database that holds their effect: see idempotencysql.
+//
+// A server with a maxmemory policy that evicts keys may evict these. Use noeviction, or a
+// database of their own.
+package rediskit
