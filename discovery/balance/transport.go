@@ -390,7 +390,7 @@ func ClientIP(r *http.Request) string {
 	}
 	addr = addr.Unmap().WithZone("")
 	if addr.Is6() {
-		return netip.PrefixFrom(addr, 64).Masked().String()
+		return netip.PrefixFrom(addr, 64).Masked().Addr().String()
 	}
 	return addr.String()
 }
