@@ -182,8 +182,8 @@ func TestAdaptive(t *testing.T) {
 			cfg, limitSince := limits(resilience.AdaptiveConfig{})
 			a := newAdaptive(t, cfg)
 			s := newServer(workers, service)
-			for range 10 {
-				load(t.Context(), a, s, 1200, time.Minute)
+			for range 4 {
+				load(t.Context(), a, s, 1200, 30*time.Second)
 				if limit := limitSince(); limit > 3*workers {
 					t.Fatalf("limit %d, want at most %d", limit, 3*workers)
 				}
@@ -198,9 +198,9 @@ func TestAdaptive(t *testing.T) {
 				s.mu.Lock()
 				s.service = d
 				s.mu.Unlock()
-				load(t.Context(), a, s, 2000, 60*time.Second)
-				done, latencies := load(t.Context(), a, s, 2000, 20*time.Second)
-				possible := int(20 * time.Second / d * workers)
+				load(t.Context(), a, s, 1500, 35*time.Second)
+				done, latencies := load(t.Context(), a, s, 1500, 10*time.Second)
+				possible := int(10 * time.Second / d * workers)
 				t.Logf("service %v: limit %d, %d of %d possible, p99 %v, baseline %v", d, a.Stats().Limit, done, possible, percentile(latencies, 99), a.Stats().Baseline)
 				if done < possible*9/10 {
 					t.Errorf("service time %v: %d done, want 90%% of %d", d, done, possible)
