@@ -200,6 +200,9 @@ func reason(err error) string {
 }
 
 // PanicError is the failure of a handler that panicked or called runtime.Goexit.
+//
+// It does not unwrap to the value of the panic, so that an error that decides something
+// when it is returned, such as one made by [Drop], is only a failure when it is thrown.
 type PanicError struct {
 	// Value is what was given to panic, nil after runtime.Goexit.
 	Value any
@@ -215,10 +218,10 @@ func (e *PanicError) Error() string {
 	return fmt.Sprintf("messaging: handler panicked: %v", e.Value)
 }
 
-// Unwrap returns the value of the panic if it is an error.
-func (e *PanicError) Unwrap() error {
-	err, _ := e.Value.(error)
-	return err
+// Is lets errors.Is find the value of the panic if it is an error.
+func (e *PanicError) Is(target error) bool {
+	err, ok := e.Value.(error)
+	return ok && errors.Is(err, target)
 }
 
 // Invoke calls h and then done, exactly once, with its error, whatever h does: a panic

@@ -62,6 +62,9 @@ func TestDecide(t *testing.T) {
 		{"drop", live, Drop(errTest), 1, s, Dropped, 0, 0},
 		{"drop of a rejected", live, Drop(Reject(errTest)), 1, s, Dropped, 0, 0},
 		{"panic", live, &PanicError{Value: errTest}, 1, s, Retried, scheduled, 2},
+		{"panic with a verb", live, &PanicError{Value: Drop(errTest)}, 1, s, Retried, scheduled, 2},
+		{"panic with a verdict", live, &PanicError{Value: fault.Permanent(errTest)}, 3, s, DeadLettered, 0, 0},
+		{"rejected panic", live, Reject(&PanicError{Value: errTest}), 1, s, DeadLettered, 0, 0},
 		{"guard", live, rejection(time.Hour), 3, s, Retried, time.Hour, 3},
 		{"guard without a time", live, rejection(0), 3, s, Retried, scheduled, 3},
 		{"guard for good", live, rejection(-1), 1, s, DeadLettered, 0, 0},
@@ -139,8 +142,8 @@ func TestInvoke(t *testing.T) {
 		"error":     {func() error { return errTest }, func(err error) bool { return errors.Is(err, errTest) }, false},
 		"nil":       {func() error { return nil }, func(err error) bool { return err == nil }, false},
 		"panic":     {func() error { panic("boom") }, isPanic("boom"), false},
-		"panic nil": {func() error { panic(map[string]any{}["none"]) }, func(err error) bool { return errors.As(err, new(*runtime.PanicNilError)) }, false},
-		"panic err": {func() error { panic(errTest) }, func(err error) bool { return errors.Is(err, errTest) }, false},
+		"panic nil": {func() error { panic(map[string]any{}["none"]) }, func(err error) bool { _, ok := panicValue(err).(*runtime.PanicNilError); return ok }, false},
+		"panic err": {func() error { panic(errTest) }, isPanic(errTest), false},
 		"Goexit":    {func() error { runtime.Goexit(); return nil }, isPanic(nil), true},
 	} {
 		calls, returned := 0, false
@@ -163,10 +166,16 @@ func TestInvoke(t *testing.T) {
 }
 
 func isPanic(value any) func(error) bool {
-	return func(err error) bool {
-		var p *PanicError
-		return errors.As(err, &p) && p.Value == value
+	return func(err error) bool { return panicValue(err) == value }
+}
+
+// panicValue returns the value of a PanicError, or the error itself.
+func panicValue(err error) any {
+	var p *PanicError
+	if errors.As(err, &p) {
+		return p.Value
 	}
+	return err
 }
 
 func TestSubscription(t *testing.T) {
