@@ -34,10 +34,15 @@ func beginner(db *sql.DB) idempotencytest.Begin {
 	return func(ctx context.Context) (idempotencytest.Tx, error) { return db.BeginTx(ctx, nil) }
 }
 
-// each runs fn once per database. The suites open a fresh one per subtest.
+// each runs fn once per database, side by side, because most of the time goes into
+// waiting. The suites open a fresh one per subtest.
 func each(t *testing.T, fn func(t *testing.T, d string)) {
+	t.Parallel()
 	for _, d := range testdb.Names {
-		t.Run(d, func(t *testing.T) { fn(t, d) })
+		t.Run(d, func(t *testing.T) {
+			t.Parallel()
+			fn(t, d)
+		})
 	}
 }
 

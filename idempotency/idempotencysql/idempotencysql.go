@@ -18,15 +18,20 @@
 // connection of the pool is enough: a method holds none while it waits for another.
 //
 // Waiting for another transaction is bounded by Config.Wait, then it is
-// [idempotency.ErrInProgress]. What is bounded is this side; a transaction that a stalled
-// process has left open is for the database to end (idle_in_transaction_session_timeout
-// on PostgreSQL, wait_timeout on MySQL).
+// [idempotency.ErrInProgress]. What is bounded is this side. A transaction that a stalled
+// process has left open is for the database to end: idle_in_transaction_session_timeout
+// on PostgreSQL, wait_timeout on MySQL.
 //
 // # Caveats
 //
 // Under PostgreSQL's repeatable read and serializable isolation an extension of the lease
 // between a transaction's first statement and its [idempotency.Save] makes the latter a
 // serialization failure: try the transaction again, as at those levels always.
+//
+// MySQL and MariaDB go on waiting when the client has given up, and hold what the
+// statement has locked so far, for innodb_lock_wait_timeout, which is 50 seconds. Set it
+// below Config.Wait for the connections of the pool: go-sql-driver/mysql takes
+// innodb_lock_wait_timeout=3 in the data source name.
 //
 // On MySQL and MariaDB a deadlock ends the whole transaction, and later statements of
 // the same connection commit one by one: a handler must return at the first error.

@@ -300,10 +300,19 @@ func (w *world) batch(t *testing.T, list []string, fail map[string]error) {
 		t.Fatalf("batch of %d has %d errors", len(ds), len(errs))
 	}
 	for i, id := range list {
-		if !errors.Is(errs[i], fail[id]) {
+		if !failedBy(errs[i], fail[id]) {
 			t.Fatalf("batch: %q = %v, want %v", id, errs[i], fail[id])
 		}
 	}
+}
+
+// failedBy reports whether err is what became of a handler that was told to fail by want.
+func failedBy(err, want error) bool {
+	var p *messaging.PanicError
+	if errors.As(err, &p) {
+		return p.Value == want
+	}
+	return errors.Is(err, want)
 }
 
 // wantEffects checks that exactly these messages of m1 to m5, or of all given, have had
