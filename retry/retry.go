@@ -190,6 +190,7 @@ type Call struct {
 	attempt int
 	start   time.Time     // zero unless Elapsed needs it
 	prev    time.Duration // decorrelated jitter's memory
+	next    time.Duration // until the next attempt
 	last    error         // the last error that was not merely the end of parent
 }
 
@@ -215,6 +216,16 @@ func (c *Call) Next(err error) (again bool, result error) {
 
 // NextJudged is Next for a caller who has judged err already.
 func (c *Call) NextJudged(v fault.Verdict, err error) (again bool, result error) {
+	again, result = c.Decide(v, err)
+	if !again {
+		return false, result
+	}
+	return c.Wait()
+}
+
+// Decide is the first half of NextJudged, for a caller who has something to free before the
+// wait: it decides whether another attempt is due. If so, Wait must follow.
+func (c *Call) Decide(v fault.Verdict, err error) (again bool, result error) {
 	if err == nil {
 		if c.attempt == 1 {
 			c.r.cfg.Budget.Deposit()
@@ -222,6 +233,17 @@ func (c *Call) NextJudged(v fault.Verdict, err error) (again bool, result error)
 		return false, nil
 	}
 	return c.failed(v, err)
+}
+
+// Wait is the second half of NextJudged: it waits until the next attempt is due and returns
+// true, or false and the error to return if the caller's context ends before.
+func (c *Call) Wait() (again bool, result error) {
+	if !sleep(c.parent, c.next) {
+		return false, c.giveUp(c.last, ended(c.parent))
+	}
+	c.attempt++
+	c.ctx = WithAttempt(c.parent, c.attempt)
+	return true, nil
 }
 
 func (c *Call) failed(v fault.Verdict, err error) (bool, error) {
@@ -258,16 +280,11 @@ func (c *Call) failed(v fault.Verdict, err error) (bool, error) {
 	if !cfg.Budget.Withdraw() {
 		return false, c.giveUp(err, ErrBudget)
 	}
+	c.last, c.next = err, delay
 	c.r.retries.Add(1)
 	if hook := cfg.Hooks.Retry; hook != nil {
 		hook(Retrying{c.parent, cfg.Name, c.attempt, err, delay})
 	}
-	c.last = err
-	if !sleep(c.parent, delay) {
-		return false, c.giveUp(err, ended(c.parent))
-	}
-	c.attempt++
-	c.ctx = WithAttempt(c.parent, c.attempt)
 	return true, nil
 }
 
