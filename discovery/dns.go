@@ -17,7 +17,9 @@ import (
 
 // Lookup is the part of *net.Resolver that [DNS] uses.
 type Lookup interface {
+	// LookupSRV returns the SRV records of name; service and proto are empty.
 	LookupSRV(ctx context.Context, service, proto, name string) (cname string, addrs []*net.SRV, err error)
+	// LookupNetIP returns the addresses of host; network is ip, ip4 or ip6.
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 

@@ -105,7 +105,7 @@ func (f *Failover) Watch(ctx context.Context, service string) iter.Seq2[Set, err
 				c.set, c.err, c.said = got.set, got.err, true
 			case <-timer.C:
 			}
-			best, err, wait := f.choose(candidates)
+			best, wait, err := f.choose(candidates)
 			if wait > 0 {
 				timer.Reset(wait)
 				continue
@@ -123,9 +123,9 @@ func (f *Failover) Watch(ctx context.Context, service string) iter.Seq2[Set, err
 	}
 }
 
-// choose returns the set to follow, with an error if it is stale or none, or how long to wait for
+// choose returns the set to follow, with an error if it is stale or none; or how long to wait for
 // a better one before that is decided.
-func (f *Failover) choose(candidates []candidate) (best Set, err error, wait time.Duration) {
+func (f *Failover) choose(candidates []candidate) (best Set, wait time.Duration, err error) {
 	hope := false // is there any point in waiting?
 	for i := range candidates {
 		hope = hope || !candidates[i].said || candidates[i].healthy()
@@ -134,10 +134,10 @@ func (f *Failover) choose(candidates []candidate) (best Set, err error, wait tim
 	for i := range candidates {
 		c := &candidates[i]
 		if c.healthy() {
-			return c.set, nil, 0
+			return c.set, 0, nil
 		}
 		if left := f.patience - time.Since(c.silent); hope && left > 0 {
-			return Set{}, nil, left
+			return Set{}, left, nil
 		}
 		if c.err != nil {
 			errs = append(errs, c.err)
@@ -148,5 +148,5 @@ func (f *Failover) choose(candidates []candidate) (best Set, err error, wait tim
 			best = c.set
 		}
 	}
-	return best, errors.Join(errs...), 0
+	return best, 0, errors.Join(errs...)
 }
