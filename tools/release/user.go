@@ -134,13 +134,18 @@ func (u *user) blocks(ctx context.Context, root string) error {
 		return err
 	}
 	fmt.Printf("release-check: the examples of %d packages of the blocks pass from the module cache\n", ran)
-	for _, block := range []string{"fault", "messaging", "outbox"} {
-		if _, err := os.Stat(filepath.Join(root, block)); err != nil {
-			continue
-		}
-		if err := u.copied(ctx, dir, filepath.Join(root, block), block, true); err != nil {
+	copied := 0
+	for _, block := range []string{"fault", "messaging", "outbox", "idempotency", "saga"} {
+		ran, err := u.copied(ctx, dir, filepath.Join(root, block), block)
+		if err != nil {
 			return err
 		}
+		if ran {
+			copied++
+		}
+	}
+	if copied < 2 {
+		return errors.New("fewer than two blocks have an example that is a whole program with its output")
 	}
 	return nil
 }
@@ -172,7 +177,8 @@ func (u *user) kit(ctx context.Context, m *mod) error {
 		}
 	}
 	fmt.Printf("release-check: %s builds and the examples of %d packages pass from the module cache\n", m.rel, ran)
-	return u.copied(ctx, dir, m.dir, m.rel, false)
+	_, err = u.copied(ctx, dir, m.dir, m.rel)
+	return err
 }
 
 // examples runs the examples of a module's packages from the module cache and
@@ -198,38 +204,33 @@ func (u *user) examples(ctx context.Context, dir, module string) (int, error) {
 }
 
 // copied runs a package's first self-contained example as a main program of the
-// user's, as someone does who copies it from the documentation.
-func (u *user) copied(ctx context.Context, dir, source, name string, need bool) error {
+// user's, as someone does who copies it from the documentation. It reports whether
+// there is one.
+func (u *user) copied(ctx context.Context, dir, source, name string) (bool, error) {
 	example, program, err := playable(source)
-	if err != nil {
-		return err
-	}
-	if example == nil {
-		if need {
-			return fmt.Errorf("%s has no example that is a whole program with its output", name)
-		}
-		return nil
+	if err != nil || example == nil {
+		return false, err
 	}
 	target := filepath.Join(dir, strings.ReplaceAll(name, "/", "_"))
 	if err := os.MkdirAll(target, 0o755); err != nil {
-		return err
+		return false, err
 	}
 	if err := os.WriteFile(filepath.Join(target, "main.go"), program, 0o644); err != nil {
-		return err
+		return false, err
 	}
 	got, err := u.run(ctx, dir, "run", "./"+filepath.Base(target))
 	if err != nil {
-		return err
+		return false, err
 	}
 	want := example.Output
 	if example.Unordered {
 		got, want = sorted(got), sorted(want)
 	}
 	if strings.TrimSpace(got) != strings.TrimSpace(want) {
-		return fmt.Errorf("example %s of %s, copied into a program, prints:\n%s\nwant:\n%s", example.Name, name, got, want)
+		return false, fmt.Errorf("example %s of %s, copied into a program, prints:\n%s\nwant:\n%s", example.Name, name, got, want)
 	}
 	fmt.Printf("release-check: Example%s of %s, copied into a program, prints what it says\n", example.Name, name)
-	return nil
+	return true, nil
 }
 
 func sorted(text string) string {
