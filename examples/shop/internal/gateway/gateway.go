@@ -94,6 +94,7 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/mails", operator, s.proxy("notification", "/ops/api")},
 		{"GET /ops/api/outbox", operator, platform.Handle(s.everywhere("/ops/outbox"))},
 		{"GET /ops/api/dead-letters", operator, platform.Handle(s.everywhere("/ops/dead-letters"))},
+		{"POST /ops/api/chaos/provider", operator, s.proxy("provider", "/ops/api/chaos/provider", "/v1/mood")},
 		{"GET /ops/api/services", operator, platform.Handle(s.health)},
 		{"/api/", anyone, unknown()},
 		{"/ops/api/", anyone, unknown()},

@@ -10,6 +10,8 @@
 //	pm_slow                  succeeds after two seconds
 //	pm_flaky                 fails twice, then succeeds
 //	pm_timeout_after_charge  is booked, but the answer never comes
+//
+// An operator may also put it in a mood for a while: down, slow, or declining everything.
 package provider
 
 import (
@@ -25,7 +27,8 @@ import (
 
 // Service is the provider.
 type Service struct {
-	env platform.Env
+	env  platform.Env
+	mood mood
 }
 
 // A charge is booked under the key that the caller chose, so that a repeated request
@@ -66,11 +69,16 @@ func (s *Service) Run(ctx context.Context) error {
 // Handler implements [platform.Service].
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/charges", platform.Handle(s.authorise))
-	mux.Handle("GET /v1/charges/{key}", platform.Handle(s.get))
-	mux.Handle("POST /v1/charges/{key}/capture", platform.Handle(s.move("captured", "authorised")))
-	mux.Handle("POST /v1/charges/{key}/void", platform.Handle(s.void))
-	mux.Handle("POST /v1/charges/{key}/refund", platform.Handle(s.move("refunded", "captured")))
+	for pattern, fn := range map[string]func(w http.ResponseWriter, r *http.Request) error{
+		"POST /v1/charges":               s.authorise,
+		"GET /v1/charges/{key}":          s.get,
+		"POST /v1/charges/{key}/capture": s.move("captured", "authorised"),
+		"POST /v1/charges/{key}/void":    s.void,
+		"POST /v1/charges/{key}/refund":  s.move("refunded", "captured"),
+	} {
+		mux.Handle(pattern, s.moody(platform.Handle(fn)))
+	}
+	mux.Handle("POST /v1/mood", s.env.Auth.Require(platform.Handle(s.setMood), platform.RoleOperator))
 	return mux
 }
 
@@ -122,6 +130,9 @@ func (s *Service) authorise(w http.ResponseWriter, r *http.Request) error {
 	case "pm_visa", "pm_timeout_after_charge":
 	default:
 		return platform.Invalid("method", "is %q, which is not a payment method of this provider", in.Method)
+	}
+	if s.mood.get() == moodDeclining {
+		in.Status, in.Reason = "declined", "declined"
 	}
 	booked, err := s.book(r.Context(), in)
 	if err != nil {
