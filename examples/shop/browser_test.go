@@ -26,8 +26,8 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 )
 
-// TestPages does in a real browser what a person does. With -artifacts, the pictures that it takes
-// on the way are kept (go help testflag).
+// TestPages does in a real browser what a person does. The pictures that it takes on the way are kept in
+// the folder SHOP_PICTURES, or with -artifacts where go help testflag says.
 func TestPages(t *testing.T) {
 	browser := openBrowser(t)
 	shop := openShop(t).stocked()
@@ -421,7 +421,7 @@ func (v *visitor) fail(format string, args ...any) {
 	ctx, cancel := context.WithTimeout(v.ctx, 5*time.Second)
 	defer cancel()
 	if png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot()); err == nil {
-		_ = os.WriteFile(filepath.Join(v.t.ArtifactDir(), "failure.png"), png, 0o600)
+		v.keep("failure", png)
 	}
 	where, _ := chromedp.Run(ctx, chromedp.Location())
 	page, _ := chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
@@ -648,8 +648,20 @@ func (v *visitor) picture(name string) {
 	if err != nil {
 		v.fail("picture of %s: %v", name, err)
 	}
+	v.keep(name, png)
+}
+
+func (v *visitor) keep(name string, png []byte) {
+	v.t.Helper()
+	folder := v.t.ArtifactDir()
+	if pictures := os.Getenv("SHOP_PICTURES"); pictures != "" {
+		folder = filepath.Join(pictures, strings.ReplaceAll(v.t.Name(), "/", "-"))
+		if err := os.MkdirAll(folder, 0o750); err != nil {
+			v.t.Error(err)
+		}
+	}
 	v.pictures++
-	if err := os.WriteFile(filepath.Join(v.t.ArtifactDir(), fmt.Sprintf("%02d-%s.png", v.pictures, name)), png, 0o600); err != nil {
-		v.t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(folder, fmt.Sprintf("%02d-%s.png", v.pictures, name)), png, 0o600); err != nil {
+		v.t.Error(err)
 	}
 }

@@ -170,7 +170,7 @@ async function watch() {
       on: hear,
       lost() {
         $('connection').hidden = false;
-        set($('connection'), 'The connection is lost. The order goes on without us; connecting again …');
+        set($('connection'), 'The connection is lost. What the shop has accepted it will finish; connecting again …');
       },
     });
     if (followed === stream) await showRest();
