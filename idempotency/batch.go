@@ -17,8 +17,10 @@ const savepoint = "dovetail_message"
 
 // BatchConsumer returns a function that handles many deliveries of one group in one
 // transaction, several times as fast as [Consumer] one by one, with the same guarantees.
-// It returns one error per delivery, at its position, to be treated like a
-// [messaging.Handler]'s.
+// It returns one error per delivery, at its position. [messaging.Batch] makes a handler
+// of it that gathers the batches:
+//
+//	handler, err := messaging.Batch(messaging.BatchConfig{}, idempotency.BatchConsumer(db, store, apply))
 //
 // The messages are given to h one by one in the order of the deliveries. One that fails,
 // by error or panic, does not take its neighbours' effects along: the batch is then
@@ -27,8 +29,8 @@ const savepoint = "dovetail_message"
 // message that it has handled well, with the first effects rolled back; what it does
 // outside the transaction is repeated. A later message is handled although an earlier
 // one has failed: where the order of keys matters, a batch must not hold two messages of
-// one key.
-func BatchConsumer(db Beginner, inbox Inbox, h TxHandler) func(ctx context.Context, ds []*messaging.Delivery) []error {
+// one key, as messaging.Batch on an ordered subscription never does.
+func BatchConsumer(db Beginner, inbox Inbox, h TxHandler) messaging.BatchHandler {
 	c := &batchConsumer{db: db, inbox: inbox, handle: h, single: Consumer(db, inbox, h)}
 	return c.handleAll
 }

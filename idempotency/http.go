@@ -41,9 +41,9 @@ type HTTPConfig struct {
 	// one reaches its client, but a repetition gets the status and the headers only.
 	// Zero means 1 MiB.
 	MaxResponse int
-	// Store says whether an answer with this status is final, so that a repetition gets
-	// it again, or frees the key. Nil means [Final].
-	Store func(status int) bool
+	// Final says whether an answer with this status is final, so that a repetition gets
+	// it again; any other frees the key. Nil means the function [Final].
+	Final func(status int) bool
 	// Problem answers a request that did not reach the handler. Headers such as
 	// Retry-After are set already. Nil means a problem document of RFC 9457.
 	Problem func(w http.ResponseWriter, r *http.Request, p Problem)
@@ -98,7 +98,7 @@ const (
 // space of keys, so one that guesses another's key and request gets the other's answer.
 func AnyClient(*http.Request) (string, error) { return "*", nil }
 
-// Final is the default for HTTPConfig.Store: every 2xx, 3xx and 4xx, but for those
+// Final is the default of HTTPConfig.Final: every 2xx, 3xx and 4xx, but for those
 // that say "not now": 408, 409, 425 and 429. A 5xx may have come before any effect, so
 // it frees the key; a handler that knows better uses [Save].
 func Final(status int) bool {
@@ -127,7 +127,9 @@ func Final(status int) bool {
 //	finished before                         the stored answer, with Idempotency-Replayed: true
 //
 // Requests are repetitions if principal, method, path and key are the same; they must
-// then also agree in query, Content-Type and every byte of the body.
+// then also agree in query, Content-Type and every byte of the body. The path is the one
+// that the middleware sees: where http.StripPrefix or a second service on the same store
+// makes two operations look alike, Scope has to keep them apart.
 //
 // The answer is held back until the handler has returned and it is stored, unless the
 // handler flushes it or it grows beyond MaxResponse. Before that the process may die
@@ -157,8 +159,8 @@ func HTTP(store Store, cfg HTTPConfig) (func(http.Handler) http.Handler, error) 
 	if cfg.MaxResponse == 0 {
 		cfg.MaxResponse = defaultMaxResponse
 	}
-	if cfg.Store == nil {
-		cfg.Store = Final
+	if cfg.Final == nil {
+		cfg.Final = Final
 	}
 	if cfg.Problem == nil {
 		cfg.Problem = writeProblem
@@ -201,7 +203,7 @@ func (m *middleware) serve(w http.ResponseWriter, r *http.Request, values []stri
 		return m.refuse(w, r, cmd.Key, *problem, nil)
 	}
 	begun := time.Now()
-	claim, err := m.store.Begin(r.Context(), cmd)
+	claim, err := begin(r.Context(), m.store, cmd)
 	if err != nil {
 		return m.refuse(w, r, cmd.Key, m.problem(w, r, err), err)
 	}
@@ -215,6 +217,14 @@ func (m *middleware) serve(w http.ResponseWriter, r *http.Request, values []stri
 		return HTTPRequest{Key: cmd.Key, Outcome: Replayed, Status: rec.Status}
 	}
 	return m.run(w, r, body, claim, begun)
+}
+
+// begin does not end with its client: a Begin that was given up may have claimed the key
+// for nobody, until the end of the lease.
+func begin(ctx context.Context, store Store, cmd Command) (Claim, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	return store.Begin(ctx, cmd)
 }
 
 // command returns what the request asks the store to begin, and its body.
@@ -324,7 +334,7 @@ func (m *middleware) settle(ctx context.Context, c *call, rec *recorder) HTTPReq
 		// The handler has answered what it saved, so its transaction has committed. If it
 		// has not after all, the end of the lease frees the key.
 		done.Outcome = Stored
-	case saved == 0 && rec.status != 0 && !rec.hijacked && m.Store(rec.status):
+	case saved == 0 && rec.status != 0 && !rec.hijacked && m.Final(rec.status):
 		done.Outcome = Stored
 		if done.Err = complete(ctx, c.store, c.claim, rec.record().encode()); done.Err != nil {
 			done.Outcome = Lost

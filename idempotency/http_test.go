@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -347,7 +348,7 @@ func TestHTTPStoresFinalStatusesOnly(t *testing.T) {
 		})
 	}
 	t.Run("as configured", func(t *testing.T) {
-		a := newAPI(t, idempotency.HTTPConfig{Store: func(status int) bool { return status == 500 }},
+		a := newAPI(t, idempotency.HTTPConfig{Final: func(status int) bool { return status == 500 }},
 			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 		a.want(t, a.do("x"), 500, "", false, 1)
 		a.want(t, a.do("x"), 500, "", true, 1)
@@ -431,6 +432,21 @@ func TestHTTPHandlerPanics(t *testing.T) {
 			a.want(t, a.do("x"), 201, "made x", false, 2)
 			a.wantSeen(t, idempotency.Released, idempotency.Stored)
 		})
+	}
+}
+
+func TestHTTPHandlerExitsItsGoroutine(t *testing.T) {
+	a := newAPI(t, idempotency.HTTPConfig{}, func(w http.ResponseWriter, r *http.Request) {
+		created(w, r)
+		runtime.Goexit()
+	})
+	for i := range int64(2) {
+		var wg sync.WaitGroup
+		wg.Go(func() { a.do("x") })
+		wg.Wait()
+		if n := a.runs.Load(); n != i+1 {
+			t.Errorf("the handler ran %d times, want %d: the key is free", n, i+1)
+		}
 	}
 }
 
@@ -927,6 +943,32 @@ func TestSave(t *testing.T) {
 
 // plainStore hides what the store can do beyond idempotency.Store.
 type plainStore struct{ idempotency.Store }
+
+// A client that goes while its key is looked up leaves no claim behind.
+func TestHTTPClientGoneDuringBegin(t *testing.T) {
+	a := newAPI(t, idempotency.HTTPConfig{}, created)
+	ctx, cancel := context.WithCancel(t.Context())
+	h := a.wrap(t, cancellingStore{a.store, cancel}, idempotency.HTTPConfig{}, func(w http.ResponseWriter, r *http.Request) {
+		if err := r.Context().Err(); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
+	if got := serve(h, request("x").WithContext(ctx)); got.StatusCode != http.StatusInternalServerError {
+		t.Errorf("answer = %d, want the handler's 500", got.StatusCode)
+	}
+	a.want(t, a.do("x"), 201, "made x", false, 2)
+}
+
+// cancellingStore has the client go just before the claim is made.
+type cancellingStore struct {
+	*idempotencymem.Store
+	cancel context.CancelFunc
+}
+
+func (s cancellingStore) Begin(ctx context.Context, cmd idempotency.Command) (idempotency.Claim, error) {
+	s.cancel()
+	return s.Store.Begin(ctx, cmd)
+}
 
 func TestHTTPConfigErrors(t *testing.T) {
 	ok := idempotency.HTTPConfig{Scope: idempotency.AnyClient}

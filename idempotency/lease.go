@@ -11,11 +11,10 @@ import (
 )
 
 const (
-	// settleTimeout bounds the writing of a result, which goes on when its caller has
-	// gone.
-	settleTimeout = 5 * time.Second
-	// settlePause is the time between two attempts at it.
-	settlePause = 100 * time.Millisecond
+	// storeTimeout bounds what is asked of the store although the caller has gone.
+	storeTimeout = 5 * time.Second
+	// completePause is the time between two attempts to store a result.
+	completePause = 100 * time.Millisecond
 )
 
 // hold keeps the claim, which was begun at the given time, by extending it every third
@@ -77,7 +76,7 @@ func extend(ctx context.Context, store Store, claim Claim) error {
 // complete stores result. It tries for a while, because the command would run again if
 // it cannot.
 func complete(ctx context.Context, store Store, claim Claim, result []byte) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
 	for {
 		err := store.Complete(ctx, claim, result)
@@ -87,14 +86,14 @@ func complete(ctx context.Context, store Store, claim Claim, result []byte) erro
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(settlePause):
+		case <-time.After(completePause):
 		}
 	}
 }
 
 // release frees the claim's key. If it cannot, the lease will.
 func release(ctx context.Context, store Store, claim Claim) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
 	return store.Release(ctx, claim)
 }

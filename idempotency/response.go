@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/textproto"
 	"strconv"
@@ -42,7 +41,9 @@ func JSON(status int, v any) (Response, error) {
 
 // Write sends r as the answer to a request.
 func (r Response) Write(w http.ResponseWriter) {
-	maps.Copy(w.Header(), r.Header)
+	for name, values := range r.Header {
+		w.Header()[http.CanonicalHeaderKey(name)] = values
+	}
 	if bodyAllowed(r.Status) {
 		w.Header().Set("Content-Length", strconv.Itoa(len(r.Body)))
 	}

@@ -7,6 +7,8 @@ import (
 	"context"
 	"database/sql"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/dovetail-go/dovetail/idempotency"
 	"github.com/dovetail-go/dovetail/idempotency/idempotencymem"
@@ -40,4 +42,96 @@ func TestConsumer(t *testing.T) {
 		db.SetMaxOpenConns(1)
 		return db, s
 	})
+}
+
+func TestPrune(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, begin := open(t)
+		mark := func(id string) {
+			tx, err := begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			if _, err := s.Once(t.Context(), tx, "mail", id); err != nil {
+				t.Fatal(err)
+			}
+			if err := tx.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		command := func(id string, retention time.Duration) {
+			c, err := s.Begin(t.Context(), idempotency.Command{Key: idempotency.Key{ID: id}, Retention: retention})
+			if err == nil {
+				err = s.Complete(t.Context(), c, nil)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		mark("old")
+		command("over", time.Minute)
+		command("kept", 3*time.Hour)
+		time.Sleep(time.Hour)
+		mark("new")
+		for _, want := range []int64{2, 0} {
+			if n, err := s.Prune(t.Context(), 30*time.Minute); n != want || err != nil {
+				t.Errorf("Prune = %d, %v, want %d", n, err, want)
+			}
+		}
+		if _, err := s.Prune(t.Context(), 0); err == nil {
+			t.Error("Prune without an age = nil")
+		}
+	})
+}
+
+func TestTheDatabaseTakesNothingElse(t *testing.T) {
+	db := idempotencymem.New().OpenDB()
+	defer db.Close()
+	for _, query := range []string{"SELECT 1", "SAVEPOINT outside_of_a_transaction", "ROLLBACK TO SAVEPOINT s"} {
+		if _, err := db.ExecContext(t.Context(), query); err == nil {
+			t.Errorf("%s = nil", query)
+		}
+	}
+	if _, err := db.QueryContext(t.Context(), "SELECT 1"); err == nil { //nolint:rowserrcheck,sqlclosecheck // there are none
+		t.Error("a query = nil")
+	}
+	other := idempotencymem.New()
+	if _, err := other.Once(t.Context(), db, "mail", "m1"); err == nil {
+		t.Error("Once with another store's database = nil")
+	}
+}
+
+func TestSavepoints(t *testing.T) {
+	s, begin := open(t)
+	tx, err := begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	exec := func(query string, ok bool) {
+		t.Helper()
+		if _, err := tx.ExecContext(t.Context(), query); (err == nil) != ok {
+			t.Fatalf("%s = %v, want it to work: %v", query, err, ok)
+		}
+	}
+	mark := func(id string, want bool) {
+		t.Helper()
+		if first, err := s.Once(t.Context(), tx, "mail", id); first != want || err != nil {
+			t.Fatalf("Once(%s) = %v, %v, want %v", id, first, err, want)
+		}
+	}
+	mark("before", true)
+	exec("SAVEPOINT a", true)
+	mark("in a", true)
+	exec("SAVEPOINT b", true)
+	mark("in b", true)
+	exec("ROLLBACK TO SAVEPOINT a", true)
+	exec("RELEASE SAVEPOINT b", false) // it was within a
+	mark("in a", true)
+	mark("before", false)
+	exec("RELEASE SAVEPOINT a", true)
+	exec("ROLLBACK TO SAVEPOINT a", false)
+	mark("in a", false)
+	mark("in b", true)
 }

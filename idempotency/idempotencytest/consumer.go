@@ -59,7 +59,7 @@ func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inb
 		h := idempotency.Consumer(w.db, w.inbox, w.handler(map[string]error{"m1": errPanic}))
 		func() {
 			defer func() {
-				if v := recover(); v != errPanic {
+				if v := recover(); v != any(errPanic) {
 					t.Errorf("recover = %v, want %v", v, errPanic)
 				}
 			}()
@@ -260,14 +260,14 @@ func (w *world) handler(fail map[string]error) idempotency.TxHandler {
 		if !first {
 			return messaging.Reject(errors.New("effect twice"))
 		}
-		switch err := fail[d.Message.ID]; err {
-		case errPanic:
-			panic(err)
-		case errStatement:
+		switch err := fail[d.Message.ID]; {
+		case errors.Is(err, errPanic):
+			panic(errPanic)
+		case errors.Is(err, errStatement):
 			// PostgreSQL takes no other statement until this one is rolled back.
 			_, sqlErr := tx.ExecContext(ctx, "SELECT no_such_column FROM no_such_table")
 			return errors.Join(err, sqlErr)
-		case errLost:
+		case errors.Is(err, errLost):
 			return errors.Join(err, tx.Rollback())
 		default:
 			return err
@@ -310,7 +310,7 @@ func (w *world) batch(t *testing.T, list []string, fail map[string]error) {
 func failedBy(err, want error) bool {
 	var p *messaging.PanicError
 	if errors.As(err, &p) {
-		return p.Value == want
+		return p.Value == any(want)
 	}
 	return errors.Is(err, want)
 }

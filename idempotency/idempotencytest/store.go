@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -279,6 +281,16 @@ func RunStore(t *testing.T, open func(t *testing.T) idempotency.Store) {
 		}
 	})
 
+	run("a store agrees with a model, whatever the sequence", func(t *testing.T, s store) {
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		rng := rand.New(rand.NewPCG(seed, 0))
+		m := model{keys: map[string]*modelKey{}}
+		for i := range 300 {
+			m.step(t, s, rng, i)
+		}
+	})
+
 	run("a done key is forgotten after its retention", func(t *testing.T, s store) {
 		cmd := command("k1")
 		cmd.Retention = shortLease
@@ -542,4 +554,110 @@ func (s store) wantOneClaim(t *testing.T, id string) (won idempotency.Claim) {
 		t.Fatalf("%d callers of %d have the key, want 1", winners, n)
 	}
 	return won
+}
+
+// model is what a store must be like. Half of its leases have passed as soon as they
+// begin.
+type model struct {
+	keys   map[string]*modelKey
+	claims []idempotency.Claim // all that were ever given out
+	done   int                 // completed keys, which are left alone in the end
+}
+
+type modelKey struct {
+	token       string // of the owner, empty if the key is free
+	fingerprint string
+	lapsed      bool
+	done        bool
+	result      string
+}
+
+// key returns one of the two that are in use.
+func (m *model) key(rng *rand.Rand) (string, *modelKey) {
+	id := fmt.Sprintf("k%d", m.done/2*2+rng.IntN(2))
+	if m.keys[id] == nil {
+		m.keys[id] = &modelKey{}
+	}
+	return id, m.keys[id]
+}
+
+// step does a random thing to both and compares.
+func (m *model) step(t *testing.T, s store, rng *rand.Rand, i int) {
+	t.Helper()
+	if len(m.claims) == 0 || rng.IntN(2) == 0 {
+		m.begin(t, s, rng, i)
+		return
+	}
+	// One of the last few claims: the owner, or somebody who was.
+	c := m.claims[len(m.claims)-1-rng.IntN(min(len(m.claims), 4))]
+	k := m.keys[c.Key.ID]
+	owner := k.token == c.Token
+	var what string
+	var got, want error
+	switch rng.IntN(4) {
+	case 0, 1:
+		what, got = "Extend", s.Extend(t.Context(), c)
+		if !owner || k.done {
+			want = idempotency.ErrLeaseLost
+		}
+		m.pass(c)
+	case 2:
+		result := fmt.Sprint("result ", i)
+		what, got = "Complete", s.Complete(t.Context(), c, []byte(result))
+		if !owner {
+			want = idempotency.ErrLeaseLost
+		} else if !k.done {
+			k.done, k.result = true, result
+			m.done++
+		}
+	case 3:
+		what, got = "Release", s.Release(t.Context(), c)
+		if owner && !k.done {
+			*k = modelKey{}
+		}
+	}
+	if !errors.Is(got, want) {
+		t.Fatalf("step %d: %s(%s) of claim %q = %v, want %v", i, what, c.Key.ID, c.Token, got, want)
+	}
+}
+
+func (m *model) begin(t *testing.T, s store, rng *rand.Rand, i int) {
+	t.Helper()
+	id, k := m.key(rng)
+	cmd := command(id)
+	if rng.IntN(6) == 0 {
+		cmd = other(id)
+	}
+	if rng.IntN(2) == 0 {
+		cmd.Lease = time.Microsecond
+	}
+	c, err := s.Begin(t.Context(), cmd)
+	var want error
+	switch {
+	case k.token != "" && k.fingerprint != string(cmd.Fingerprint):
+		want = idempotency.ErrMismatch
+	case k.done:
+		if !c.Done || string(c.Result) != k.result {
+			t.Fatalf("step %d: Begin(%s) = %+v, %v, want it done with %q", i, id, c, err, k.result)
+		}
+	case k.token != "" && !k.lapsed:
+		want = idempotency.ErrInProgress
+	default:
+		if c.Done || c.Token == "" {
+			t.Fatalf("step %d: Begin(%s) = %+v, %v, want a claim", i, id, c, err)
+		}
+		*k = modelKey{token: c.Token, fingerprint: string(cmd.Fingerprint), lapsed: cmd.Lease == time.Microsecond}
+		m.claims = append(m.claims, c)
+		m.pass(c)
+	}
+	if !errors.Is(err, want) {
+		t.Fatalf("step %d: Begin(%s) = %+v, %v, want %v", i, id, c, err, want)
+	}
+}
+
+// pass lets a short lease pass, by clocks that count milliseconds too.
+func (m *model) pass(c idempotency.Claim) {
+	if c.Lease == time.Microsecond {
+		time.Sleep(2 * time.Millisecond)
+	}
 }
