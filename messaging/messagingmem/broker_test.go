@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -209,6 +210,59 @@ func TestCapacityPassesRoomOn(t *testing.T) {
 	})
 }
 
+// So must one that is woken and finds its message there already.
+func TestCapacityPassesRoomOnByJoining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := open(t, messagingmem.Config{Capacity: 2, ConfirmOnAck: true})
+		s := messaging.Subscription{Group: "g", Topics: []string{"t"}, Concurrency: 1}
+		declare(t, b, s)
+		var publishers sync.WaitGroup
+		for _, id := range []string{"a", "b", "x", "x", "y"} {
+			publishers.Go(func() { publish(t, b, &messaging.Message{ID: id, Topic: "t"}) })
+			synctest.Wait()
+		}
+		release := make(chan struct{})
+		subscribe(t, b, s, func(_ context.Context, d *messaging.Delivery) error {
+			if d.Message.ID == "x" {
+				<-release
+			}
+			return nil
+		})
+		synctest.Wait()
+		if g := b.Stats().Groups[0]; g.Publishers != 0 || g.Ready != 1 || g.InFlight != 1 {
+			t.Errorf("Stats = %+v, want x with its handler, y ready and no publisher waiting", g)
+		}
+		close(release)
+		publishers.Wait()
+	})
+}
+
+func TestRetriesComeInTheOrderOfTheirTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := open(t, messagingmem.Config{})
+		s := messaging.Subscription{Group: "g", Topics: []string{"t"}, Concurrency: 1}
+		declare(t, b, s)
+		delays := map[string]time.Duration{"hour": time.Hour, "minute": time.Minute, "second": time.Second, "day": 24 * time.Hour}
+		for _, id := range []string{"hour", "minute", "second", "day"} {
+			publish(t, b, &messaging.Message{ID: id, Topic: "t"})
+		}
+		start := time.Now()
+		got := make(map[string]time.Duration)
+		subscribe(t, b, s, func(_ context.Context, d *messaging.Delivery) error {
+			if d.Attempt == 1 {
+				return fault.RetryAfter(errTest, delays[d.Message.ID])
+			}
+			got[d.Message.ID] = time.Since(start)
+			return nil
+		})
+		time.Sleep(48 * time.Hour)
+		synctest.Wait()
+		if !maps.Equal(got, delays) {
+			t.Errorf("delivered again after %v, want %v", got, delays)
+		}
+	})
+}
+
 func TestDeadLetters(t *testing.T) {
 	reject := func(context.Context, *messaging.Delivery) error { return messaging.Reject(errTest) }
 	s := messaging.Subscription{Group: "g", Topics: []string{"t"}}
@@ -356,6 +410,23 @@ func TestTemporaryGroupFreesItsPublishers(t *testing.T) {
 		}
 		if n := len(b.Stats().Groups); n != 0 {
 			t.Errorf("%d groups are left, want 0", n)
+		}
+	})
+}
+
+func TestTemporaryGroupForgetsItsRetries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := open(t, messagingmem.Config{ConfirmOnAck: true})
+		s := messaging.Subscription{Group: "g", Topics: []string{"t"}, Temporary: true}
+		declare(t, b, s)
+		stop := subscribe(t, b, s, func(context.Context, *messaging.Delivery) error { return fault.RetryAfter(errTest, time.Hour) })
+		done := make(chan error, 1)
+		go func() { done <- b.Publish(t.Context(), msg("t", "")) }()
+		synctest.Wait()
+		start := time.Now()
+		stop()
+		if err := <-done; err != nil || time.Since(start) != 0 {
+			t.Errorf("Publish = %v after %v, want nil with the end of the group", err, time.Since(start))
 		}
 	})
 }
