@@ -181,19 +181,19 @@ func (k *check) run(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, k.cfg.Timeout)
 	defer cancel()
 	start := time.Now()
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
+	err := errors.New("health: the check ended its goroutine")
 	go func() {
-		err := errors.New("health: the check ended its goroutine")
+		defer close(ended)
 		defer func() {
 			if p := recover(); p != nil {
 				err = fmt.Errorf("health: the check panicked: %v", p)
 			}
-			ended <- err
 		}()
 		err = k.fn(ctx)
 	}()
 	select {
-	case err := <-ended:
+	case <-ended:
 		k.finish(start, err, false)
 	case <-ctx.Done():
 		k.finish(start, fmt.Errorf("health: no result within %v", k.cfg.Timeout), true)
