@@ -1,0 +1,49 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package resiliencehttp
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// body frees what its response holds on to when it has been read to its end or closed.
+type body struct {
+	io.ReadCloser
+	release func()
+	once    sync.Once
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil { // the end, or nothing more will come
+		b.once.Do(b.release)
+	}
+	return n, err
+}
+
+func (b *body) Close() error {
+	defer b.once.Do(b.release)
+	return b.ReadCloser.Close()
+}
+
+// duplex is the body of a response to a protocol upgrade, which can be written to. It ends with
+// Close only.
+type duplex struct {
+	*body
+	io.Writer
+}
+
+func (d *duplex) Read(p []byte) (int, error) { return d.ReadCloser.Read(p) }
+
+// ended returns why ctx is done: its error, joined with its cause where there is one.
+func ended(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if cause != nil && cause != err {
+		return fmt.Errorf("%w: %w", err, cause)
+	}
+	return err
+}
