@@ -221,6 +221,42 @@ func TestPages(t *testing.T) {
 		v.sees("What happens behind the scenes")
 	})
 
+	t.Run("a stream is read the same however it is cut", func(t *testing.T) {
+		v := visit(t, browser, shop.url)
+		v.open("/sign-in")
+		// The rules are those of https://html.spec.whatwg.org/#event-stream-interpretation.
+		const sent = ": hello\n\ndata: plain\n\nevent: named\r\ndata:two\r\ndata:  lines\r\n\r\nid: 7\rretry: 9\rdata\rdata: é€😀\r\revent: no data\n\ndata: no end\n"
+		const want = `[null,{"name":"message","data":"plain"},{"name":"named","data":"two\n lines"},{"name":"message","data":"\né€😀"}]`
+		got, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]string](`(async () => {
+			const { events } = await import('/assets/js/stream.js');
+			const bytes = new TextEncoder().encode(`+quote(sent)+`);
+			const results = new Set();
+			for (let size = 1; size <= bytes.length; size++) {
+				const stream = new ReadableStream({
+					start(to) {
+						for (let at = 0; at < bytes.length; at += size) to.enqueue(bytes.slice(at, at + size));
+						to.close();
+					},
+				});
+				results.add(JSON.stringify(await Array.fromAsync(events(stream))));
+			}
+			return [...results];
+		})()`, chromedp.EvalAwaitPromise))
+		if err != nil || len(got) != 1 || got[0] != want {
+			t.Errorf("events = %q, %v; want only %s", got, err, want)
+		}
+	})
+
+	t.Run("amounts have as many decimals as their currency", func(t *testing.T) {
+		v := visit(t, browser, shop.url)
+		v.open("/sign-in")
+		got, err := chromedp.Run(v.ctx, chromedp.Evaluate[string](`import('/assets/js/format.js').then(({ money }) =>
+			[['EUR', 1999], ['EUR', 5], ['JPY', 500], ['KWD', 1234]].map(([c, n]) => money(n, c).replace(/[^0-9.]/g, '')).join(' '))`, chromedp.EvalAwaitPromise))
+		if want := "19.99 0.05 500 1.234"; err != nil || got != want {
+			t.Errorf("money = %q, %v; want %q", got, err, want)
+		}
+	})
+
 	t.Run("a page that does not exist says so", func(t *testing.T) {
 		v := visit(t, browser, shop.url)
 		v.mayComplain("status of 404")
@@ -374,7 +410,7 @@ func visit(t *testing.T, browser context.Context, url string) *visitor {
 			}
 			if message.Type == "error" || message.IsException() {
 				v.mu.Lock()
-				v.complaints = append(v.complaints, message.String())
+				v.complaints = append(v.complaints, message.String()+" "+message.URL)
 				v.mu.Unlock()
 			}
 		}

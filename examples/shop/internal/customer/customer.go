@@ -20,6 +20,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/ratelimit"
 )
 
 // CreditLimit is what a new customer may have in flight.
@@ -48,7 +49,11 @@ type Service struct {
 	// decoy is compared with the password of an unknown address, so that the time of
 	// an answer does not tell whether the address is known.
 	decoy []byte
+	// tries bounds how often somebody may try a password of one address.
+	tries *ratelimit.Keyed[string]
 }
+
+var signInLimit = ratelimit.Limit{Rate: 10, Per: time.Minute, Burst: 10}
 
 const schema = `
 CREATE TABLE IF NOT EXISTS customers (
@@ -91,7 +96,11 @@ func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{env: env, bus: bus, issuer: issuer, decoy: decoy}
+	tries, err := ratelimit.NewKeyed[string](signInLimit, 100_000)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{env: env, bus: bus, issuer: issuer, decoy: decoy, tries: tries}
 	for _, a := range cfg.Accounts {
 		if _, err := s.register(ctx, a); err != nil && !errors.Is(err, errTaken) {
 			return nil, fmt.Errorf("account %s: %w", a.Email, err)
@@ -192,9 +201,13 @@ func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
 	if err := platform.Decode(w, r, &in); err != nil {
 		return err
 	}
+	email := strings.ToLower(strings.TrimSpace(in.Email))
+	if result := s.tries.Allow(email); !result.OK {
+		return &platform.Error{Status: http.StatusTooManyRequests, Code: "too-many-requests", Detail: "too many tries for this address; please wait", RetryAfter: result.RetryAfter}
+	}
 	var id, role, hash string
-	err := s.env.DB.QueryRowContext(r.Context(), `SELECT id, role, password_hash FROM customers WHERE email = $1`,
-		strings.ToLower(strings.TrimSpace(in.Email))).Scan(&id, &role, &hash)
+	err := s.env.DB.QueryRowContext(r.Context(), `SELECT id, role, password_hash FROM customers WHERE email = $1`, email).
+		Scan(&id, &role, &hash)
 	if errors.Is(err, sql.ErrNoRows) {
 		hash = string(s.decoy)
 	} else if err != nil {

@@ -159,13 +159,14 @@ func (s *shop) open(ctx context.Context) (err error) {
 }
 
 func (s *shop) add(ctx context.Context, name string) error {
-	db, err := platform.OpenSQLite(filepath.Join(s.data, name+".db"))
+	env, err := s.env(name, callsAtOnce)
 	if err != nil {
 		return err
 	}
-	s.databases = append(s.databases, db)
-	env := s.env(name)
-	env.DB = db
+	if env.DB, err = platform.OpenSQLite(filepath.Join(s.data, name+".db")); err != nil {
+		return err
+	}
+	s.databases = append(s.databases, env.DB)
 	service, err := s.build(ctx, env)
 	if err != nil {
 		return err
@@ -181,11 +182,15 @@ func (s *shop) add(ctx context.Context, name string) error {
 	return s.resolver.Set(name, discovery.Instance{ID: name + "-1", Service: name, Addr: ln.Addr().String()})
 }
 
-func (s *shop) env(name string) platform.Env {
+// callsAtOnce bounds what one service has under way with another.
+const callsAtOnce = 64
+
+func (s *shop) env(name string, callsAtOnce int) (platform.Env, error) {
+	guards, err := platform.NewGuarded(s.transport, callsAtOnce)
 	return platform.Env{
 		Name: name, Broker: s.broker, Auth: s.auth, Lease: takeover, Log: s.log.With("service", name),
-		Caller: &platform.Caller{Client: &http.Client{Transport: s.transport}, Token: s.token},
-	}
+		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, Token: s.token},
+	}, err
 }
 
 func (s *shop) build(ctx context.Context, env platform.Env) (platform.Service, error) {
@@ -211,6 +216,14 @@ func (s *shop) build(ctx context.Context, env platform.Env) (platform.Service, e
 // run serves everything. The services outlive the gateway, so that what it accepted can
 // still be answered.
 func (s *shop) run(ctx context.Context, front net.Listener, ready func(url string)) error {
+	env, err := s.env("gateway", 0) // what it passes on is bounded where it arrives
+	if err != nil {
+		return err
+	}
+	entrance, err := gateway.New(env, backends)
+	if err != nil {
+		return err
+	}
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
 	network, stopNetwork := context.WithCancel(context.WithoutCancel(ctx))
@@ -234,12 +247,12 @@ func (s *shop) run(ctx context.Context, front net.Listener, ready func(url strin
 		defer stopBehind()
 		// A connection that was made and never used would hold up the drain of its server.
 		defer s.wire.CloseIdleConnections()
-		return platform.Serve(entry, s.env("gateway"), gateway.New(s.env("gateway"), backends), front)
+		return platform.Serve(entry, env, entrance, front)
 	})
 	if ready != nil {
 		ready(s.url)
 	}
-	err := g.Wait()
+	err = g.Wait()
 	stopNetwork()
 	return errors.Join(err, wires.Wait())
 }

@@ -11,6 +11,7 @@ import (
 	_ "embed" // for the interface description
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"regexp"
@@ -19,6 +20,9 @@ import (
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/ratelimit"
+	"github.com/dovetail-go/dovetail/resilience"
+	"github.com/dovetail-go/dovetail/resilience/resiliencehttp"
 )
 
 //go:embed openapi.yaml
@@ -28,11 +32,72 @@ var openAPI []byte
 type Service struct {
 	env      platform.Env
 	services []string
+	// quota is per customer, guard per address and for the gateway as a whole.
+	quota *ratelimit.Keyed[string]
+	guard func(http.Handler) http.Handler
 }
 
+// Limits of who asks: an address may be a whole office, a customer is one person. Each is
+// remembered in bounded memory.
+var (
+	addressLimit  = ratelimit.Limit{Rate: 2000, Burst: 4000}
+	customerLimit = ratelimit.Limit{Rate: 100, Burst: 200}
+)
+
+const remembered = 100_000
+
 // New returns the gateway of the named services.
-func New(env platform.Env, services []string) *Service {
-	return &Service{env: env, services: services}
+func New(env platform.Env, services []string) (*Service, error) {
+	addresses, err := ratelimit.NewKeyed[string](addressLimit, remembered)
+	if err != nil {
+		return nil, err
+	}
+	quota, err := ratelimit.NewKeyed[string](customerLimit, remembered)
+	if err != nil {
+		return nil, err
+	}
+	adaptive, err := resilience.NewAdaptive(resilience.AdaptiveConfig{Name: "gateway"})
+	if err != nil {
+		return nil, err
+	}
+	guard, err := resiliencehttp.NewMiddleware(resiliencehttp.MiddlewareConfig{
+		RateLimit: func(r *http.Request) ratelimit.Result { return addresses.Allow(address(r)) },
+		Shed:      &resilience.Policy{Adaptive: adaptive},
+		// A stream takes as long as somebody watches, which says nothing about overload.
+		Exempt: func(r *http.Request) bool { return strings.Contains(r.Header.Get("Accept"), "text/event-stream") },
+		Refuse: func(w http.ResponseWriter, _ *http.Request, refusal resiliencehttp.Refusal) {
+			platform.WriteProblem(w, tooMuch(refusal.Status, refusal.RetryAfter))
+		},
+	})
+	return &Service{env: env, services: services, quota: quota, guard: guard}, err
+}
+
+// address is where a request comes from.
+func address(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+func tooMuch(status int, after time.Duration) *platform.Error {
+	e := &platform.Error{Status: status, Code: "overloaded", Detail: "the shop has too much to do; please try again", RetryAfter: max(after, time.Second)}
+	if status == http.StatusTooManyRequests {
+		e.Code, e.Detail = "too-many-requests", "that is more than one customer's share; please slow down"
+	}
+	return e
+}
+
+// metered lets a customer through at the pace of one.
+func (s *Service) metered(next http.Handler) http.Handler {
+	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
+		if result := s.quota.Allow(platform.IdentityOf(r.Context()).Subject); !result.OK {
+			return tooMuch(http.StatusTooManyRequests, result.RetryAfter)
+		}
+		next.ServeHTTP(w, r)
+		return nil
+	})
 }
 
 // Consumers implements [platform.Service].
@@ -50,7 +115,7 @@ func (s *Service) Handler() http.Handler {
 	for _, r := range s.routes() {
 		mux.Handle(r.pattern, r.who(r.to))
 	}
-	return s.identified(http.MaxBytesHandler(mux, platform.MaxBody))
+	return s.identified(s.guard(http.MaxBytesHandler(mux, platform.MaxBody)))
 }
 
 // route is what the gateway does with the requests of one pattern, and from whom it takes them.
@@ -65,12 +130,12 @@ type route struct {
 func (s *Service) routes() []route {
 	auth := s.env.Auth
 	anyone := func(h http.Handler) http.Handler { return h }
-	customer := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleCustomer) }
+	customer := func(h http.Handler) http.Handler { return auth.Require(s.metered(h), platform.RoleCustomer) }
 	person := func(h http.Handler) http.Handler {
-		return auth.Require(h, platform.RoleCustomer, platform.RoleAdmin, platform.RoleOperator)
+		return auth.Require(s.metered(h), platform.RoleCustomer, platform.RoleAdmin, platform.RoleOperator)
 	}
-	admin := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleAdmin) }
-	operator := func(h http.Handler) http.Handler { return auth.Require(h, platform.RoleOperator) }
+	admin := func(h http.Handler) http.Handler { return auth.Require(s.metered(h), platform.RoleAdmin) }
+	operator := func(h http.Handler) http.Handler { return auth.Require(s.metered(h), platform.RoleOperator) }
 
 	return []route{
 		{"POST /api/customers", anyone, s.proxy("customer", "/api")},
@@ -93,6 +158,7 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/sagas/{id}", operator, s.proxy("order", "/ops/api", "/ops")},
 		{"GET /ops/api/mails", operator, s.proxy("notification", "/ops/api")},
 		{"GET /ops/api/outbox", operator, platform.Handle(s.everywhere("/ops/outbox"))},
+		{"GET /ops/api/breakers", operator, platform.Handle(s.everywhere("/ops/breakers"))},
 		{"GET /ops/api/dead-letters", operator, platform.Handle(s.everywhere("/ops/dead-letters"))},
 		{"POST /ops/api/chaos/provider", operator, s.proxy("provider", "/ops/api/chaos/provider", "/v1/mood")},
 		{"GET /ops/api/services", operator, platform.Handle(s.health)},

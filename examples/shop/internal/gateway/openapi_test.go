@@ -35,7 +35,10 @@ func TestDescriptionHasEveryRouteAndNoOther(t *testing.T) {
 			described = append(described, method+" "+path)
 		}
 	}
-	s := New(platform.Env{Log: slog.Default(), Caller: &platform.Caller{Client: http.DefaultClient}}, nil)
+	s, err := New(platform.Env{Log: slog.Default(), Caller: &platform.Caller{Client: http.DefaultClient}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	answered := []string{"GET /livez", "GET /readyz", "GET /metrics"} // platform.Serve adds these to every service
 	for _, r := range s.routes() {
 		if strings.Contains(r.pattern, " ") { // the others catch what has no route

@@ -98,7 +98,11 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err := store.Migrate(ctx); err != nil {
 		return nil, err
 	}
-	if s.engine, err = saga.NewEngine(store, saga.Config{Node: env.Name, Lease: env.Lease, Logger: env.Log}, s.place, s.cancel); err != nil {
+	if s.engine, err = saga.NewEngine(store, saga.Config{
+		Node: env.Name, Lease: env.Lease, Logger: env.Log,
+		// A customer waits: what is down is asked again soon after it may be back.
+		Backoff: saga.Backoff{Base: 100 * time.Millisecond, Max: 5 * time.Second},
+	}, s.place, s.cancel); err != nil {
 		return nil, err
 	}
 	s.once, err = idempotency.HTTP(bus.Inbox, idempotency.HTTPConfig{

@@ -21,6 +21,8 @@ import (
 type Caller struct {
 	// Client resolves http://<service>/ by discovery.
 	Client *http.Client
+	// Guards are those on the way of Client. Nil if there are none.
+	Guards *Guarded
 	// Token is the shared service token.
 	Token string
 }

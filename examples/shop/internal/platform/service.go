@@ -81,6 +81,9 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 	if speaker, ok := s.(interface{ Bus() *Bus }); ok {
 		speaker.Bus().operate(mux, env.Auth)
 	}
+	if env.Caller.Guards != nil {
+		env.Caller.Guards.operate(mux, env)
+	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 
 	server := &http.Server{

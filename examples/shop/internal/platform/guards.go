@@ -1,0 +1,85 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/dovetail-go/dovetail/breaker"
+	"github.com/dovetail-go/dovetail/bulkhead"
+	"github.com/dovetail-go/dovetail/resilience"
+	"github.com/dovetail-go/dovetail/resilience/resiliencehttp"
+	"github.com/dovetail-go/dovetail/retry"
+)
+
+// Guarded is the way from one service to the others, with guards of its own for each of
+// them: what is broken is left alone until it has recovered, what may be repeated is, within a
+// budget, and one slow service cannot take every goroutine of this one.
+type Guarded struct {
+	*resiliencehttp.Transport
+}
+
+// NewGuarded returns the guarded way through base. Concurrent bounds the calls to one service that
+// are under way at once; zero does not, for who passes streams on.
+func NewGuarded(base http.RoundTripper, concurrent int) (*Guarded, error) {
+	guards := func(service string) (*resilience.Policy, error) {
+		p := new(resilience.Policy)
+		var err, all error
+		// Only what is idempotent is repeated here: the steps of sagas are repeated by the saga.
+		p.Retry, all = retry.New(retry.Config{Name: service})
+		p.Breaker, err = breaker.New(breaker.Config{Name: service, FailureRate: 0.5, MinCalls: 10, OpenMax: 5 * time.Second})
+		all = errors.Join(all, err)
+		if concurrent > 0 {
+			p.Bulkhead, err = bulkhead.New(concurrent, bulkhead.Config{Name: service, Queue: 4 * concurrent, Wait: 2 * time.Second})
+			all = errors.Join(all, err)
+		}
+		return p, all
+	}
+	if _, err := guards("any"); err != nil {
+		return nil, err
+	}
+	t, err := resiliencehttp.NewTransport(resiliencehttp.TransportConfig{
+		Base:      base,
+		Propagate: true,
+		Guards: func(service string) resiliencehttp.Guards {
+			p, err := guards(service)
+			if err != nil {
+				panic(err) // the same configuration was good a moment ago
+			}
+			return resiliencehttp.Guards{Policy: p}
+		},
+	})
+	return &Guarded{t}, err
+}
+
+// breakerView is what an operator sees of the breaker to one service: calls and failures in its
+// window, how often it opened and what it refused since the start.
+type breakerView struct {
+	Service  string `json:"service"`
+	To       string `json:"to"`
+	State    string `json:"state"`
+	Calls    int64  `json:"calls"`
+	Failures int64  `json:"failures"`
+	Opened   uint64 `json:"opened"`
+	Refused  uint64 `json:"refused"`
+}
+
+// operate adds what an operator asks of any service that calls others.
+func (g *Guarded) operate(mux *http.ServeMux, env Env) {
+	mux.Handle("GET /ops/breakers", env.Auth.Require(Handle(func(w http.ResponseWriter, _ *http.Request) error {
+		return WriteJSON(w, http.StatusOK, map[string]any{"service": env.Name, "items": g.breakers(env.Name)})
+	}), RoleOperator))
+}
+
+// breakers describes the breakers to all services that were called so far.
+func (g *Guarded) breakers(service string) []breakerView {
+	out := []breakerView{}
+	for host, guards := range g.Hosts() {
+		s := guards.Policy.Breaker.Stats()
+		out = append(out, breakerView{service, host, s.State.String(), s.Calls, s.Failures, s.Opened, s.Rejected})
+	}
+	return out
+}

@@ -1,0 +1,128 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+)
+
+// TestProviderDown cuts the payment provider off: the shop still answers, orders wait, the breaker
+// opens, and all of it recovers by itself.
+func TestProviderDown(t *testing.T) {
+	shop := openShop(t).stocked()
+	operator := shop.as("operator@shop.example", "dovetail-operator")
+	a := shop.newcomer()
+	mood := func(name string, seconds int) {
+		t.Helper()
+		operator.want(http.StatusOK, operator.send("POST", "/ops/api/chaos/provider", nil, map[string]any{"mood": name, "seconds": seconds}), nil)
+	}
+	breaker := func(service, to string) (state string) {
+		t.Helper()
+		var list struct {
+			Items []struct {
+				Service string
+				Items   []struct{ To, State string }
+			}
+		}
+		operator.want(http.StatusOK, operator.send("GET", "/ops/api/breakers", nil, nil), &list)
+		for _, s := range list.Items {
+			for _, b := range s.Items {
+				if s.Service == service && b.To == to {
+					return b.State
+				}
+			}
+		}
+		return "unknown"
+	}
+
+	mood("down", 600)
+	var waiting []string
+	for range 3 {
+		waiting = append(waiting, a.place("pm_visa", lineItem{"product_id": "p-040", "quantity": 1}))
+	}
+	eventually(t, func() error {
+		if state := breaker("payment", "provider"); state != "open" && state != "half-open" {
+			return fmt.Errorf("breaker from payment to provider is %s, want it open", state)
+		}
+		return nil
+	})
+	a.want(http.StatusOK, a.send("GET", "/api/products", nil, nil), nil)
+	for _, id := range waiting {
+		var page orderPage
+		a.want(http.StatusOK, a.send("GET", "/api/orders/"+id, nil, nil), &page)
+		if page.Status != "pending" {
+			t.Errorf("order is %s, want it pending", page.Status)
+		}
+	}
+
+	mood("well", 1)
+	for _, id := range waiting {
+		if page := a.ends(id, "confirmed"); page.Payment == nil || page.Payment.Status != "captured" {
+			t.Errorf("payment = %+v, want it captured", page.Payment)
+		}
+	}
+	eventually(t, func() error {
+		if state := breaker("payment", "provider"); state != "closed" {
+			return fmt.Errorf("breaker from payment to provider is %s, want it closed", state)
+		}
+		return nil
+	})
+
+	mood("declining", 600)
+	if page := a.ends(a.place("pm_visa", lineItem{"product_id": "p-040", "quantity": 1}), "rejected"); page.Reason != "declined" {
+		t.Errorf("reason = %q, want declined", page.Reason)
+	}
+	operator.wantProblem(422, "invalid-input", "mood", operator.send("POST", "/ops/api/chaos/provider", nil, map[string]any{"mood": "cheerful", "seconds": 1}))
+	operator.wantProblem(422, "invalid-input", "seconds", operator.send("POST", "/ops/api/chaos/provider", nil, map[string]any{"mood": "down", "seconds": 0}))
+	a.wantProblem(403, "forbidden", "", a.send("POST", "/ops/api/chaos/provider", nil, map[string]any{"mood": "down", "seconds": 1}))
+}
+
+func TestTooFast(t *testing.T) {
+	shop := openShop(t)
+	t.Run("guessing a password is slowed down", func(t *testing.T) {
+		for range 11 {
+			got := shop.send("POST", "/api/sessions", nil, map[string]string{"email": "ben@shop.example", "password": "guess-guess"})
+			if got.status == http.StatusTooManyRequests {
+				shop.wantProblem(429, "too-many-requests", "", got)
+				if got.header.Get("Retry-After") == "" {
+					t.Error("Retry-After is missing")
+				}
+				return
+			}
+			shop.wantProblem(401, "bad-credentials", "", got)
+		}
+		t.Error("11 guesses within seconds, want the last one refused")
+	})
+	t.Run("a customer has a quota", func(t *testing.T) {
+		a := shop.newcomer()
+		refused := make(chan answer, 1)
+		var all sync.WaitGroup
+		for range 16 {
+			all.Go(func() {
+				for range 1000 {
+					got := a.send("GET", "/api/orders/none", nil, nil)
+					if got.status == http.StatusTooManyRequests {
+						select {
+						case refused <- got:
+						default:
+						}
+					}
+					if len(refused) > 0 {
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+		select {
+		case got := <-refused:
+			a.wantProblem(429, "too-many-requests", "", got)
+		default:
+			t.Error("16,000 requests as fast as they go, want one of them refused")
+		}
+	})
+}
