@@ -182,17 +182,12 @@ func (d *Definition[T]) definition() *definition { return d.d }
 
 // shape returns what the core needs to know.
 func (d *definition) shape(stuckAfter int) *core.Shape {
-	sh := &core.Shape{Pivot: len(d.steps), End: d.onEnd != nil, StuckAfter: stuckAfter}
+	steps := make([]core.Step, len(d.steps))
 	for i, s := range d.steps {
-		sh.Steps = append(sh.Steps, core.Step{Local: s.Kind == KindLocal, Undo: s.Undo != KindNone, Attempts: s.Attempts})
-		if s.Pivot {
-			sh.Pivot = i
-		}
+		steps[i] = core.Step{Local: s.Kind == KindLocal, Undo: s.Undo != KindNone, Pivot: s.Pivot, Attempts: s.Attempts}
 	}
-	// A local step that ends the saga and has no undo decides, whether it says so or not.
-	if last := len(d.steps) - 1; sh.Pivot > last && d.steps[last].Kind == KindLocal && d.steps[last].undo == nil {
-		sh.Pivot = last
-	}
+	sh := core.NewShape(steps)
+	sh.End, sh.StuckAfter = d.onEnd != nil, stuckAfter
 	return sh
 }
 

@@ -669,9 +669,13 @@ func TestConcurrencyIsBounded(t *testing.T) {
 		for i := range 12 {
 			w.end(fmt.Sprint("s", i), saga.Completed)
 		}
-		if took := time.Since(begin); most != 3 || took != 4*time.Second {
+		took := time.Since(begin)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if most != 3 || took != 4*time.Second {
 			t.Errorf("%d sagas at once took %v, want 3 at once and 4s", most, took)
 		}
+		synctest.Wait()
 		if st := w.engine.Stats(); st.Completed != 12 || st.Attempts != 12 || st.Claimed != 12 || st.Active != 0 {
 			t.Errorf("Stats = %+v, want 12 completed", st)
 		}

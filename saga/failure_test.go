@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,8 +30,8 @@ func TestTheStoreFails(t *testing.T) {
 					d := saga.Must(saga.New("x", 1, w.step("a"), saga.Local("b", w.localFn(), saga.UndoLocal(w.localFn())),
 						w.step("c", errOops, saga.Refuse("no"))))
 					w.defs = []saga.Registered{d}
-					ended := 0
-					w.cfg.Hooks.Ended = func(saga.Ended) { ended++ }
+					var ended atomic.Int32
+					w.cfg.Hooks.Ended = func(saga.Ended) { ended.Add(1) }
 					w.run(func() {
 						if when == "before" {
 							cut.set(failing(name, n), nil)
@@ -43,10 +44,10 @@ func TestTheStoreFails(t *testing.T) {
 						in := w.end("s", saga.Compensated)
 						w.engine = engine
 						time.Sleep(time.Minute)
-						if ended != 1 {
-							t.Errorf("hook Ended was called %d times, want once", ended)
+						if n := ended.Load(); n != 1 {
+							t.Errorf("hook Ended was called %d times, want once", n)
 						}
-						log := strings.Join(w.log, " ")
+						log := strings.Join(w.notes(), " ")
 						// What was done stays done, however often the store fails to take note of it.
 						if want := "a/do b/do c/do c/do c/undo b/undo a/undo"; log != want && name != "SaveTx" {
 							t.Errorf("calls were %s, want %s", log, want)
@@ -127,21 +128,19 @@ func TestAStoppedProcessAsksBeforeItGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w.T = t
 		w.engine = w.newEngine(cut)
-		stalled := make(chan struct{})
-		// The claim is the last thing that succeeds; its answer arrives a minute later.
+		// The second claim takes the saga; its answer arrives late, and meanwhile the
+		// heartbeat does not get through.
+		var claims atomic.Int32
+		var answered atomic.Bool
 		cut.set(func(call string) error {
-			if call == "Beat" && cut.calls["Claim"] > 0 {
-				select {
-				case <-stalled:
-				default:
-					return errors.New("stalled")
-				}
+			if call == "Beat" && claims.Load() >= 2 && !answered.Load() {
+				return errors.New("stalled")
 			}
 			return nil
 		}, func(call string) error {
-			if call == "Claim" && cut.calls["Claim"] == 2 {
+			if call == "Claim" && claims.Add(1) == 2 {
 				time.Sleep(14 * time.Second)
-				close(stalled)
+				answered.Store(true)
 			}
 			return nil
 		})
@@ -283,7 +282,7 @@ func TestAVerbWinsAgainstABusyEngine(t *testing.T) {
 	d := saga.Must(saga.New("x", 1, w.step("a"), w.step("b"), saga.Pivot(saga.Call("c", w.fn()))))
 	w.defs = []saga.Registered{d}
 	w.run(func() {
-		// The verb's write loses its answer, and one before it fails.
+		synctest.Wait() // the engine has looked, and will not look again before it is woken
 		e := w.newEngine(cut)
 		n := 0
 		cut.set(func(call string) error {

@@ -125,15 +125,19 @@ func (w *world) note(line string) {
 	w.log = append(w.log, line)
 }
 
+// notes returns what was noted since the last call.
+func (w *world) notes() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	log := w.log
+	w.log = nil
+	return log
+}
+
 // noted checks what was noted since the last call.
 func (w *world) noted(want ...string) {
 	w.Helper()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !slices.Equal(w.log, want) {
-		w.Errorf("calls were\n  %s\nwant\n  %s", strings.Join(w.log, "\n  "), strings.Join(want, "\n  "))
-	}
-	w.log = nil
+	w.same("the list of calls", w.notes(), want)
 }
 
 func (w *world) same(what string, got, want []string) {

@@ -94,6 +94,15 @@ func (b *Barrier) enter(ctx context.Context, tx Tx, key Key) (run bool, err erro
 	if first {
 		return true, nil
 	}
+	undone, err := b.isUndone(ctx, tx, key)
+	if err == nil && undone {
+		err = fmt.Errorf("%w: %s", ErrCompensated, key)
+	}
+	return false, err
+}
+
+// isUndone reports whether there is an undo of the key's step.
+func (b *Barrier) isUndone(ctx context.Context, tx Tx, key Key) (bool, error) {
 	res, err := tx.ExecContext(ctx, b.undone, key.Saga, key.Step, "undo")
 	if err != nil {
 		return false, fmt.Errorf("barrier: %s: %w", key, err)
@@ -102,10 +111,29 @@ func (b *Barrier) enter(ctx context.Context, tx Tx, key Key) (run bool, err erro
 	if err != nil {
 		return false, fmt.Errorf("barrier: %s: %w", key, err)
 	}
-	if n > 0 {
-		return false, fmt.Errorf("%w: %s", ErrCompensated, key)
+	return n > 0, nil
+}
+
+// Bar makes sure that the do of this key never runs, because the participant has
+// refused it: a late duplicate of the request will get [ErrCompensated]. It reports
+// false, and does nothing, if the do has run already.
+//
+// A step with an undo need not be barred, since the saga undoes a refused step too.
+// A pivot has none: bar it, in a transaction of its own after that of the refused
+// attempt was rolled back.
+func (b *Barrier) Bar(ctx context.Context, tx Tx, key Key) (barred bool, err error) {
+	if problem := key.check(); problem != "" {
+		return false, fmt.Errorf("barrier: %s", problem)
 	}
-	return false, nil
+	first, err := b.insert(ctx, tx, key, "do")
+	if err != nil {
+		return false, err
+	}
+	if first {
+		_, err = b.insert(ctx, tx, key, "undo")
+		return err == nil, err
+	}
+	return b.isUndone(ctx, tx, key)
 }
 
 // insert reports whether the row is new.

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Header is the name of the HTTP header that carries a [Key].
@@ -74,6 +76,13 @@ func (k Key) check() string {
 		return fmt.Sprintf("Key.Step has %d bytes, want 1 to 100", len(k.Step))
 	case k.Op != "do" && k.Op != "undo":
 		return fmt.Sprintf("Key.Op is %q, want do or undo", k.Op)
+	}
+	for _, s := range []string{k.Saga, k.Step} {
+		// A database must compare it as we do: some ignore spaces at the end, some refuse
+		// what is not UTF-8.
+		if !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) || strings.TrimSpace(s) != s {
+			return fmt.Sprintf("Key part %q, want UTF-8 without control characters and without spaces around it", s)
+		}
 	}
 	return ""
 }

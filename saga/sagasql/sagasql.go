@@ -28,8 +28,8 @@ const (
 
 // Config tunes a [Store]. The zero value is a sound default.
 type Config struct {
-	// Prefix begins the names of the tables, so that several services can share a
-	// database: lower-case letters, digits and underscores. Empty means "saga".
+	// Prefix stands before the names of the tables, such as "billing_", where several
+	// services share a database. Lower-case letters, digits and underscores, at most 32.
 	Prefix string
 }
 
@@ -37,7 +37,7 @@ type Config struct {
 type Store struct {
 	db      *sql.DB
 	dialect Dialect
-	prefix  string
+	block   string // begins the names of the tables
 	// now is the database's clock as an expression.
 	now string
 	// swept is when the nodes that died long ago were last deleted.
@@ -58,27 +58,24 @@ func New(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
 	if err := sqldialect.CheckName(cfg.Prefix); err != nil {
 		return nil, fmt.Errorf("sagasql: Config.Prefix %w", err)
 	}
-	if cfg.Prefix == "" {
-		cfg.Prefix = defaultPrefix
-	}
-	return &Store{db: db, dialect: d, prefix: cfg.Prefix, now: d.Now()}, nil
+	return &Store{db: db, dialect: d, block: cfg.Prefix + block, now: d.Now()}, nil
 }
 
-const defaultPrefix = "saga"
+const block = "saga"
 
-// Schema returns the tables of the default prefix as text for a migration tool.
-func Schema(d Dialect) string { return sqldialect.Schema(d, defaultPrefix, steps(d, defaultPrefix)) }
+// Schema returns the tables without a prefix as text for a migration tool.
+func Schema(d Dialect) string { return sqldialect.Schema(d, block, steps(d, block)) }
 
 // Migrate creates the tables, or brings them up to date. Many replicas may call it at
 // every start. It needs one connection.
 func (s *Store) Migrate(ctx context.Context) error {
-	return sqldialect.Migrate(ctx, s.db, s.dialect, s.prefix, steps(s.dialect, s.prefix))
+	return sqldialect.Migrate(ctx, s.db, s.dialect, s.block, steps(s.dialect, s.block))
 }
 
 // q returns a statement for this store: {i}, {h} and {n} are the tables of
 // instances, history and nodes, {now} is the clock, ? are the parameters.
 func (s *Store) q(query string) string {
 	return s.dialect.Rebind(strings.NewReplacer(
-		"{i}", s.prefix+"_instance", "{h}", s.prefix+"_history", "{n}", s.prefix+"_node", "{now}", s.now,
+		"{i}", s.block+"_instance", "{h}", s.block+"_history", "{n}", s.block+"_node", "{now}", s.now,
 	).Replace(query))
 }

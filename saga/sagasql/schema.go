@@ -10,7 +10,7 @@ import "strings"
 // wake_at is null for sagas that have ended or are parked, so that the index behind
 // the search for due sagas holds only those that can become due. It does not
 // change from step to step, so that PostgreSQL updates in place (HOT).
-func steps(d Dialect, prefix string) []string {
+func steps(d Dialect, block string) []string {
 	text, room := "TEXT", ""
 	switch d {
 	case MySQL:
@@ -19,7 +19,7 @@ func steps(d Dialect, prefix string) []string {
 		room = " WITH (fillfactor = 70)" // for updates in place
 	}
 	first := `
-CREATE TABLE {p}_instance (
+CREATE TABLE {b}_instance (
   id VARCHAR(200) NOT NULL PRIMARY KEY,
   name VARCHAR(100) NOT NULL,
   version INTEGER NOT NULL,
@@ -43,10 +43,10 @@ CREATE TABLE {p}_instance (
   created_at BIGINT NOT NULL,
   updated_at BIGINT NOT NULL
 ){options}{room};
-CREATE INDEX {p}_instance_wake ON {p}_instance (wake_at){sparse_wake};
-CREATE INDEX {p}_instance_status ON {p}_instance (status, created_at, id);
-CREATE INDEX {p}_instance_stuck ON {p}_instance (stuck_at){sparse_stuck};
-CREATE TABLE {p}_history (
+CREATE INDEX {b}_instance_wake ON {b}_instance (wake_at){sparse_wake};
+CREATE INDEX {b}_instance_status ON {b}_instance (status, created_at, id);
+CREATE INDEX {b}_instance_stuck ON {b}_instance (stuck_at){sparse_stuck};
+CREATE TABLE {b}_history (
   saga_id VARCHAR(200) NOT NULL,
   n BIGINT NOT NULL,
   at BIGINT NOT NULL,
@@ -59,7 +59,7 @@ CREATE TABLE {p}_history (
   node VARCHAR(120) NOT NULL,
   PRIMARY KEY (saga_id, n)
 ){options};
-CREATE TABLE {p}_node (
+CREATE TABLE {b}_node (
   id VARCHAR(120) NOT NULL PRIMARY KEY,
   expires_at BIGINT NOT NULL
 ){options};
@@ -68,6 +68,6 @@ CREATE TABLE {p}_node (
 	if d == MySQL {
 		sparseWake, sparseStuck = "", "" // it has no partial indexes
 	}
-	return []string{strings.NewReplacer("{p}", prefix, "{text}", text, "{options}", d.TableOptions(), "{room}", room,
+	return []string{strings.NewReplacer("{b}", block, "{text}", text, "{options}", d.TableOptions(), "{room}", room,
 		"{sparse_wake}", sparseWake, "{sparse_stuck}", sparseStuck).Replace(first)}
 }

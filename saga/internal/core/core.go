@@ -39,6 +39,8 @@ type Step struct {
 	Local bool
 	// Undo tells whether there is a compensation.
 	Undo bool
+	// Pivot marks the step that decides.
+	Pivot bool
 	// Attempts is how many may fail before the saga compensates, zero for no limit.
 	Attempts int
 }
@@ -46,13 +48,28 @@ type Step struct {
 // Shape is what matters here about a definition.
 type Shape struct {
 	Steps []Step
-	// Pivot is the index of the step that decides, len(Steps) if there is none.
+	// Pivot is the index of the step that decides, len(Steps) if there is none. See [NewShape].
 	Pivot int
 	// End tells whether a function of the user's runs in the transaction that ends the saga.
 	End bool
 	// StuckAfter is how many attempts may fail before the saga is called stuck, though it
 	// is still tried. Zero is never.
 	StuckAfter int
+}
+
+// NewShape returns the shape of these steps.
+func NewShape(steps []Step) *Shape {
+	sh := &Shape{Steps: steps, Pivot: len(steps)}
+	for i, s := range steps {
+		if s.Pivot {
+			sh.Pivot = i
+		}
+	}
+	// A local step that ends the saga and has no undo decides, whether it says so or not.
+	if last := len(steps) - 1; sh.Pivot > last && steps[last].Local && !steps[last].Undo {
+		sh.Pivot = last
+	}
+	return sh
 }
 
 // State is a saga's state. The zero State with Status Running is the beginning.
