@@ -75,11 +75,11 @@ func (m *Machine) Stop(now time.Time) { m.s.stop(now) }
 func (m *Machine) Finished() bool     { return m.s.finished }
 
 // Shards returns how many shards the scheduler holds.
-func (m *Machine) Shards() int { return len(m.s.held) }
+func (m *Machine) Shards() int { return m.s.stats.Shards }
 
 // Idle reports whether the scheduler holds no rows.
 func (m *Machine) Idle() bool {
-	for _, sh := range m.s.held {
+	for sh := range m.s.shardsHeld() {
 		if len(sh.rows) > 0 {
 			return false
 		}

@@ -143,10 +143,17 @@ func shardOf(m *messaging.Message, shards int) int {
 	if key == "" {
 		key = m.ID // no order to keep, so anywhere
 	}
-	h := fnv.New64a()
-	h.Write([]byte(key))
-	// FNV's low bits mix poorly for short keys; the high half is better.
-	return int((h.Sum64() >> 32) % uint64(shards))
+	f := fnv.New64a()
+	f.Write([]byte(key))
+	// FNV alone puts short keys that differ in a digit into few shards. This is the
+	// finalizer of MurmurHash3 (Appleby, public domain).
+	h := f.Sum64()
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	h ^= h >> 33
+	return int(h % uint64(shards))
 }
 
 // Wake tells the relays that there may be new messages: those of this process at once,

@@ -9,6 +9,7 @@ import (
 	"container/list"
 	"context"
 	"errors"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -39,7 +40,8 @@ type scheduler struct {
 	name   string
 	rand   *rand.Rand
 
-	held   map[int]*shard
+	// held are the shards by number, nil if not held.
+	held   []*shard
 	topics map[string]*topic
 	// ring are the topics with rows that are ready, served in turn.
 	ring    []*topic
@@ -100,8 +102,10 @@ const (
 // shard is one that the relay holds.
 type shard struct {
 	Lease
-	rows   map[int64]*row
-	keys   map[string]*key
+	rows map[int64]*row
+	keys map[string]*key
+	// topics counts the rows that are the first of their key, or have none. One key with a
+	// long queue does not make its topic look slow.
 	topics map[*topic]int
 	// published are confirmed rows that are still in the store, in the order of their
 	// confirmation.
@@ -160,6 +164,7 @@ type row struct {
 	readAt  time.Time
 	started time.Time
 	slow    bool
+	leads   bool // counts in shard.topics
 	// tries counts attempts, failures those that are the message's own fault.
 	tries, failures int
 	// mark is the value of confirmed at the last failure, or the first attempt.
@@ -207,7 +212,7 @@ type storeTrouble struct {
 func newScheduler(cfg RelayConfig, shards int, name string, seed uint64) *scheduler {
 	return &scheduler{
 		cfg: cfg, shards: shards, name: name, rand: rand.New(rand.NewPCG(seed, 0)),
-		held: make(map[int]*shard), topics: make(map[string]*topic), strays: make(map[int]int), spent: make(map[int]int64),
+		held: make([]*shard, shards), topics: make(map[string]*topic), strays: make(map[int]int), spent: make(map[int]int64),
 		wakes: 1,
 	}
 }
@@ -261,7 +266,7 @@ func (s *scheduler) next(now time.Time) time.Time {
 	if r := s.young.first(func(r *row) bool { return !r.slow }); r != nil {
 		earlier(r.readAt.Add(slowAfter))
 	}
-	for _, sh := range s.held {
+	for sh := range s.shardsHeld() {
 		earlier(sh.skipAfter)
 		if !sh.draining.IsZero() {
 			earlier(sh.draining.Add(max(s.cfg.DrainTimeout, 0)))
@@ -275,18 +280,25 @@ func (s *scheduler) wake() { s.wakes++ }
 // stop begins the end of the run.
 func (s *scheduler) stop(now time.Time) {
 	s.stopping, s.stopBy = true, now.Add(max(s.cfg.DrainTimeout, 0))
-	for _, sh := range s.shardsHeld() {
+	for sh := range s.shardsHeld() {
 		s.beginDrain(sh, now)
 	}
 	s.nextLease = now
 }
 
-// shardsHeld returns the shards by number. Nothing here depends on the order of a map, or
-// a seed would not replay.
-func (s *scheduler) shardsHeld() []*shard {
-	return slices.SortedFunc(maps.Values(s.held), func(a, b *shard) int { return cmp.Compare(a.Shard, b.Shard) })
+// shardsHeld yields the shards that are held, in the order of their numbers.
+func (s *scheduler) shardsHeld() iter.Seq[*shard] {
+	return func(yield func(*shard) bool) {
+		for _, sh := range s.held {
+			if sh != nil && !yield(sh) {
+				return
+			}
+		}
+	}
 }
 
+// inOrder returns the rows by ID. Nothing here depends on the order of a map, or a seed
+// would not replay.
 func (sh *shard) inOrder() []*row {
 	return slices.SortedFunc(maps.Values(sh.rows), func(a, b *row) int { return cmp.Compare(a.ID, b.ID) })
 }
@@ -298,7 +310,7 @@ func (s *scheduler) expire(now time.Time) {
 	if now.Before(s.validUntil) {
 		return
 	}
-	for _, sh := range s.shardsHeld() {
+	for sh := range s.shardsHeld() {
 		s.lose(sh, "expired")
 	}
 }
@@ -308,7 +320,8 @@ func (s *scheduler) expire(now time.Time) {
 func (s *scheduler) lose(sh *shard, why string) {
 	sh.lost = true
 	s.spent[sh.Shard] = sh.Epoch
-	delete(s.held, sh.Shard)
+	s.held[sh.Shard] = nil
+	s.stats.Shards--
 	for _, r := range sh.inOrder() {
 		if r.state == flying {
 			s.strays[sh.Shard]++
@@ -320,7 +333,6 @@ func (s *scheduler) lose(sh *shard, why string) {
 		s.forget(r)
 	}
 	s.parks = slices.DeleteFunc(s.parks, func(r *row) bool { return r.shard == sh })
-	s.stats.Shards = len(s.held)
 	s.notes = append(s.notes, Leased{Lease: sh.Lease, Why: why})
 }
 
@@ -339,7 +351,7 @@ func (s *scheduler) beginDrain(sh *shard, now time.Time) {
 
 // drain drops the shards that are empty or out of time.
 func (s *scheduler) drain(now time.Time) {
-	for _, sh := range s.shardsHeld() {
+	for sh := range s.shardsHeld() {
 		if sh.draining.IsZero() {
 			continue
 		}
@@ -356,7 +368,7 @@ func (s *scheduler) lease(now time.Time) command {
 	if s.leasing || now.Before(s.nextLease) {
 		return nil
 	}
-	leave := s.stopping && (len(s.held) == 0 || !now.Before(s.stopBy))
+	leave := s.stopping && (s.stats.Shards == 0 || !now.Before(s.stopBy))
 	s.leasing = true
 	return &leaseCommand{sent: now, request: LeaseRequest{
 		Relay: s.name, TTL: s.cfg.Lease, Drop: slices.Clone(s.drops), Take: s.take, Leave: leave,
@@ -391,7 +403,7 @@ func (s *scheduler) leased(now time.Time, c *leaseCommand, view LeaseView, err e
 		return
 	}
 	s.validUntil = until
-	for _, sh := range s.shardsHeld() {
+	for sh := range s.shardsHeld() {
 		if !slices.Contains(view.Held, sh.Lease) {
 			s.lose(sh, "fenced")
 		}
@@ -409,7 +421,7 @@ func (s *scheduler) leased(now time.Time, c *leaseCommand, view LeaseView, err e
 			s.held[l.Shard] = &shard{
 				Lease: l, rows: make(map[int64]*row), keys: make(map[string]*key), topics: make(map[*topic]int), more: true,
 			}
-			s.stats.Shards = len(s.held)
+			s.stats.Shards++
 			s.notes = append(s.notes, Leased{Lease: l, Held: true})
 		}
 	}
@@ -420,13 +432,13 @@ func (s *scheduler) leased(now time.Time, c *leaseCommand, view LeaseView, err e
 func (s *scheduler) balance(now time.Time, view LeaseView, took bool) {
 	if s.stopping {
 		s.nextLease = now
-		if len(s.held) > 0 {
+		if s.stats.Shards > 0 {
 			s.nextLease = now.Add(s.cfg.Lease / 3)
 		}
 		return
 	}
 	share := (s.shards + max(view.Relays, 1) - 1) / max(view.Relays, 1)
-	active := slices.DeleteFunc(s.shardsHeld(), func(sh *shard) bool { return !sh.draining.IsZero() })
+	active := slices.DeleteFunc(slices.Collect(s.shardsHeld()), func(sh *shard) bool { return !sh.draining.IsZero() })
 	switch extra := len(active) - share; {
 	case extra > 0:
 		// The emptiest are the quickest to hand over.
@@ -450,29 +462,27 @@ func (s *scheduler) wantRead(now time.Time) command {
 		return nil
 	}
 	c := &readCommand{wakes: s.wakes, sent: now}
-	for _, sh := range s.shardsHeld() {
+	for sh := range s.shardsHeld() {
 		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes {
 			continue
 		}
-		free := memory*s.cfg.Batch - len(sh.rows)
-		if sh.fresh > s.cfg.Batch/2 || free <= 0 {
+		free := s.free(sh)
+		if sh.fresh > s.cfg.Batch/2 || free <= 0 || len(sh.published) >= memory*s.cfg.Batch {
 			continue
 		}
 		r := Read{Shard: sh.Shard, Limit: min(s.cfg.Batch, free)}
 		for id := range sh.rows {
 			r.SkipIDs = append(r.SkipIDs, id)
 		}
-		// What has most of the memory is slow, since there are few fresh rows. More of it
-		// would be of no use; look for others behind it. With n such topics each gets
-		// an (n+1)-th part, so there is always room.
-		// Source: Choudhury, Hahne, "Dynamic Queue Length Thresholds", 1998.
+		// What has its share of the memory is slow, since there are few fresh rows. Look for
+		// others behind it.
 		for _, k := range sh.keys {
-			if len(k.rows) > free {
+			if len(k.rows) >= free {
 				r.SkipKeys = append(r.SkipKeys, k.name)
 			}
 		}
 		for t, rows := range sh.topics {
-			if rows > free {
+			if rows >= free {
 				r.SkipTopics = append(r.SkipTopics, t.name)
 			}
 		}
@@ -494,6 +504,16 @@ func (s *scheduler) wantRead(now time.Time) command {
 	return c
 }
 
+// free is how many more rows of a shard may be in memory. A key or a topic may have as
+// many as are free: so one that is slow gets half of the memory, two get a third each, n
+// get an (n+1)-th part, and there is always room for others.
+//
+// Source: Choudhury, Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet
+// Switches", IEEE/ACM Transactions on Networking 6(2), 1998.
+func (s *scheduler) free(sh *shard) int {
+	return memory*s.cfg.Batch - (len(sh.rows) - len(sh.published))
+}
+
 func (s *scheduler) read(now time.Time, c *readCommand, rows []Row, err error) {
 	s.reading = false
 	if err != nil {
@@ -508,10 +528,15 @@ func (s *scheduler) read(now time.Time, c *readCommand, rows []Row, err error) {
 	for _, sh := range c.shards {
 		byShard[sh.Shard] = sh
 	}
+	left := make(map[string]bool) // keys with a row that was left in the store
 	for _, r := range rows {
 		count[r.Shard]++
-		if sh := byShard[r.Shard]; sh != nil && !sh.lost && sh.draining.IsZero() && sh.rows[r.ID] == nil {
-			s.add(now, sh, r)
+		sh := byShard[r.Shard]
+		if sh == nil || sh.lost || !sh.draining.IsZero() || sh.rows[r.ID] != nil || left[r.Message.Key] {
+			continue
+		}
+		if !s.add(now, sh, r) && r.Message.Key != "" {
+			left[r.Message.Key] = true
 		}
 	}
 	for i, sh := range c.shards {
@@ -523,37 +548,50 @@ func (s *scheduler) read(now time.Time, c *readCommand, rows []Row, err error) {
 	}
 }
 
-// add takes a row that was read into memory.
-func (s *scheduler) add(now time.Time, sh *shard, stored Row) {
-	r := &row{Row: stored, shard: sh, readAt: now, index: -1}
-	r.topic = s.topics[r.Message.Topic]
-	if r.topic == nil {
-		r.topic = &topic{name: r.Message.Topic}
-		s.topics[r.topic.name] = r.topic
+// add takes a row that was read into memory, if its key and topic may have one more.
+func (s *scheduler) add(now time.Time, sh *shard, stored Row) bool {
+	free := s.free(sh)
+	t := s.topics[stored.Message.Topic]
+	k := sh.keys[stored.Message.Key]
+	switch {
+	case k != nil && len(k.rows) >= free, k == nil && t != nil && sh.topics[t] >= free, free <= 0:
+		return false
 	}
+	if t == nil {
+		t = &topic{name: stored.Message.Topic}
+		s.topics[t.name] = t
+	}
+	r := &row{Row: stored, shard: sh, topic: t, readAt: now, index: -1}
 	sh.rows[r.ID] = r
-	sh.topics[r.topic]++
-	r.topic.rows++
+	t.rows++
 	sh.fresh++
 	s.young.push(r)
-	if name := r.Message.Key; name != "" {
-		r.key = sh.keys[name]
-		if r.key == nil {
-			r.key = &key{name: name}
-			sh.keys[name] = r.key
+	if name := stored.Message.Key; name != "" {
+		if k == nil {
+			k = &key{name: name}
+			sh.keys[name] = k
 		}
+		r.key = k
 		// Rows come in order. Should an application break the rule on locking, the first one is
 		// being dealt with already and stays the first.
-		at := len(r.key.rows)
-		for at > 1 && r.key.rows[at-1].ID > r.ID {
+		at := len(k.rows)
+		for at > 1 && k.rows[at-1].ID > r.ID {
 			at--
 		}
-		r.key.rows = slices.Insert(r.key.rows, at, r)
+		k.rows = slices.Insert(k.rows, at, r)
 		if at > 0 {
-			return
+			return true
 		}
 	}
+	s.lead(r)
 	s.setReady(r)
+	return true
+}
+
+// lead counts a row that is the first of its key or has none.
+func (s *scheduler) lead(r *row) {
+	r.leads = true
+	r.shard.topics[r.topic]++
 }
 
 // age takes slow rows out of the count of fresh ones.
@@ -592,8 +630,7 @@ func (s *scheduler) dispatch(now time.Time) (rows []*row) {
 			s.ring = slices.Delete(s.ring, s.turn, s.turn+1)
 			continue
 		case t.inFlight >= s.cfg.Window-s.inFlight:
-			// As in wantRead: with n topics that hold what they may, each has an (n+1)-th part of
-			// the window, and the rest is for others.
+			// As in free: with n slow topics each has an (n+1)-th part of the window.
 			idle++
 			s.turn++
 			continue
@@ -659,8 +696,8 @@ func (s *scheduler) published(now time.Time, r *row, err error) {
 	s.confirmed++
 	s.stats.Confirmed++
 	s.notes = append(s.notes, Confirmed{Message: r.Message, Lag: r.Age + now.Sub(r.readAt), Took: now.Sub(r.started)})
+	s.uncount(r)
 	r.state = published
-	s.slowed(r)
 	r.shard.published = append(r.shard.published, r)
 	s.advance(r)
 	s.ease(now, r.topic)
@@ -678,6 +715,7 @@ func (s *scheduler) advance(r *row) {
 		delete(r.shard.keys, k.name)
 		return
 	}
+	s.lead(k.rows[0])
 	if r.shard.draining.IsZero() {
 		s.setReady(k.rows[0])
 	}
@@ -761,15 +799,23 @@ func (s *scheduler) ease(now time.Time, t *topic) {
 	}
 }
 
+// uncount takes a row out of what its shard has to publish.
+func (s *scheduler) uncount(r *row) {
+	s.slowed(r)
+	if sh := r.shard; r.leads {
+		r.leads = false
+		if sh.topics[r.topic]--; sh.topics[r.topic] == 0 {
+			delete(sh.topics, r.topic)
+		}
+	}
+}
+
 // forget removes a row from memory.
 func (s *scheduler) forget(r *row) {
 	s.unwait(r)
-	s.slowed(r)
+	s.uncount(r)
 	sh := r.shard
 	delete(sh.rows, r.ID)
-	if sh.topics[r.topic]--; sh.topics[r.topic] == 0 {
-		delete(sh.topics, r.topic)
-	}
 	r.state = gone
 	r.topic.rows--
 	s.release(r.topic)
@@ -805,7 +851,7 @@ func (s *scheduler) write(now time.Time) command {
 		}}
 	}
 	c := &settleCommand{}
-	for _, sh := range s.shardsHeld() {
+	for sh := range s.shardsHeld() {
 		if len(sh.published) == 0 {
 			continue
 		}
