@@ -93,6 +93,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{operator, "GET", "/ops/api/mails", "", nil, 200},
 		{operator, "GET", "/ops/api/outbox", "", nil, 200},
 		{operator, "GET", "/ops/api/dead-letters", "", nil, 200},
+		{operator, "GET", "/ops/api/breakers", "", nil, 200},
 		{operator, "POST", "/ops/api/chaos/provider", "", map[string]any{"mood": "well", "seconds": 1}, 200},
 		{operator, "POST", "/ops/api/chaos/provider", "", map[string]any{"mood": "odd", "seconds": 1}, 422},
 		{operator, "GET", "/ops/api/services", "", nil, 200},

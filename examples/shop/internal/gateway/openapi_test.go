@@ -57,7 +57,7 @@ func TestDescriptionHasEveryRouteAndNoOther(t *testing.T) {
 	}
 }
 
-func TestDescriptionNamesTheTokenWhereOneIsWanted(t *testing.T) {
+func TestDescriptionNamesTokenAndGuards(t *testing.T) {
 	doc := description(t)
 	open := []string{
 		"/api/customers", "/api/sessions", "/api/categories", "/openapi.yaml", "/livez", "/readyz", "/metrics",
@@ -69,6 +69,14 @@ func TestDescriptionNamesTheTokenWhereOneIsWanted(t *testing.T) {
 			_, refuses := op.Responses.Map()["401"]
 			if secured := op.Security != nil && len(*op.Security) > 0; secured == anyone || secured && !refuses {
 				t.Errorf("%s %s: security %v, answers 401 %v; want both exactly where a token is wanted", method, path, secured, refuses)
+			}
+			if !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(path, "/ops/api/") {
+				continue
+			}
+			for _, status := range []string{"429", "503"} {
+				if _, answers := op.Responses.Map()[status]; !answers {
+					t.Errorf("%s %s: does not describe the guard's %s", method, path, status)
+				}
 			}
 		}
 	}
