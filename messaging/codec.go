@@ -15,7 +15,9 @@ import (
 //
 // A codec may also have a method ContentType() string, the media type of its bodies.
 type Codec interface {
+	// Marshal returns the body for v.
 	Marshal(v any) ([]byte, error)
+	// Unmarshal reads a body into what v points to. An error makes a dead letter.
 	Unmarshal(data []byte, v any) error
 }
 
