@@ -66,7 +66,8 @@ type HTTPRequest struct {
 	Key Key
 	// Outcome says what was done.
 	Outcome HTTPOutcome
-	// Status is the one that was sent.
+	// Status is the one that was sent, 0 after a panic or where the handler has taken over
+	// the connection.
 	Status int
 	// Err is the store's, nil if all went well.
 	Err error

@@ -401,9 +401,10 @@ func TestHTTPConcurrency(t *testing.T) {
 }
 
 func TestHTTPHandlerPanics(t *testing.T) {
-	for name, leave := range map[string]func(){
-		"panic": func() { panic("boom") },
-		"abort": func() { panic(http.ErrAbortHandler) },
+	for name, leave := range map[string]func(http.ResponseWriter){
+		"panic":          func(http.ResponseWriter) { panic("boom") },
+		"abort":          func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
+		"invalid status": func(w http.ResponseWriter) { w.WriteHeader(42) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			crash := true
@@ -412,7 +413,7 @@ func TestHTTPHandlerPanics(t *testing.T) {
 					w.Header().Set("X-Half", "done")
 					w.WriteHeader(http.StatusCreated)
 					fmt.Fprint(w, "half")
-					leave()
+					leave(w)
 				}
 				created(w, r)
 			})
@@ -637,6 +638,19 @@ func TestHTTPLease(t *testing.T) {
 			a.wantSeen(t, idempotency.Stored, idempotency.Lost, idempotency.Replayed)
 		})
 	})
+	t.Run("an owner whose key was taken learns of it with the next extension", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAPI(t, idempotency.HTTPConfig{}, created)
+			old := a.wrap(t, takenStore{a.store}, idempotency.HTTPConfig{Lease: 30 * time.Second}, func(_ http.ResponseWriter, r *http.Request) {
+				start := time.Now()
+				<-r.Context().Done()
+				if after := time.Since(start); after != 10*time.Second {
+					t.Errorf("the context ended after %v, want a third of the lease", after)
+				}
+			})
+			a.wantProblem(t, serve(old, request("x")), 503, 1)
+		})
+	})
 	t.Run("an owner that lost its lease and gives up is 503", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAPI(t, idempotency.HTTPConfig{}, created)
@@ -666,6 +680,11 @@ func (deadStore) Complete(context.Context, idempotency.Claim, []byte) error { re
 func (deadStore) Release(context.Context, idempotency.Claim) error          { return errDead }
 
 var errDead = errors.New("the process is dead")
+
+// takenStore is the store as an owner has it whose key was taken.
+type takenStore struct{ *idempotencymem.Store }
+
+func (takenStore) Extend(context.Context, idempotency.Claim) error { return idempotency.ErrLeaseLost }
 
 // stalledStore is the store as a process has it that cannot reach it for a while.
 type stalledStore struct{ *idempotencymem.Store }
@@ -824,6 +843,32 @@ func TestSave(t *testing.T) {
 		again(t, a, db)
 		a.want(t, a.do("x"), 201, `{"id":7}`, false, 2)
 	})
+	t.Run("a handler that rolls back and answers something final runs again all the same", func(t *testing.T) {
+		a, db := setup(t, func(tx *sql.Tx, w http.ResponseWriter, _ idempotency.Response) {
+			_ = tx.Rollback()
+			w.WriteHeader(http.StatusUnprocessableEntity)
+		})
+		a.want(t, a.do("x"), 422, "", false, 1)
+		again(t, a, db)
+		a.want(t, a.do("x"), 201, `{"id":7}`, false, 2)
+	})
+	t.Run("a Save that failed is as if it had not been called", func(t *testing.T) {
+		a, db := setup(t, nil)
+		a.Handler = a.wrap(t, &failingTxStore{a.store}, idempotency.HTTPConfig{}, func(w http.ResponseWriter, r *http.Request) {
+			tx, err := db.BeginTx(r.Context(), nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer tx.Rollback()
+			if err := idempotency.Save(r.Context(), tx, idempotency.Response{Status: 201}); !errors.Is(err, errDead) {
+				t.Errorf("Save = %v, want %v", err, errDead)
+			}
+			created(w, r)
+		})
+		a.want(t, a.do("x"), 201, "made x", false, 1)
+		a.want(t, a.do("x"), 201, "made x", true, 1)
+	})
 	t.Run("a commit whose outcome was unknown and happened is replayed", func(t *testing.T) {
 		a, _ := setup(t, func(tx *sql.Tx, w http.ResponseWriter, _ idempotency.Response) {
 			_ = tx.Commit()
@@ -853,7 +898,6 @@ func TestSave(t *testing.T) {
 	t.Run("an owner that lost its lease cannot save", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a, db := setup(t, commitAndAnswer)
-			defer db.Close()
 			var saved error
 			old := a.wrap(t, stalledStore{a.store}, idempotency.HTTPConfig{Lease: time.Second}, func(w http.ResponseWriter, r *http.Request) {
 				time.Sleep(3 * time.Second)
@@ -881,7 +925,6 @@ func TestSave(t *testing.T) {
 	t.Run("a lease that cannot be extended does not matter while the transaction holds the key", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a, db := setup(t, nil)
-			defer db.Close()
 			h := a.wrap(t, stalledStore{a.store}, idempotency.HTTPConfig{Lease: time.Second}, saving(t, db, func(tx *sql.Tx, w http.ResponseWriter, resp idempotency.Response) {
 				time.Sleep(time.Minute)
 				commitAndAnswer(tx, w, resp)
@@ -939,6 +982,13 @@ func TestSave(t *testing.T) {
 		a.want(t, serve(h, request("x")), 200, "123", false, 1)
 		a.want(t, serve(h, request("x")), 200, "123", true, 1)
 	})
+}
+
+// failingTxStore cannot complete in a transaction today.
+type failingTxStore struct{ *idempotencymem.Store }
+
+func (failingTxStore) CompleteTx(context.Context, idempotency.Tx, idempotency.Claim, []byte) error {
+	return errDead
 }
 
 // plainStore hides what the store can do beyond idempotency.Store.

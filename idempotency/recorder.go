@@ -5,6 +5,7 @@ package idempotency
 
 import (
 	"bufio"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -38,8 +39,11 @@ func newRecorder(w http.ResponseWriter, limit int) *recorder {
 // nothing behind.
 func (r *recorder) Header() http.Header { return r.header }
 
+// WriteHeader notes the answer's status and header.
 func (r *recorder) WriteHeader(status int) {
 	switch {
+	case status < 100 || status > 999:
+		panic(fmt.Sprintf("invalid WriteHeader code %d", status)) // as net/http does, and while the handler is still to blame
 	case r.status != 0 || r.hijacked:
 	case status >= 100 && status < 200 && status != http.StatusSwitchingProtocols:
 		replace(r.w.Header(), r.header)
@@ -49,6 +53,7 @@ func (r *recorder) WriteHeader(status int) {
 	}
 }
 
+// Write notes a part of the body, and passes it on when streaming.
 func (r *recorder) Write(p []byte) (int, error) {
 	r.WriteHeader(http.StatusOK)
 	switch {
@@ -75,15 +80,11 @@ func (r *recorder) stream() {
 		return
 	}
 	r.streaming = true
-	r.sendHeader()
+	replace(r.w.Header(), r.sent)
+	r.w.WriteHeader(r.status)
 	if len(r.body) > 0 {
 		_, _ = r.w.Write(r.body) // the next Write will say that the client has gone
 	}
-}
-
-func (r *recorder) sendHeader() {
-	replace(r.w.Header(), r.sent)
-	r.w.WriteHeader(r.status)
 }
 
 // replace makes dst equal to src. The server holds on to its map, so it must stay the
