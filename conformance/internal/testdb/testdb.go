@@ -18,15 +18,15 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"encoding/hex"
+	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	_ "modernc.org/sqlite"             // the driver "sqlite"
 )
 
 // Names are the databases that [Each] runs a test against, by the name of their dialect.
@@ -50,79 +50,83 @@ func Open(t testing.TB, name string) *sql.DB {
 // OpenN returns n pools on one fresh database, as n processes would have.
 func OpenN(t testing.TB, name string, n int) []*sql.DB {
 	t.Helper()
-	var open func() *sql.DB
-	switch name {
-	case "sqlite":
-		open = sqlite(t)
-	case "postgres":
-		open = postgres(t)
-	case "mysql":
-		open = mariadb(t)
-	default:
-		t.Fatalf("testdb: unknown database %q, want sqlite, postgres or mysql", name)
-	}
+	driver, dsn := fresh(t, name)
 	pools := make([]*sql.DB, n)
 	for i := range pools {
-		pools[i] = open()
-		t.Cleanup(func() { pools[i].Close() })
+		pools[i] = open(t, driver, dsn)
+		if name == "sqlite" {
+			pools[i].SetMaxOpenConns(1)
+		}
 	}
 	return pools
 }
 
-func sqlite(t testing.TB) func() *sql.DB {
-	path := filepath.Join(t.TempDir(), "test.db")
-	return func() *sql.DB {
-		db, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)&_txlock=immediate")
-		if err != nil {
-			t.Fatalf("testdb: open sqlite: %v", err)
-		}
+// OpenDSN is Open with the data source name that other processes can open with the
+// drivers "sqlite", "pgx" and "mysql".
+func OpenDSN(t testing.TB, name string) (db *sql.DB, dsn string) {
+	t.Helper()
+	driver, dsn := fresh(t, name)
+	db = open(t, driver, dsn)
+	if name == "sqlite" {
 		db.SetMaxOpenConns(1)
-		return db
 	}
+	return db, dsn
+}
+
+func open(t testing.TB, driver, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		t.Fatalf("testdb: open %s: %v", driver, err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// fresh makes a database and returns how to open it.
+func fresh(t testing.TB, name string) (driver, dsn string) {
+	t.Helper()
+	switch name {
+	case "sqlite":
+		return "sqlite", "file:" + filepath.Join(t.TempDir(), "test.db") +
+			"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)&_txlock=immediate"
+	case "postgres":
+		return "pgx", postgres(t)
+	case "mysql":
+		return "mysql", mariadb(t)
+	}
+	t.Fatalf("testdb: unknown database %q, want sqlite, postgres or mysql", name)
+	return "", ""
 }
 
 // postgres makes a schema of its own: a hundred times faster than a database.
-func postgres(t testing.TB) func() *sql.DB {
+func postgres(t testing.TB) string {
 	dsn := need(t, "DOVETAIL_POSTGRES_DSN", "postgres")
-	cfg, err := pgx.ParseConfig(dsn)
-	if err != nil {
-		t.Fatalf("testdb: DOVETAIL_POSTGRES_DSN: %v", err)
-	}
-	admin := stdlib.OpenDB(*cfg)
+	admin := open(t, "pgx", dsn)
 	schema := "dovetail_test_" + random()
 	exec(t, admin, "CREATE SCHEMA "+schema)
-	t.Cleanup(func() {
-		exec(t, admin, "DROP SCHEMA "+schema+" CASCADE")
-		admin.Close()
-	})
-	cfg = cfg.Copy()
-	cfg.RuntimeParams["search_path"] = schema
-	return func() *sql.DB { return stdlib.OpenDB(*cfg) }
+	t.Cleanup(func() { exec(t, admin, "DROP SCHEMA "+schema+" CASCADE") })
+	u, err := url.Parse(dsn)
+	if err != nil || u.Scheme == "" {
+		t.Fatal("testdb: DOVETAIL_POSTGRES_DSN is no URL, want postgres://...")
+	}
+	query := u.Query()
+	query.Set("search_path", schema)
+	u.RawQuery = query.Encode()
+	return u.String()
 }
 
-func mariadb(t testing.TB) func() *sql.DB {
+func mariadb(t testing.TB) string {
 	dsn := need(t, "DOVETAIL_MYSQL_DSN", "mariadb")
 	cfg, err := mysql.ParseDSN(dsn)
 	if err != nil {
 		t.Fatalf("testdb: DOVETAIL_MYSQL_DSN: %v", err)
 	}
-	open := func(cfg *mysql.Config) *sql.DB {
-		connector, err := mysql.NewConnector(cfg)
-		if err != nil {
-			t.Fatalf("testdb: DOVETAIL_MYSQL_DSN: %v", err)
-		}
-		return sql.OpenDB(connector)
-	}
-	admin := open(cfg)
-	database := "dovetail_test_" + random()
-	exec(t, admin, "CREATE DATABASE "+database)
-	t.Cleanup(func() {
-		exec(t, admin, "DROP DATABASE "+database)
-		admin.Close()
-	})
-	fresh := cfg.Clone()
-	fresh.DBName = database
-	return func() *sql.DB { return open(fresh) }
+	admin := open(t, "mysql", dsn)
+	cfg.DBName = "dovetail_test_" + random()
+	exec(t, admin, "CREATE DATABASE "+cfg.DBName)
+	t.Cleanup(func() { exec(t, admin, "DROP DATABASE "+cfg.DBName) })
+	return cfg.FormatDSN()
 }
 
 func need(t testing.TB, env, service string) string {

@@ -1,0 +1,260 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package outbox_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/dovetail-go/dovetail/conformance/internal/testdb"
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/outbox"
+	"github.com/dovetail-go/dovetail/outbox/outboxsql"
+	"github.com/dovetail-go/dovetail/outbox/outboxtest"
+)
+
+func TestMigrate(t *testing.T) {
+	for _, name := range testdb.Names {
+		t.Run(name, func(t *testing.T) {
+			pools := testdb.OpenN(t, name, 4)
+			errs := make([]error, 3*len(pools))
+			var wg sync.WaitGroup
+			for i := range errs {
+				wg.Go(func() {
+					store, err := outboxsql.New(pools[i%len(pools)], dialects[name], outboxsql.Config{})
+					errs[i] = errors.Join(err, store.Migrate(t.Context()))
+				})
+			}
+			wg.Wait()
+			if err := errors.Join(errs...); err != nil {
+				t.Fatalf("Migrate by many at once = %v, want nil", err)
+			}
+			t.Run("refuses another number of shards", func(t *testing.T) {
+				store, err := outboxsql.New(pools[0], dialects[name], outboxsql.Config{Shards: 32})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := store.Migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "Config.Shards is 32, want 16") {
+					t.Errorf("Migrate = %v, want an error about Config.Shards", err)
+				}
+				if _, err := store.Lease(t.Context(), outbox.LeaseRequest{Relay: "r", TTL: time.Second}); err == nil || !strings.Contains(err.Error(), "Config.Shards") {
+					t.Errorf("Lease = %v, want an error about Config.Shards", err)
+				}
+				// What no relay would ever read is refused.
+				row := outbox.Row{Shard: 31, Message: &messaging.Message{ID: "m", Topic: "t"}}
+				if err := store.Insert(t.Context(), pools[0], []outbox.Row{row}); err == nil {
+					t.Error("Insert into a shard that does not exist = nil, want an error")
+				}
+			})
+		})
+	}
+}
+
+func TestSchemaText(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, db *sql.DB, name string) {
+		for statement := range strings.SplitSeq(outboxsql.Schema(dialects[name]), ";\n") {
+			if strings.TrimSpace(statement) == "" {
+				continue
+			}
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatalf("%s: %v", statement, err)
+			}
+		}
+		store := open(t, db, name, outboxsql.Config{}) // finds it done
+		if v, err := store.Lease(t.Context(), outbox.LeaseRequest{Relay: "r", TTL: time.Minute, Take: 16}); err != nil || len(v.Held) != 16 {
+			t.Errorf("Lease = %v, %v, want 16 shards", v, err)
+		}
+	})
+}
+
+// Relay and application share a pool of one connection, as with SQLite.
+func TestOneConnection(t *testing.T) {
+	for _, name := range []string{"postgres", "mysql"} {
+		t.Run(name, func(t *testing.T) {
+			outboxtest.Run(t, func(t *testing.T) outboxtest.Subject {
+				db := testdb.Open(t, name)
+				db.SetMaxOpenConns(1)
+				return outboxtest.Subject{
+					Store:     open(t, db, name, outboxsql.Config{}),
+					Begin:     func(ctx context.Context) (outboxtest.Tx, error) { return db.BeginTx(ctx, nil) },
+					OneWriter: true,
+				}
+			})
+		})
+	}
+}
+
+// taker confirms everything.
+type taker struct{ n atomic.Int64 }
+
+func (p *taker) Publish(context.Context, ...*messaging.Message) error {
+	p.n.Add(1)
+	return nil
+}
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// start runs a relay until the test ends.
+func start(t *testing.T, box *outbox.Outbox, pub messaging.Publisher, cfg outbox.RelayConfig) *outbox.Relay {
+	t.Helper()
+	if cfg.Logger == nil {
+		cfg.Logger = quiet
+	}
+	r, err := outbox.NewRelay(box, pub, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = r.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return r
+}
+
+// waits fails the test for a call of a relay that had to wait too long.
+type waits struct{ t *testing.T }
+
+func (w waits) Write(line []byte) (int, error) {
+	if strings.Contains(string(line), "store call failed") {
+		w.t.Errorf("a relay: %s", line)
+	}
+	return len(line), nil
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
+	}
+}
+
+// With lock timeouts of a moment, whoever waits for another fails. Every isolation level: a
+// claim under InnoDB's repeatable read keeps producers waiting until it commits.
+func TestProducersAndRelaysNeverWaitForEachOther(t *testing.T) {
+	for _, name := range []string{"postgres", "mysql"} {
+		for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead} {
+			t.Run(name+" "+level.String(), func(t *testing.T) {
+				impatient := map[string]string{"postgres": "SET lock_timeout = 1000", "mysql": "SET innodb_lock_wait_timeout = 1"}[name]
+				pools := testdb.OpenN(t, name, 2)
+				open(t, pools[0], name, outboxsql.Config{})
+				for _, db := range pools {
+					// Every connection of the pool, as long as it lives.
+					db.SetMaxOpenConns(6)
+					db.SetMaxIdleConns(6)
+					conns := make([]*sql.Conn, 6)
+					for i := range conns {
+						c, err := db.Conn(t.Context())
+						if err != nil {
+							t.Fatal(err)
+						}
+						if _, err := c.ExecContext(t.Context(), impatient); err != nil {
+							t.Fatal(err)
+						}
+						conns[i] = c
+					}
+					for _, c := range conns {
+						c.Close()
+					}
+				}
+				box, err := outbox.New(open(t, pools[0], name, outboxsql.Config{}), outbox.Config{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				producer, err := outbox.New(open(t, pools[1], name, outboxsql.Config{}), outbox.Config{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				pub := &taker{}
+				cfg := outbox.RelayConfig{Poll: 10 * time.Millisecond, Batch: 10, Logger: slog.New(slog.NewTextHandler(waits{t}, nil))}
+				start(t, box, pub, cfg)
+				start(t, box, pub, cfg)
+
+				// One transaction stays open over everything, with rows in the table.
+				long, err := pools[1].BeginTx(t.Context(), &sql.TxOptions{Isolation: level})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer long.Rollback()
+				if err := producer.Enqueue(t.Context(), long, &messaging.Message{Topic: "t", Key: "long"}); err != nil {
+					t.Fatal(err)
+				}
+				const writers, each = 4, 100
+				var wg sync.WaitGroup
+				for range writers {
+					wg.Go(func() {
+						for i := range each {
+							tx, err := pools[1].BeginTx(t.Context(), &sql.TxOptions{Isolation: level})
+							if err == nil {
+								err = producer.Enqueue(t.Context(), tx, &messaging.Message{Topic: "t", Key: fmt.Sprint(i % 7)}, &messaging.Message{Topic: "t"})
+								err = errors.Join(err, tx.Commit())
+							}
+							if err != nil {
+								t.Errorf("a producer had to wait: %v", err)
+								return
+							}
+							box.Wake()
+						}
+					})
+				}
+				wg.Wait()
+				eventually(t, "all published beside the open transaction", func() bool { return pub.n.Load() >= 2*writers*each })
+				if err := long.Commit(); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the late commit is published", func() bool { return pub.n.Load() >= 2*writers*each+1 })
+			})
+		}
+	}
+}
+
+// A cursor over transaction IDs would wait for the oldest transaction of the whole server.
+func TestALongUnrelatedTransactionStallsNothing(t *testing.T) {
+	for _, name := range []string{"postgres", "mysql"} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Open(t, name)
+			store := open(t, db, name, outboxsql.Config{})
+			if _, err := db.ExecContext(t.Context(), "CREATE TABLE unrelated (id BIGINT PRIMARY KEY)"); err != nil {
+				t.Fatal(err)
+			}
+			long, err := db.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer long.Rollback()
+			if _, err := long.ExecContext(t.Context(), "INSERT INTO unrelated (id) VALUES (1)"); err != nil {
+				t.Fatal(err)
+			}
+			box, err := outbox.New(store, outbox.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			pub := &taker{}
+			start(t, box, pub, outbox.RelayConfig{})
+			for range 10 {
+				if err := box.Enqueue(t.Context(), db, &messaging.Message{Topic: "t", Key: "k"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			box.Wake()
+			eventually(t, "published beside it", func() bool { return pub.n.Load() == 10 })
+		})
+	}
+}
