@@ -208,6 +208,7 @@ func TestPages(t *testing.T) {
 	})
 
 	t.Run("an operator looks behind the counter", func(t *testing.T) {
+		shop.newcomer().place("", lineItem{"product_id": "p-016", "quantity": 1})
 		v := visit(t, browser, shop.url)
 		v.open("/sign-in?to=/ops")
 		v.signsIn("operator@shop.example", "dovetail-operator")

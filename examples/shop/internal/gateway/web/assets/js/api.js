@@ -38,14 +38,18 @@ export async function open(method, path, { headers = {}, body, signal, signIn = 
   throw new Problem(response.status, await response.json().catch(() => ({})), Number(response.headers.get('Retry-After')) || 0);
 }
 
-// api asks and returns the answer. A body that is not a string is sent as JSON.
+// api asks and returns the answer. A body that is not a string is sent as JSON. A GET changes nothing, so
+// it is repeated twice when that may help; what to do about a change is the caller's decision.
 export async function api(method, path, { body, ...options } = {}) {
   const sent = body === undefined || typeof body === 'string' ? body : JSON.stringify(body);
-  const response = await open(method, path, { body: sent, ...options });
-  try {
-    return await response.json();
-  } catch {
-    throw new Problem(0, { detail: 'The answer of the shop broke off.' });
+  for (let n = 1; ; n++) {
+    try {
+      const response = await open(method, path, { body: sent, ...options });
+      return await response.json().catch(() => { throw new Problem(0, { detail: 'The answer of the shop broke off.' }); });
+    } catch (err) {
+      if (method !== 'GET' || n === 3 || options.signal?.aborted || !(err instanceof Problem && err.unsure)) throw err;
+      await wait(1000 * Math.max(err.retryAfter, n / 4), options.signal);
+    }
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-// A look behind the counter for operators: sagas, outboxes, dead letters and services, every second.
+// A look behind the counter for operators, every second: services, outboxes, breakers, dead letters, sagas.
 
 import { Problem, api, wait } from '../api.js';
 import { $, part, set, stamp } from '../dom.js';
@@ -14,14 +14,16 @@ const paused = () => pause.getAttribute('aria-pressed') === 'true';
 
 async function show() {
   const status = $('status').value;
-  const [services, outbox, dead, sagas] = await Promise.all([
+  const [services, outbox, breakers, dead, sagas] = await Promise.all([
     api('GET', '/ops/api/services'),
     api('GET', '/ops/api/outbox'),
+    api('GET', '/ops/api/breakers'),
     api('GET', '/ops/api/dead-letters'),
     api('GET', `/ops/api/sagas${status && `?status=${status}`}`),
   ]);
   const boxes = new Map(outbox.items.map((o) => [o.service, o]));
   fill($('services'), services.items.map((s) => ({ ...boxes.get(s.service), ...s })), service);
+  fill($('breakers'), breakers.items.flatMap((s) => s.items ?? []), breaker);
   const letters = dead.items.flatMap((s) => s.items ?? []);
   $('no-dead').hidden = letters.length > 0;
   $('dead-table').hidden = letters.length === 0;
@@ -32,8 +34,15 @@ async function show() {
 
 // service is a row; one that publishes nothing has no outbox.
 function service({ service, ready, waiting = '–', parked = '–', oldest_seconds: oldest }) {
-  const node = stamp('service-row', { service, state: ready ? 'ready' : 'down', waiting, parked, oldest: oldest?.toFixed(1) ?? '–' });
-  part(node, 'state').dataset.status = ready ? 'confirmed' : 'rejected';
+  const state = ready ? 'ready' : 'down';
+  const node = stamp('service-row', { service, state, waiting, parked, oldest: oldest?.toFixed(1) ?? '–' });
+  part(node, 'state').dataset.status = state;
+  return node;
+}
+
+function breaker({ service, to, state, calls, failures, opened, refused }) {
+  const node = stamp('breaker-row', { service, to, state, calls, failures, opened, refused });
+  part(node, 'state').dataset.status = state;
   return node;
 }
 
