@@ -106,9 +106,10 @@ func Proxy(service string, rt http.RoundTripper, cfg ProxyConfig) (http.Handler,
 		Rewrite:        p.rewrite,
 		ModifyResponse: cfg.Response,
 		ErrorHandler:   p.fail,
-		FlushInterval:  -1, // what the service has sent is not held back
-		BufferPool:     &buffers{},
-		ErrorLog:       log.New(logWriter{p}, "", 0),
+		// No FlushInterval: answers of unknown length, such as streams, are flushed at once anyway,
+		// and for the others it would cost a second write to the connection.
+		BufferPool: &buffers{},
+		ErrorLog:   log.New(logWriter{p}, "", 0),
 	}
 	return p, nil
 }

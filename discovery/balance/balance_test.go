@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -571,5 +573,29 @@ func TestPickDoesNotAllocate(t *testing.T) {
 		}); got != 0 {
 			t.Errorf("%s: %v allocations per call, want 0", p.name, got)
 		}
+	}
+}
+
+func TestHTTPCheck(t *testing.T) {
+	t.Parallel()
+	status := http.StatusOK
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/readyz" {
+			t.Errorf("path = %s, want /readyz", r.URL.Path)
+		}
+		w.WriteHeader(status)
+	}))
+	check := balance.HTTPCheck(nil, "/readyz")
+	in := discovery.Instance{Addr: server.Listener.Addr().String()}
+	if err := check(t.Context(), in); err != nil {
+		t.Errorf("check = %v, want nil", err)
+	}
+	status = http.StatusServiceUnavailable
+	if err := check(t.Context(), in); err == nil || !strings.Contains(err.Error(), "status 503") {
+		t.Errorf("check = %v, want the status", err)
+	}
+	server.Close()
+	if err := check(t.Context(), in); err == nil {
+		t.Error("check of a server that is down = nil, want an error")
 	}
 }

@@ -6,6 +6,7 @@ package balance_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"testing"
 
 	"github.com/dovetail-go/dovetail/discovery"
@@ -68,5 +69,20 @@ func BenchmarkPickParallel(b *testing.B) {
 				}
 			})
 		})
+	}
+}
+
+// BenchmarkTransport is what the transport does beside the call itself.
+func BenchmarkTransport(b *testing.B) {
+	network := base(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 200, Body: http.NoBody}, nil
+	})
+	transport := runTransport(b, balance.TransportConfig{Base: network}, many(10)...)
+	req := request(b, http.MethodGet, nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := transport.RoundTrip(req); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -4,8 +4,11 @@
 package balance_test
 
 import (
+	"context"
 	"fmt"
 	"math"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -354,5 +357,88 @@ func waitFor(t testing.TB, ok func() bool) {
 			t.Fatal("the condition did not come true within 10s")
 		}
 		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+// canary sends every nth call to the instances with a tag, and balances either group by round
+// robin.
+type canary struct {
+	tag   string
+	every uint64
+}
+
+func (p canary) Build(candidates []balance.Candidate) func(balance.Hint) int {
+	var groups [2][]int // indexes into candidates: the rest, the tagged
+	for i := range candidates {
+		if slices.Contains(candidates[i].Instance().Tags, p.tag) {
+			groups[1] = append(groups[1], i)
+		} else {
+			groups[0] = append(groups[0], i)
+		}
+	}
+	var next atomic.Uint64
+	return func(balance.Hint) int {
+		n := next.Add(1)
+		group := groups[0]
+		if len(group) == 0 || len(groups[1]) > 0 && n%p.every == 0 {
+			group = groups[1]
+		}
+		return group[n%uint64(len(group))]
+	}
+}
+
+// A way to choose of one's own: every tenth call for the canaries.
+func ExamplePicker() {
+	resolver, err := discovery.NewStatic(map[string][]discovery.Instance{"order": {
+		{ID: "order-1", Addr: "10.0.0.1:80"}, {ID: "order-2", Addr: "10.0.0.2:80"}, {ID: "order-3", Addr: "10.0.0.3:80", Tags: []string{"canary"}},
+	}})
+	if err != nil {
+		panic(err)
+	}
+	b, err := balance.New(resolver, "order", balance.Config{Picker: canary{tag: "canary", every: 10}})
+	if err != nil {
+		panic(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	go func() { _ = b.Run(ctx) }()
+
+	calls := map[string]int{}
+	for range 100 {
+		lease, err := b.Pick(ctx)
+		if err != nil {
+			panic(err)
+		}
+		calls[lease.Instance().ID]++
+		lease.Done(fault.Success)
+	}
+	fmt.Println(calls["order-3"])
+	// Output: 10
+}
+
+func TestCandidate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		seen := make(chan string, 1)
+		b := run(t, balance.Config{Picker: looks(seen)}, discovery.Instance{ID: "a", Addr: "a:80", Weight: 3})
+		for range 2 { // the first call pays for the connection
+			call(t, b, 20*time.Millisecond, fault.Success)
+			<-seen
+		}
+		held := pick(t, b)
+		if got, want := <-seen, "a weight 3 warm 1 in flight 0 latency 20ms"; got != want {
+			t.Errorf("candidate = %s, want %s", got, want)
+		}
+		held.Done(fault.Success)
+	})
+}
+
+// looks is a picker that tells what it sees.
+type looks chan<- string
+
+func (l looks) Build(c []balance.Candidate) func(balance.Hint) int {
+	return func(h balance.Hint) int {
+		l <- fmt.Sprintf("%s weight %v warm %v in flight %d latency %v", c[0].Instance().ID, c[0].Weight, c[0].Warm, c[0].InFlight(), c[0].Latency(h))
+		return 0
 	}
 }
