@@ -28,7 +28,9 @@ const patience = 30 * time.Second
 // Tx is a transaction that its owner ends: a [*sql.Tx], or an adapter.
 type Tx interface {
 	idempotency.Tx
+	// Commit makes what was done in the transaction visible to all others.
 	Commit() error
+	// Rollback undoes it. After a Commit it does nothing but return an error.
 	Rollback() error
 }
 
