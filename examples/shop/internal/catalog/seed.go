@@ -61,11 +61,13 @@ func (s *Service) seed(ctx context.Context) error {
 		return err
 	}
 	return s.bus.InTx(ctx, func(tx *sql.Tx) error {
-		for i, article := range seedArticles {
-			for j, finish := range seedFinishes {
+		// Article by article and not finish by finish, so that a page of the shop shows all of them.
+		for i := range seedFinishes {
+			for j, article := range seedArticles {
+				finish := seedFinishes[(i+j)%len(seedFinishes)]
 				price := min(max(article.price*finish.percent/100, 100), 20_000)
 				if err := s.write(ctx, tx, kernel.ProductChanged{
-					ProductID: fmt.Sprintf("p-%03d", i*len(seedFinishes)+j+1), Revision: 1,
+					ProductID: fmt.Sprintf("p-%03d", i*len(seedArticles)+j+1), Revision: 1,
 					Name: article.name + ", " + finish.name, Category: article.category, Price: price, InitialStock: seedStock,
 				}); err != nil {
 					return err
