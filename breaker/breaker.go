@@ -339,7 +339,7 @@ func (b *Breaker) record(v *view, t Ticket, failed bool) {
 type Stats struct {
 	Name        string
 	State       State         // computed from the clock
-	Mode        Mode          //
+	Mode        Mode          // the operator's order
 	Consecutive int           // failures in a row
 	Calls       int64         // calls in the window; zero without a rate
 	Failures    int64         // of these failed

@@ -656,6 +656,20 @@ func TestReconfigure(t *testing.T) {
 			wantState(t, b, breaker.Closed)
 		})
 	})
+	t.Run("a call from before, cut off by its deadline, does not stop the timing of slow calls", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBreaker(t, breaker.Config{})
+			late, _ := b.Acquire(t.Context())
+			if err := b.Reconfigure(breaker.Config{SlowRate: 1, MinCalls: 100, Calls: 100}); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 0)
+			defer cancel()
+			late.Done(ctx, context.DeadlineExceeded)
+			repeat(t.Context(), b, 100, func(context.Context) error { time.Sleep(time.Second); return nil })
+			wantState(t, b, breaker.Open)
+		})
+	})
 	t.Run("adds and removes the slow-call rate", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBreaker(t, breaker.Config{})

@@ -34,7 +34,11 @@ type memory struct {
 func newMemory() *memory { return &memory{tat: map[string]time.Time{}} }
 
 func (m *memory) Take(ctx context.Context, key string, need, want int, limit ratelimit.Limit) (int, ratelimit.Result, error) {
-	time.Sleep(m.latency)
+	select {
+	case <-time.After(m.latency):
+	case <-ctx.Done():
+		return 0, ratelimit.Result{}, ctx.Err()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++
@@ -160,6 +164,19 @@ func TestLeased(t *testing.T) {
 			}
 			if total != 10 {
 				t.Errorf("%d admitted, want the burst of 10", total)
+			}
+		})
+	})
+	t.Run("tokens of a lease are kept when the store cannot add enough", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLeased(t, newMemory(), ratelimit.Limit{Rate: 1, Per: time.Hour, Burst: 4}, ratelimit.LeasedConfig{Lease: 2})
+			for _, step := range []struct {
+				n  int
+				ok bool
+			}{{1, true}, {1, true}, {3, false}, {1, true}} { // the second leases two, so one is at hand
+				if r := l.AllowN(t.Context(), "a", step.n); r.OK != step.ok {
+					t.Errorf("AllowN(%d) = %+v, want OK %v", step.n, r, step.ok)
+				}
 			}
 		})
 	})

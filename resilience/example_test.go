@@ -146,3 +146,14 @@ func ExamplePolicy_classify() {
 	fmt.Println(err, calls)
 	// Output: not found 1
 }
+
+// A timeout that costs nothing when the caller's deadline is nearer.
+func ExampleWithTimeout() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+
+	near, cancelNear := resilience.WithTimeout(ctx, time.Minute)
+	defer cancelNear()
+	fmt.Println(near == ctx)
+	// Output: true
+}

@@ -39,7 +39,8 @@ type Policy struct {
 	Breaker *breaker.Breaker
 	// Attempt bounds each attempt's call. Zero means no bound of its own.
 	Attempt time.Duration
-	// Classify judges an attempt's error, for all parts alike. Nil means fault.Judge.
+	// Classify judges an attempt's error, for all parts alike; Classify functions of their
+	// own are not asked. Nil means fault.Judge.
 	Classify func(ctx context.Context, err error) fault.Verdict
 }
 

@@ -66,6 +66,18 @@ func TestBudget(t *testing.T) {
 			}
 		})
 	})
+	t.Run("is forgotten with time, also what was counted last before a pause", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBudget(t, retry.BudgetConfig{Ratio: 1, MinPerSecond: -1})
+			for range 50 {
+				b.Deposit()
+			}
+			time.Sleep(time.Hour)
+			if n := drain(b); n != 0 {
+				t.Errorf("%d retries after an hour, want 0", n)
+			}
+		})
+	})
 	t.Run("has a floor for rare calls, which saves up one window", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBudget(t, retry.BudgetConfig{MinPerSecond: 2, Window: 10 * time.Second})

@@ -205,13 +205,10 @@ func (c *Call) Attempt() int { return c.attempt }
 // its time and returns true; otherwise it returns false and the error to return,
 // which is nil if err is nil.
 func (c *Call) Next(err error) (again bool, result error) {
-	if err == nil {
-		return c.NextJudged(fault.Verdict{}, nil)
+	if err == nil || c.r.cfg.Classify == nil {
+		return c.NextJudged(fault.Judge(c.parent, err), err)
 	}
-	if c.r.cfg.Classify != nil {
-		return c.NextJudged(c.r.cfg.Classify(c.parent, err), err)
-	}
-	return c.NextJudged(fault.Judge(c.parent, err), err)
+	return c.NextJudged(c.r.cfg.Classify(c.parent, err), err)
 }
 
 // NextJudged is Next for a caller who has judged err already.

@@ -26,9 +26,10 @@ import (
 type TransportConfig struct {
 	// Base makes the requests. Nil means http.DefaultTransport.
 	Base http.RoundTripper
-	// Guards makes the guards of a host when it is first seen. Nil means retries as of the zero
-	// retry.Config and a breaker that opens when half of the requests in ten seconds fail,
-	// for each host. It may be called more than once for a host.
+	// Guards makes the guards of a host when it is first seen. It may be called more than once
+	// for a host. Nil means, for each host, retries as of the zero retry.Config and a
+	// breaker that opens when half of the requests in ten seconds fail; and no timeout, for
+	// which there is http.Client.Timeout.
 	Guards func(host string) Guards
 	// Key returns what requests are told apart by, and Guards is called with. Nil means the
 	// host and port of the URL.

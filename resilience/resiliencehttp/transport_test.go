@@ -506,6 +506,9 @@ func TestBodies(t *testing.T) {
 			if b, err := io.ReadAll(rw); string(b) != "hello" || err != nil {
 				t.Errorf("read %q, %v, want hello", b, err)
 			}
+			if n := p.Bulkhead.Stats().InFlight; n != 1 {
+				t.Errorf("%d in flight while it can be written to, want 1", n)
+			}
 			rw.Close()
 			if n := p.Bulkhead.Stats().InFlight; n != 0 {
 				t.Errorf("%d in flight, want 0", n)
