@@ -11,6 +11,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/bench/guards"
 	"github.com/dovetail-go/dovetail/bench/internal/run"
+	"github.com/dovetail-go/dovetail/bench/promises"
 )
 
 func main() {
@@ -54,6 +56,9 @@ func report(rounds int, each time.Duration, out string) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, preamble, rounds, each, processor(), runtime.NumCPU(), runtime.Version(), run.Versions(guards.Peers...))
 	suite.Report(&b, results)
+	if err := promises.Report(context.Background(), &b, "promises"); err != nil {
+		return err
+	}
 	if out == "" {
 		_, err = os.Stdout.Write(b.Bytes())
 		return err

@@ -111,8 +111,8 @@ func (b *Bus) InTx(ctx context.Context, fn func(tx *sql.Tx) error) error {
 // Stats tells how much waits to be published and for how long.
 func (b *Bus) Stats(ctx context.Context) (outbox.Stats, error) { return b.outbox.Stats(ctx) }
 
-// Run publishes until ctx ends.
-func (b *Bus) Run(ctx context.Context) error { return b.relay.Run(ctx) }
+// Run publishes, and forgets what is too old to come again, until ctx ends.
+func (b *Bus) Run(ctx context.Context) error { return RunAll(ctx, b.relay.Run, b.Inbox.Run) }
 
 // Consumer is a subscription with the handler that serves it.
 type Consumer struct {
