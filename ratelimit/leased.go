@@ -81,8 +81,8 @@ type LeasedConfig struct {
 // of use: in any time t at most Burst + Rate*(t+LeaseFor) events are admitted, and at
 // no moment are more than Replicas*Lease tokens taken but unused.
 //
-// While the store cannot be reached, leases are used up and then Fallback decides.
-// It is safe for concurrent use.
+// While the store cannot be reached, leases are used up and then Fallback decides; the
+// shares of FallbackSplit begin with their burst. It is safe for concurrent use.
 type Leased struct {
 	store   Store
 	cfg     LeasedConfig
