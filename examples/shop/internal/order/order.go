@@ -164,10 +164,12 @@ func (s *Service) accept(w http.ResponseWriter, r *http.Request) error {
 	}
 	now := time.Now()
 	data := placeOrder{OrderID: kernel.NewID(), CustomerID: platform.IdentityOf(ctx).Subject, Lines: lines, Total: total, Method: in.PaymentMethod}
-	return s.answerOnce(ctx, w, idempotency.Response{
-		Status: http.StatusAccepted,
-		Header: http.Header{"Location": {"/api/orders/" + data.OrderID}},
-	}, map[string]string{"id": data.OrderID, "status": statusPending}, func(tx *sql.Tx) error {
+	answer, err := idempotency.JSON(http.StatusAccepted, map[string]string{"id": data.OrderID, "status": statusPending})
+	if err != nil {
+		return err
+	}
+	answer.Header.Set("Location", "/api/orders/"+data.OrderID)
+	return s.answerOnce(ctx, w, answer, func(tx *sql.Tx) error {
 		encoded, err := json.Marshal(lines)
 		if err != nil {
 			return err
@@ -187,30 +189,17 @@ func (s *Service) accept(w http.ResponseWriter, r *http.Request) error {
 // answerOnce runs change and stores the answer to the request's Idempotency-Key in one
 // transaction, then answers. A crash anywhere leaves both or neither, so a repeated request
 // cannot change anything twice.
-func (s *Service) answerOnce(ctx context.Context, w http.ResponseWriter, resp idempotency.Response, body any, change func(tx *sql.Tx) error) error {
-	encoded, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	if resp.Header == nil {
-		resp.Header = http.Header{}
-	}
-	resp.Header.Set("Content-Type", "application/json")
-	resp.Body = encoded
+func (s *Service) answerOnce(ctx context.Context, w http.ResponseWriter, answer idempotency.Response, change func(tx *sql.Tx) error) error {
 	if err := s.bus.InTx(ctx, func(tx *sql.Tx) error {
 		if err := change(tx); err != nil {
 			return err
 		}
-		return idempotency.Save(ctx, tx, resp)
+		return idempotency.Save(ctx, tx, answer)
 	}); err != nil {
 		return err
 	}
 	s.engine.Wake()
-	for name, values := range resp.Header {
-		w.Header()[name] = values
-	}
-	w.WriteHeader(resp.Status)
-	_, _ = w.Write(encoded) // the client may have gone; the stored answer waits for it
+	answer.Write(w) // the client may have gone; the stored answer waits for it
 	return nil
 }
 
@@ -339,7 +328,11 @@ func (s *Service) cancelOrder(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	return s.answerOnce(ctx, w, idempotency.Response{Status: http.StatusAccepted}, map[string]string{"id": v.ID, "status": v.Status}, func(tx *sql.Tx) error {
+	answer, err := idempotency.JSON(http.StatusAccepted, map[string]string{"id": v.ID, "status": v.Status})
+	if err != nil {
+		return err
+	}
+	return s.answerOnce(ctx, w, answer, func(tx *sql.Tx) error {
 		if !takeBack {
 			return nil
 		}
