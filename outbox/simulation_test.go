@@ -320,11 +320,8 @@ func (w *world) produce() {
 		w.names++
 		id := fmt.Sprintf("m%d", w.names)
 		f := &fact{key: key, topic: fmt.Sprintf("topic%d", w.rand.IntN(3))}
-		switch {
-		case w.chance(0.01):
-			f.poison = 1
-		case w.chance(0.01):
-			f.poison = 2
+		if w.chance(0.02) {
+			f.poison = 1 + w.rand.IntN(2)
 		}
 		w.messages[id] = f
 		ids = append(ids, id)

@@ -193,17 +193,17 @@ func (l *Listener) receiveAll(ctx context.Context, conn *pgx.Conn) error {
 		n, err := conn.WaitForNotification(wait)
 		silent := wait.Err() != nil
 		cancel()
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err == nil && n.Payload != l.id:
-			l.wake()
-		case err != nil && silent && !conn.IsClosed():
-			if err := exec(ctx, conn, "SELECT 1"); err != nil {
-				return err
+		if err == nil {
+			if n.Payload != l.id {
+				l.wake()
 			}
-		case err != nil:
-			return err
+			continue
+		}
+		if silent && ctx.Err() == nil && !conn.IsClosed() {
+			err = exec(ctx, conn, "SELECT 1")
+		}
+		if err != nil {
+			return err // also at the end of ctx, which keep sees
 		}
 	}
 }

@@ -323,7 +323,8 @@ func TestListener(t *testing.T) {
 		stopTheirs()
 		eventually(t, "the connections are closed", func() bool { return sessions() == 0 })
 		var again atomic.Int64
-		defer here.Subscribe(func() { again.Add(1) })()
+		stopAgain := here.Subscribe(func() { again.Add(1) })
+		defer stopAgain()
 		eventually(t, "a new subscriber is heard", func() bool { return again.Load() > 0 })
 	})
 }
@@ -348,7 +349,8 @@ func TestListenerWithoutServer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	woken := atomic.Bool{}
-	defer l.Subscribe(func() { woken.Store(true) })()
+	cancelWake := l.Subscribe(func() { woken.Store(true) })
+	defer cancelWake()
 	l.Notify()
 	if err := l.Run(ctx); err != nil {
 		t.Errorf("Run = %v, want nil", err)

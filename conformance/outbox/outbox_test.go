@@ -34,8 +34,8 @@ func open(t *testing.T, db *sql.DB, name string, cfg outboxsql.Config) *outboxsq
 
 func TestStore(t *testing.T) {
 	for _, name := range testdb.Names {
-		for config, cfg := range map[string]outboxsql.Config{"": {}, " with a prefix and 40 shards": {Prefix: "billing_", Shards: 40}} {
-			t.Run(name+config, func(t *testing.T) {
+		for config, cfg := range map[string]outboxsql.Config{"as it comes": {}, "with a prefix and 40 shards": {Prefix: "billing_", Shards: 40}} {
+			t.Run(name+" "+config, func(t *testing.T) {
 				outboxtest.Run(t, func(t *testing.T) outboxtest.Subject {
 					db := testdb.Open(t, name)
 					return outboxtest.Subject{

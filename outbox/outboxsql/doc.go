@@ -2,4 +2,46 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package outboxsql keeps an outbox in PostgreSQL, MySQL or MariaDB, or SQLite.
+//
+//	store, err := outboxsql.New(db, outboxsql.Postgres, outboxsql.Config{})
+//	...
+//	err = store.Migrate(ctx) // or put outboxsql.Schema(outboxsql.Postgres) into your migrations
+//	...
+//	box, err := outbox.New(store, outbox.Config{})
+//
+// It needs a driver for database/sql and knows none: pgx's stdlib and lib/pq for
+// PostgreSQL, go-sql-driver/mysql, modernc.org/sqlite.
+//
+// # Tables
+//
+// outbox_message holds what is to be published, and nothing else: a row is deleted when it
+// is confirmed. outbox_parked holds what could not be published and what was discarded.
+// outbox_lease has a row for each shard, and one with a number below zero for each relay.
+// Config.Prefix goes before all the names.
+//
+// # Guarantees
+//
+// Insert is one statement per 500 messages. It takes no locks but those of its own rows, so
+// producers wait neither for relays nor for each other.
+//
+// Reading takes no locks, under any isolation level that is the server's default. Rows are
+// removed by primary key, in PostgreSQL and SQLite by one statement that checks the
+// lease's epoch in passing, in MySQL by a short READ COMMITTED transaction.
+//
+// A pool of one connection is enough, and may be the application's.
+//
+// # Caveats
+//
+// PostgreSQL: keys keep the order of their commits as long as the sequence of the
+// table's identity column has a cache of one, as it has by default. The table is made for a
+// queue, with an eager autovacuum; a transaction that stays open for hours still keeps
+// dead rows in place, over which each read has to pass.
+//
+// MySQL: VARCHAR(255) columns compare without regard to spaces at the end, so parking "a" also
+// blocks the key "a ".
+//
+// SQLite: use busy_timeout and WAL, and _txlock=immediate for the application's transactions.
+//
+// A process must have the same Config.Shards as the tables: Migrate and the relay refuse
+// another, and so does Enqueue for a shard that does not exist.
 package outboxsql

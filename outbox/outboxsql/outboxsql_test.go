@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -94,7 +95,7 @@ func TestStatements(t *testing.T) {
 				if err := s.Insert(t.Context(), tx, rows); err != nil || tx.calls != 1 || tx.args != 8*500 {
 					t.Errorf("Insert = %v in %d statements with %d arguments, want one with 4000", err, tx.calls, tx.args)
 				}
-				if err := s.Insert(t.Context(), tx, append(rows, rows...)); err != nil || tx.calls != 3 {
+				if err := s.Insert(t.Context(), tx, slices.Concat(rows, rows)); err != nil || tx.calls != 3 {
 					t.Errorf("Insert of 1000 = %v, %d statements more, want two", err, tx.calls-1)
 				}
 			})

@@ -45,7 +45,9 @@ type Subject struct {
 // Tx is a transaction of the subject. A [*sql.Tx] fits.
 type Tx interface {
 	outbox.Tx
+	// Commit lets the rows be seen.
 	Commit() error
+	// Rollback undoes everything.
 	Rollback() error
 }
 
@@ -426,7 +428,7 @@ func (s *suite) race() {
 	var wg sync.WaitGroup
 	for i := range relays {
 		wg.Go(func() {
-			for try := 0; try < 20; try++ {
+			for try := range 20 {
 				v, err := s.Store.Lease(s.ctx, outbox.LeaseRequest{Relay: fmt.Sprintf("relay%d", i), TTL: longTTL, Take: 1 + try%3})
 				if err != nil {
 					errs[i] = err // a database may refuse one of many; a relay asks again
@@ -620,7 +622,7 @@ func (s *suite) bystander() {
 	s.put("a", "t", 2)
 	s.put("b", "t", 2)
 	open := s.begin()
-	defer open.Rollback()
+	defer func() { _ = open.Rollback() }()
 	s.ok("Insert", s.Store.Insert(s.ctx, open, []outbox.Row{{Message: s.message("c", "t")}, {Message: s.message("a", "t")}}))
 	ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
 	defer cancel()
