@@ -82,8 +82,12 @@ func (a *Announcement) Run(ctx context.Context) error {
 			a.log().Info("instance registered", "service", a.instance.Service, "instance", a.instance.ID)
 		}
 		failing = err != nil
-		if !lost {
-			a.wait(ctx)
+		if lost {
+			continue // and register at once
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(a.cfg.Every):
 		}
 	}
 	a.mu.Lock()
@@ -163,28 +167,6 @@ func (a *Announcement) report(ctx context.Context, health Health) error {
 		a.told = true
 	}
 	return a.lease.Renew(ctx, health)
-}
-
-// wait waits for the time of the next renewal, or for a lease that can tell by itself that it
-// is lost.
-func (a *Announcement) wait(ctx context.Context) {
-	a.mu.Lock()
-	lease := a.lease
-	a.mu.Unlock()
-	var lost <-chan struct{}
-	if l, ok := lease.(interface{ Lost() <-chan struct{} }); ok {
-		lost = l.Lost()
-	}
-	timer := time.NewTimer(a.cfg.Every)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-lost:
-		a.mu.Lock()
-		a.lease = nil
-		a.mu.Unlock()
-	}
 }
 
 func (a *Announcement) log() *slog.Logger { return cmp.Or(a.cfg.Logger, slog.Default()) }

@@ -34,9 +34,6 @@ type Registry interface {
 
 // Lease is one registration. Renew and Maintenance return an error that wraps
 // [ErrLeaseLost] once the registry no longer knows it.
-//
-// A Lease that learns by itself that it is lost may have a method Lost() <-chan struct{},
-// whose channel is closed then; an [Announcement] does not wait for the next renewal then.
 type Lease interface {
 	// Renew reports that the instance lives, and how it is.
 	Renew(ctx context.Context, h Health) error

@@ -69,9 +69,10 @@ type Hooks struct {
 	Panic func(Panic)
 }
 
-// Change is a word of the resolver.
+// Change tells what the resolver has said.
 type Change struct {
-	// Set is the new set; with an error, the one that stays in use or the zero Set.
+	// Set is the set in use from now on: the new one, or the old one after an error, or the zero
+	// Set while nothing is known.
 	Set discovery.Set
 	// Err tells that the source cannot be asked at present.
 	Err error
@@ -79,6 +80,7 @@ type Change struct {
 
 // Ejection tells that an instance is left out.
 type Ejection struct {
+	// Instance is left out.
 	Instance discovery.Instance
 	// Reason is "consecutive failures", "success rate" or "probe".
 	Reason string
@@ -87,10 +89,14 @@ type Ejection struct {
 }
 
 // Return tells that an instance is back.
-type Return struct{ Instance discovery.Instance }
+type Return struct {
+	// Instance takes calls again.
+	Instance discovery.Instance
+}
 
 // Panic tells that panic began (On) or ended for a service.
 type Panic struct {
+	// Service is the one concerned, and On is true when panic begins.
 	Service string
 	On      bool
 	// Suspects of Instances fail.
@@ -235,23 +241,28 @@ func (b *Balancer) await(ctx context.Context) (*snapshot, error) {
 	case <-b.firstWord:
 	case <-timer.C:
 	case <-ctx.Done():
-		return nil, fmt.Errorf("balance: waiting for the instances of %s: %w", b.service, context.Cause(ctx))
+		return nil, fmt.Errorf("balance: instances of %s not known, %w: %w", b.service, b.whyUnknown(), context.Cause(ctx))
 	}
 	if s := b.snap.Load(); s != nil {
 		return s, nil
 	}
+	return nil, b.reject(fmt.Errorf("%w: %w", ErrNotReady, b.whyUnknown()))
+}
+
+// whyUnknown says why there is no snapshot.
+func (b *Balancer) whyUnknown() error {
 	b.mu.Lock()
 	cause := b.err
 	b.mu.Unlock()
-	switch {
-	case b.state.Load() == idle:
-		cause = errors.New("Run is not running")
-	case b.state.Load() == ended:
-		cause = errors.New("Run has ended")
+	switch state := b.state.Load(); {
+	case state == idle:
+		return errors.New("Run is not running")
+	case state == ended:
+		return errors.New("Run has ended")
 	case cause == nil:
-		cause = fmt.Errorf("the resolver has said nothing for %v", b.cfg.Wait)
+		return errors.New("the resolver has not answered")
 	}
-	return nil, b.reject(fmt.Errorf("%w: %w", ErrNotReady, cause))
+	return cause
 }
 
 func (b *Balancer) reject(err error) error {

@@ -108,7 +108,7 @@ func TestPickErrors(t *testing.T) {
 	bubble("a silent resolver is waited for as long as Wait", func(t *testing.T) {
 		start := time.Now()
 		_, err := runWith(t, &silent{}, balance.Config{Wait: 2 * time.Second}).Pick(t.Context())
-		wantRejection(t, err, balance.ErrNotReady, "nothing for 2s")
+		wantRejection(t, err, balance.ErrNotReady, "the resolver has not answered")
 		if got := time.Since(start); got != 2*time.Second {
 			t.Errorf("after %v, want 2s", got)
 		}
@@ -116,8 +116,8 @@ func TestPickErrors(t *testing.T) {
 	bubble("or as long as the caller's context", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := runWith(t, &silent{}, balance.Config{}).Pick(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Pick = %v, want the end of the context", err)
+		if _, err := runWith(t, &silent{}, balance.Config{}).Pick(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not answered") {
+			t.Errorf("Pick = %v, want the end of the context, and what was waited for", err)
 		}
 	})
 	bubble("it is said when Run is not running", func(t *testing.T) {
@@ -369,6 +369,13 @@ func TestPreferences(t *testing.T) {
 			})
 		})
 	}
+	t.Run("the only instance of the own zone is left too when it is ill", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := run(t, balance.Config{Picker: balance.RoundRobin{}, Zone: "a"}, zoned("abb")...)
+			near(t, "the own zone", fill(t, b)["a"], 1)
+			near(t, "the own zone", fill(t, b, "a0")["a"], 0)
+		})
+	})
 	t.Run("without a zone of one's own zones do not matter", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			got := fill(t, run(t, balance.Config{Picker: balance.RoundRobin{}}, zoned("aabb")...))

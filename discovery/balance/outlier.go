@@ -44,7 +44,8 @@ type Outlier struct {
 	// Zero means 0.5, negative none.
 	MaxShare float64
 	// PanicShare is the share of instances, rounded up, above which suspicion counts for
-	// nothing. Zero means 0.5.
+	// nothing, unless there are healthy ones in other zones or of other priorities. Zero
+	// means 0.5.
 	PanicShare float64
 }
 
@@ -92,9 +93,9 @@ func (o *Outlier) mayEject(n int) int {
 	return min(int(math.Ceil(max(o.MaxShare, 0)*float64(n))), n-1)
 }
 
-// panics reports whether that many suspects among n instances are too many.
+// panics reports whether that many suspects among n instances are too many. All always are.
 func (o *Outlier) panics(suspects, n int) bool {
-	return suspects > int(math.Ceil(o.PanicShare*float64(n)))
+	return suspects == n || suspects > int(math.Ceil(o.PanicShare*float64(n)))
 }
 
 // compare puts the instances under suspicion that failed much more often than the others since

@@ -62,11 +62,14 @@ func (b *Balancer) Run(ctx context.Context) error {
 		b.mu.Lock()
 		dirty := false
 		if got != nil {
-			dirty, events = b.learn(*got, now)
+			dirty = b.learn(*got, now)
 		}
-		if b.emptyAt != 0 && now >= b.emptyAt {
+		expired := b.emptyAt != 0 && now >= b.emptyAt
+		if expired {
 			b.apply(b.empty, now)
-			dirty = true
+		}
+		if e := (Change{b.set, b.err}); (got != nil || expired) && b.cfg.Hooks.Change != nil {
+			events = append(events, func() { b.cfg.Hooks.Change(e) })
 		}
 		if now >= compareAt {
 			b.compare(now)
@@ -74,7 +77,7 @@ func (b *Balancer) Run(ctx context.Context) error {
 		}
 		changed := b.review(now)
 		warming := b.warming(now)
-		if dirty || changed || warming {
+		if dirty || expired || changed || warming {
 			events = append(events, b.rebuild(now)...)
 		}
 		wake := min(compareAt, b.nextReturn())
@@ -92,11 +95,9 @@ func (b *Balancer) Run(ctx context.Context) error {
 		for _, event := range events {
 			event()
 		}
-		timer.Reset(durationOf(max(wake-b.now(), 1)))
+		timer.Reset(time.Duration(max(wake-b.now(), 1)))
 	}
 }
-
-func durationOf(ns int64) time.Duration { return time.Duration(ns) }
 
 // nextReturn is when the next ejection ends.
 func (b *Balancer) nextReturn() int64 {
@@ -141,9 +142,8 @@ func (b *Balancer) follow(ctx context.Context, words chan<- word) {
 	}
 }
 
-// learn takes a word of the resolver. It reports whether the instances have changed, and the
-// hooks to call.
-func (b *Balancer) learn(w word, now int64) (changed bool, events []func()) {
+// learn takes a word of the resolver, and reports whether the instances have changed.
+func (b *Balancer) learn(w word, now int64) (changed bool) {
 	b.err = w.err
 	switch {
 	case w.set.Service == "": // nothing but an error: the set that is known goes on
@@ -159,13 +159,9 @@ func (b *Balancer) learn(w word, now int64) (changed bool, events []func()) {
 		b.set, b.emptyAt = w.set, 0
 	default:
 		b.apply(w.set, now)
-		changed = true
+		return true
 	}
-	if b.cfg.Hooks.Change != nil {
-		e := Change{b.set, w.err}
-		events = append(events, func() { b.cfg.Hooks.Change(e) })
-	}
-	return changed, events
+	return false
 }
 
 // apply makes the nodes those of the set. What is known of an instance stays with it while its ID and

@@ -74,7 +74,7 @@ func (b *Balancer) View() View {
 		}
 		n.mu.Unlock()
 		if n.out && n.until != math.MaxInt64 {
-			i.For = max(durationOf(n.until-now), 0)
+			i.For = max(time.Duration(n.until-now), 0)
 		}
 		v.InFlight += i.InFlight
 		v.Instances = append(v.Instances, i)
