@@ -75,8 +75,8 @@ func (p *Policy) Do(ctx context.Context, fn func(context.Context) error) error {
 
 // once makes one call through the guards.
 func once[T any](ctx context.Context, p *Policy, fn func(context.Context) (T, error)) (v T, verdict fault.Verdict, err error) {
-	t, err := p.Acquire(ctx)
-	if err != nil {
+	var t Ticket
+	if err := t.acquire(ctx, p); err != nil {
 		return v, fault.Judge(ctx, err), err
 	}
 	returned := false
@@ -109,20 +109,26 @@ type Ticket struct {
 // guards from RateLimit to Breaker and starts the Attempt timeout. Total and Retry are the
 // caller's to do, see WithTimeout and retry.Retrier.Begin. Exactly one Settle and one Release must
 // follow, or one Done for both.
-func (p *Policy) Acquire(ctx context.Context) (Ticket, error) {
-	t := Ticket{p: p, caller: ctx, ctx: ctx, cancel: keep}
-	if err := t.enter(); err != nil {
-		return Ticket{}, err
+func (p *Policy) Acquire(ctx context.Context) (t Ticket, err error) {
+	err = t.acquire(ctx, p)
+	return t, err
+}
+
+// acquire fills t, or leaves it zero. It does so in place, for a Ticket is not small.
+func (t *Ticket) acquire(ctx context.Context, p *Policy) error {
+	if err := t.enter(ctx, p); err != nil {
+		*t = Ticket{}
+		return err
 	}
+	t.p, t.caller, t.ctx, t.cancel = p, ctx, ctx, keep
 	if p.Attempt > 0 {
 		t.ctx, t.cancel = WithTimeout(ctx, p.Attempt)
 	}
-	return t, nil
+	return nil
 }
 
 // enter passes the guards, or none of them.
-func (t *Ticket) enter() (err error) {
-	p, ctx := t.p, t.caller
+func (t *Ticket) enter(ctx context.Context, p *Policy) (err error) {
 	admitted := false
 	defer func() {
 		if !admitted { // refused by a later guard, or a hook panicked
