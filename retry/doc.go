@@ -16,7 +16,8 @@
 //
 // # Guarantees
 //
-// A call that succeeds costs no allocation and no look at the clock.
+// A call that succeeds costs no allocation, and a look at the clock in one of 64 calls, for
+// the budget (in every call with Config.Elapsed).
 //
 // Whether an error is worth another attempt is [fault.Judge]'s decision: permanent errors
 // and the end of the caller's context are not, a guard's refusal is if its RetryAfter fits.
