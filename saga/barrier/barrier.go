@@ -27,7 +27,9 @@ const (
 	SQLite   = sqldialect.SQLite
 )
 
-// Tx is the participant's transaction: *sql.Tx, *sql.Conn and *sql.DB fit as they are.
+// Tx is the participant's transaction, such as a *sql.Tx. A *sql.DB fits as well but must
+// not be used: it commits each statement by itself, so that a crash between two of
+// them leaves the mark of an operation that has not happened.
 type Tx interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
@@ -119,21 +121,31 @@ func (b *Barrier) isUndone(ctx context.Context, tx Tx, key Key) (bool, error) {
 // false, and does nothing, if the do has run already.
 //
 // A step with an undo need not be barred, since the saga undoes a refused step too.
-// A pivot has none: bar it, in a transaction of its own after that of the refused
-// attempt was rolled back.
-func (b *Barrier) Bar(ctx context.Context, tx Tx, key Key) (barred bool, err error) {
+// A pivot has none: bar it when the transaction of the refused attempt was rolled
+// back, before the refusal is answered. Bar has a transaction of its own.
+func (b *Barrier) Bar(ctx context.Context, db *sql.DB, key Key) (barred bool, err error) {
 	if problem := key.check(); problem != "" {
 		return false, fmt.Errorf("barrier: %s", problem)
 	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return false, fmt.Errorf("barrier: %s: %w", key, err)
+	}
+	defer tx.Rollback()
 	first, err := b.insert(ctx, tx, key, "do")
 	if err != nil {
 		return false, err
 	}
-	if first {
-		_, err = b.insert(ctx, tx, key, "undo")
-		return err == nil, err
+	if !first {
+		return b.isUndone(ctx, tx, key)
 	}
-	return b.isUndone(ctx, tx, key)
+	if _, err := b.insert(ctx, tx, key, "undo"); err != nil {
+		return false, err
+	}
+	if err := tx.Commit(); err != nil {
+		return false, fmt.Errorf("barrier: %s: %w", key, err)
+	}
+	return true, nil
 }
 
 // insert reports whether the row is new.
