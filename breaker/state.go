@@ -149,7 +149,7 @@ func (b *Breaker) acquire(ctx context.Context) (Ticket, error) {
 	if v.mode == Shadow {
 		return Ticket{}, nil
 	}
-	return Ticket{}, ended(ctx)
+	return Ticket{}, fault.Ended(ctx)
 }
 
 // probe admits a call in the half-open state, which it enters when the open time is up.
@@ -354,13 +354,4 @@ func (b *Breaker) change(n *view, reason string) *view {
 		b.changes = append(b.changes, c)
 	}
 	return n
-}
-
-// ended returns why ctx is done: its error, joined with its cause where there is one.
-func ended(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if cause != nil && cause != err {
-		return fmt.Errorf("%w: %w", err, cause)
-	}
-	return err
 }

@@ -258,11 +258,11 @@ func (b *Bulkhead) await(ctx context.Context, w *waiter) (Permit, error) {
 	switch {
 	case how == granted && gone: // the grant raced: it is somebody else's now
 		b.release()
-		return Permit{}, ended(ctx)
+		return Permit{}, fault.Ended(ctx)
 	case how == granted:
 		return Permit{b}, nil
 	case gone:
-		return Permit{}, ended(ctx)
+		return Permit{}, fault.Ended(ctx)
 	case how == displaced:
 		return b.refuse(ctx, "made way")
 	}
@@ -303,13 +303,4 @@ type Stats struct {
 func (b *Bulkhead) Stats() Stats {
 	s := b.state.Load()
 	return Stats{b.cfg.Name, int(b.max.Load()), int(inFlight(s)), int(waiting(s)), b.rejected.Load()}
-}
-
-// ended returns why ctx is done: its error, joined with its cause where there is one.
-func ended(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if cause != nil && cause != err {
-		return fmt.Errorf("%w: %w", err, cause)
-	}
-	return err
 }

@@ -114,6 +114,16 @@ func judge(err error) Verdict {
 	return Verdict{Outcome: Failure, Retry: true}
 }
 
+// Ended returns how ctx ended: its error, with its cause where that says more, so that
+// errors.Is finds both. It is nil while ctx is alive.
+func Ended(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if cause != nil && cause != err {
+		return fmt.Errorf("%w: %w", err, cause)
+	}
+	return err
+}
+
 // judged carries an explicit verdict on the error that it wraps.
 type judged struct {
 	err     error

@@ -83,6 +83,23 @@ func TestMarksKeepTheError(t *testing.T) {
 	}
 }
 
+func TestEnded(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	if err := fault.Ended(ctx); err != nil {
+		t.Errorf("Ended of a context that is alive = %v, want nil", err)
+	}
+	cancel(errCall)
+	if err := fault.Ended(ctx); !errors.Is(err, context.Canceled) || !errors.Is(err, errCall) {
+		t.Errorf("Ended = %v, want both Canceled and the cause", err)
+	}
+	plain, stop := context.WithCancel(t.Context())
+	stop()
+	if err := fault.Ended(plain); err != context.Canceled {
+		t.Errorf("Ended without a cause = %v, want Canceled itself", err)
+	}
+}
+
 func TestRejectionError(t *testing.T) {
 	t.Parallel()
 	for want, r := range map[string]*fault.Rejection{

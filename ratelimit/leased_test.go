@@ -309,7 +309,7 @@ func TestLeasedFallback(t *testing.T) {
 			}
 			break_(m)
 			for second := range 8 {
-				if second == 4 && heal {
+				if second == 2 && heal { // the breaker probes again within three seconds
 					m.set(false, false)
 				}
 				n, start := 0, time.Now()

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/dovetail-go/dovetail/fault"
 )
 
 // Config configures a [Limiter]. The zero value is a sound default.
@@ -137,7 +139,7 @@ func (l *Limiter) wait(ctx context.Context, n int, longest int64) error {
 	case r.OK:
 		return nil
 	case ctx.Err() != nil:
-		return ended(ctx)
+		return fault.Ended(ctx)
 	case r.RetryAfter < 0 || longest == 0:
 		return l.refuse(ctx, r)
 	}
@@ -157,7 +159,7 @@ func (l *Limiter) wait(ctx context.Context, n int, longest int64) error {
 		return nil
 	case <-ctx.Done():
 		l.cancel(w)
-		return ended(ctx)
+		return fault.Ended(ctx)
 	}
 }
 
@@ -265,13 +267,4 @@ func (l *Limiter) Stats() Stats {
 	l.mu.Unlock()
 	g := l.limit.Load()
 	return Stats{l.cfg.Name, g.limit, g.result(l.tat.Load(), l.now(), 0).Remaining, waiting, l.rejected.Load()}
-}
-
-// ended returns why ctx is done: its error, joined with its cause where there is one.
-func ended(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if cause != nil && cause != err {
-		return fmt.Errorf("%w: %w", err, cause)
-	}
-	return err
 }

@@ -141,7 +141,7 @@ func DoHedged[T any](ctx context.Context, p *Policy, h *Hedge, fn func(context.C
 	}
 	if ctx.Err() != nil {
 		var zero T
-		return zero, ended(ctx)
+		return zero, fault.Ended(ctx)
 	}
 	call := p.Retry.Begin(ctx)
 	for {

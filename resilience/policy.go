@@ -55,7 +55,7 @@ func Do[T any](ctx context.Context, p *Policy, fn func(context.Context) (T, erro
 	}
 	if ctx.Err() != nil {
 		var zero T
-		return zero, ended(ctx)
+		return zero, fault.Ended(ctx)
 	}
 	call := p.Retry.Begin(ctx)
 	for {

@@ -124,7 +124,7 @@ func New(cfg Config) (*Retrier, error) {
 func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, error)) (T, error) {
 	if ctx.Err() != nil {
 		var zero T
-		return zero, ended(ctx)
+		return zero, fault.Ended(ctx)
 	}
 	c := r.Begin(ctx)
 	for {
@@ -139,7 +139,7 @@ func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, err
 // Do is the package's Do for functions without a result.
 func (r *Retrier) Do(ctx context.Context, fn func(context.Context) error) error {
 	if ctx.Err() != nil {
-		return ended(ctx)
+		return fault.Ended(ctx)
 	}
 	c := r.Begin(ctx)
 	for {
@@ -236,7 +236,7 @@ func (c *Call) Decide(v fault.Verdict, err error) (again bool, result error) {
 // true, or false and the error to return if the caller's context ends before.
 func (c *Call) Wait() (again bool, result error) {
 	if !sleep(c.parent, c.next) {
-		return false, c.giveUp(c.last, ended(c.parent))
+		return false, c.giveUp(c.last, fault.Ended(c.parent))
 	}
 	c.attempt++
 	c.ctx = WithAttempt(c.parent, c.attempt)
@@ -323,7 +323,7 @@ func (c *Call) ended(v fault.Verdict, err error) error {
 		}
 		return c.giveUp(c.last, err)
 	}
-	return c.giveUp(err, ended(c.parent))
+	return c.giveUp(err, fault.Ended(c.parent))
 }
 
 func (c *Call) giveUp(last, cause error) error {
@@ -348,13 +348,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// ended returns why ctx is done: its error, joined with its cause where there is one.
-func ended(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if cause != nil && cause != err {
-		return fmt.Errorf("%w: %w", err, cause)
-	}
-	return err
 }

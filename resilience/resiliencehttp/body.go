@@ -4,8 +4,6 @@
 package resiliencehttp
 
 import (
-	"context"
-	"fmt"
 	"io"
 	"sync"
 )
@@ -38,12 +36,3 @@ type duplex struct {
 }
 
 func (d *duplex) Read(p []byte) (int, error) { return d.ReadCloser.Read(p) }
-
-// ended returns why ctx is done: its error, joined with its cause where there is one.
-func ended(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if cause != nil && cause != err {
-		return fmt.Errorf("%w: %w", err, cause)
-	}
-	return err
-}

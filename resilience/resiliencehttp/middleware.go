@@ -168,7 +168,7 @@ func (h *handler) serve(w *recorder, r *http.Request) {
 	defer cancel()
 	h.next.ServeHTTP(w, r.WithContext(ctx))
 	if w.status == 0 && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		h.refuse(w, r, http.StatusServiceUnavailable, time.Second, ended(ctx))
+		h.refuse(w, r, http.StatusServiceUnavailable, time.Second, fault.Ended(ctx))
 	}
 }
 

@@ -203,7 +203,7 @@ func (c *roundTrip) attempts(ctx context.Context) (*exchange, error) {
 		return x, c.final(x, err)
 	}
 	if ctx.Err() != nil {
-		return nil, ended(ctx)
+		return nil, fault.Ended(ctx)
 	}
 	call := p.Retry.Begin(ctx)
 	for {
