@@ -29,10 +29,13 @@ func (s *Service) orderPage(w http.ResponseWriter, r *http.Request) error {
 	parts.Go(func() { orderErr = s.ask(r, "http://order/orders/"+id, &page) })
 	parts.Go(func() { paymentErr = s.ask(r, "http://payment/payments/"+id, &payment) })
 	parts.Wait()
-	if orderErr != nil {
-		return orderErr
-	}
 	var answer *platform.Error
+	switch {
+	case errors.As(orderErr, &answer):
+		return answer
+	case orderErr != nil: // no answer, or too late
+		return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: orderErr}
+	}
 	switch {
 	case paymentErr == nil:
 		page["payment"] = payment
