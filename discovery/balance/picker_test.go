@@ -184,20 +184,24 @@ func TestPeakEWMA(t *testing.T) {
 		}
 		t.Error("the slow instance was never tried again")
 	})
-	bubble("an instance that does not answer is avoided", func(t *testing.T) {
+	bubble("an instance that does not answer is avoided by the age of its calls, however fast it was", func(t *testing.T) {
 		b := run(t, balance.Config{}, named("a", "hangs")...)
-		teach(t, b)
 		hanging := 0
-		for range 1000 {
+		for i := range 1000 {
 			lease := pick(t, b)
-			if lease.Addr() == "hangs:80" {
+			switch {
+			case lease.Addr() == "a:80":
+				time.Sleep(100 * time.Millisecond)
+			case i < 200:
+				time.Sleep(time.Millisecond)
+			default:
 				hanging++ // and never done
+				time.Sleep(10 * time.Millisecond)
 				continue
 			}
-			time.Sleep(10 * time.Millisecond)
 			lease.Done(fault.Success)
 		}
-		if hanging > 5 {
+		if hanging == 0 || hanging > 20 {
 			t.Errorf("%d of 1000 calls went to the hanging instance, want a few", hanging)
 		}
 	})
@@ -217,6 +221,17 @@ func TestPeakEWMA(t *testing.T) {
 		}
 		if failed > 50 {
 			t.Errorf("%d of 1000 calls went to the failing instance, without ejection; want at most 50", failed)
+		}
+	})
+	bubble("nor does it lower the latency", func(t *testing.T) {
+		b := run(t, balance.Config{Outlier: balance.Outlier{Off: true}}, named("a")...)
+		teach(t, b)
+		before := b.View().Instances[0].Latency
+		for range 1000 {
+			call(t, b, time.Microsecond, fault.Failure)
+		}
+		if got := b.View().Instances[0].Latency; got < before {
+			t.Errorf("latency = %v after fast failures, want %v as before", got, before)
 		}
 	})
 	bubble("a newcomer is taken for an average instance", func(t *testing.T) {

@@ -509,6 +509,7 @@ func TestTransportRetry(t *testing.T) {
 		{name: "POST with Idempotency-Key and a body that was read and cannot be had again", method: "POST", key: "k", body: stream, read: true, err: errCut, want: false},
 		{name: "POST after an error of dialling", method: "POST", body: replayable, err: errDial, want: true},
 		{name: "POST with a streaming body after an error of dialling", method: "POST", body: stream, err: errDial, want: true},
+		{name: "POST with a streaming body, switched off", method: "POST", body: stream, err: errDial, cfg: balance.TransportConfig{NoRetry: true}, want: false},
 		{name: "switched off", method: "GET", err: errDial, cfg: balance.TransportConfig{NoRetry: true}, want: false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -596,13 +597,17 @@ func TestTransportRetry(t *testing.T) {
 		}
 	})
 	t.Run("the only instance is not tried again", func(t *testing.T) {
+		upload := &closing{Reader: strings.NewReader(body)}
 		tries := 0
 		transport := runTransport(t, balance.TransportConfig{Base: base(func(*http.Request) (*http.Response, error) {
 			tries++
 			return nil, errDial
 		})}, named("a")...)
-		if _, err := transport.RoundTrip(request(t, http.MethodGet, nil)); !errors.Is(err, errDial) || tries != 1 {
+		if _, err := transport.RoundTrip(request(t, http.MethodPost, upload)); !errors.Is(err, errDial) || tries != 1 {
 			t.Errorf("RoundTrip = %v after %d tries, want the error after 1", err, tries)
+		}
+		if got := upload.closed.Load(); got != 1 {
+			t.Errorf("the request's body was closed %d times, want once", got)
 		}
 	})
 	t.Run("nothing is tried again once the caller has gone", func(t *testing.T) {

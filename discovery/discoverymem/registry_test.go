@@ -29,9 +29,9 @@ func open(t testing.TB, cfg discoverymem.Config) *discoverymem.Registry {
 func TestRegistry(t *testing.T) {
 	t.Parallel()
 	discoverytest.Registry(t, func(t *testing.T) discoverytest.Registered {
-		r := open(t, discoverymem.Config{TTL: 200 * time.Millisecond})
+		r := open(t, discoverymem.Config{TTL: time.Second})
 		return discoverytest.Registered{
-			Registry: r, Resolver: r, TTL: 200 * time.Millisecond,
+			Registry: r, Resolver: r, TTL: time.Second,
 			Forget: func(*testing.T) { r.Forget() },
 		}
 	})
