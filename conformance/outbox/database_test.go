@@ -258,3 +258,55 @@ func TestALongUnrelatedTransactionStallsNothing(t *testing.T) {
 		})
 	}
 }
+
+// PostgreSQL keeps the plans of prepared statements. One that was made while the outbox was
+// empty must not read a whole backlog each time when there is one.
+func TestPlanOutlivesAnEmptyTable(t *testing.T) {
+	db := testdb.Open(t, "postgres")
+	db.SetMaxOpenConns(1)
+	store := open(t, db, "postgres", outboxsql.Config{})
+	box, err := outbox.New(store, outbox.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads := make([]outbox.Read, store.Shards())
+	for i := range reads {
+		reads[i] = outbox.Read{Shard: i, Limit: 100}
+	}
+	for range 10 { // after the fifth the server decides on a plan to keep
+		if _, err := store.Read(t.Context(), reads); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var name string
+	if err := db.QueryRowContext(t.Context(), "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'SELECT r.*%' AND generic_plans > 0").Scan(&name); err != nil {
+		t.Fatalf("no plan was kept: %v", err)
+	}
+	messages := make([]*messaging.Message, 20_000)
+	for i := range messages {
+		messages[i] = &messaging.Message{Topic: "t", Key: fmt.Sprint(i)}
+	}
+	if err := box.Enqueue(t.Context(), db, messages...); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := db.QueryContext(t.Context(), "EXPLAIN EXECUTE "+name+" ('{0,1,2}', '{}', 100)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var plan []string
+	for rows.Next() {
+		var line string
+		if err := rows.Scan(&line); err != nil {
+			t.Fatal(err)
+		}
+		plan = append(plan, line)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(plan, "\n")
+	if strings.Contains(text, "Sort") || strings.Contains(text, "Seq Scan on outbox_message") || !strings.Contains(text, "Index Scan using outbox_message_pkey") {
+		t.Errorf("plan = %s\nwant the first rows by the index", text)
+	}
+}

@@ -163,10 +163,9 @@ func (s *Store) Lease(ctx context.Context, r outbox.LeaseRequest) (outbox.LeaseV
 	if take := min(r.Take, len(v.free)); take > 0 {
 		// Relays that take at the same time are likely to take others.
 		rand.Shuffle(len(v.free), func(i, j int) { v.free[i], v.free[j] = v.free[j], v.free[i] })
-		a := arguments{dialect: s.dialect}
-		query := "UPDATE " + s.lease + " SET owner = " + a.value(r.Relay) + ", epoch = epoch + 1, expires = " + now + " + " + a.value(ttl) +
-			" WHERE shard IN " + a.ints(v.free[:take]) + " AND expires <= " + now
-		if _, err := s.exec(ctx, query, a.list...); err != nil {
+		query := "UPDATE " + s.lease + " SET owner = ?, epoch = epoch + 1, expires = " + now + " + ?" +
+			" WHERE shard IN (" + join(v.free[:take]) + ") AND expires <= " + now
+		if _, err := s.exec(ctx, query, r.Relay, ttl); err != nil {
 			return outbox.LeaseView{}, err
 		}
 		changed = true
@@ -235,74 +234,107 @@ func (s *Store) checkShards(stored int) error {
 // columns are those of a message, in the order of scan.
 const columns = "id, shard, message_id, topic, message_key, message_type, happened, header, body"
 
-// together is how many IDs to skip a read may have to share a statement with others.
-const together = 128
-
-// Read implements [outbox.Store]. It takes one statement unless there is much to skip.
+// Read implements [outbox.Store]. It takes one statement for all shards, and one more for
+// each in which keys or topics are to be skipped.
 func (s *Store) Read(ctx context.Context, reads []outbox.Read) (rows []outbox.Row, err error) {
-	var union []outbox.Read
+	var together []outbox.Read
 	for _, r := range reads {
-		if len(r.SkipKeys)+len(r.SkipTopics) == 0 && len(r.SkipIDs) <= together {
-			union = append(union, r)
-			continue
-		}
-		if rows, err = s.read(ctx, rows, []outbox.Read{r}); err != nil {
+		if len(r.SkipKeys)+len(r.SkipTopics) == 0 {
+			together = append(together, r)
+		} else if rows, err = s.query(ctx, rows, func(a *arguments) string { return s.first(a, r) }); err != nil {
 			return nil, err
 		}
 	}
-	for part := range slices.Chunk(union, 16) {
-		if rows, err = s.read(ctx, rows, part); err != nil {
+	// Some databases limit the number of tables in a statement.
+	for part := range slices.Chunk(together, 16) {
+		if rows, err = s.query(ctx, rows, func(a *arguments) string { return s.firsts(a, part) }); err != nil {
 			return nil, err
 		}
 	}
 	slices.SortFunc(rows, func(a, b outbox.Row) int {
 		return cmp.Or(cmp.Compare(a.Shard, b.Shard), cmp.Compare(a.ID, b.ID))
 	})
-	return rows, nil
+	// Shards that share a statement share its limit, the largest.
+	left := make(map[int]int, len(reads))
+	for _, r := range reads {
+		left[r.Shard] = r.Limit
+	}
+	return slices.DeleteFunc(rows, func(r outbox.Row) bool {
+		left[r.Shard]--
+		return left[r.Shard] < 0
+	}), nil
 }
 
-// read appends the rows of a statement with one branch per shard.
-func (s *Store) read(ctx context.Context, rows []outbox.Row, reads []outbox.Read) ([]outbox.Row, error) {
-	skip := 0
-	for _, r := range reads {
-		skip = max(skip, len(r.SkipIDs))
+// firsts is a query for the first rows of several shards.
+func (s *Store) firsts(a *arguments, reads []outbox.Read) string {
+	if s.dialect != Postgres {
+		parts := make([]string, len(reads))
+		for i, r := range reads {
+			parts[i] = fmt.Sprintf("SELECT * FROM (%s) AS r%d", s.first(a, r), i)
+		}
+		return strings.Join(parts, " UNION ALL ")
+	}
+	// One text for any number of shards and rows to skip, because drivers prepare statements
+	// and keep them by their text. The limit is a parameter too: without its value the server
+	// plans for the first tenth of the rows, which only the index gives without sorting. Else
+	// a plan made while the table was small could be kept and sort a backlog for each read.
+	shards, skip, limit := make([]int64, len(reads)), []int64(nil), 0
+	for i, r := range reads {
+		shards[i] = int64(r.Shard)
+		skip = append(skip, r.SkipIDs...)
+		limit = max(limit, r.Limit)
+	}
+	return "SELECT r.* FROM unnest(CAST(" + a.value(array(shards)) + " AS integer[])) AS one (shard) CROSS JOIN LATERAL (" +
+		s.first(a, outbox.Read{Shard: anyShard, SkipIDs: skip, Limit: limit}) + ") AS r"
+}
+
+// anyShard stands for the shard of the enclosing query.
+const anyShard = -1
+
+// first is a query for the first rows of a shard.
+func (s *Store) first(a *arguments, r outbox.Read) string {
+	shard := strconv.Itoa(r.Shard)
+	if r.Shard == anyShard {
+		shard = "one.shard"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "SELECT %s, %s - enqueued AS age FROM %s m", columns, s.dialect.Now(), s.message)
+	if s.dialect == MySQL {
+		// For ORDER BY with LIMIT it is tempted to walk the primary key through all other shards.
+		b.WriteString(" FORCE INDEX (" + s.message + "_order)")
+	}
+	if len(r.SkipTopics) > 0 {
+		// The first row of a skipped topic in each key: what comes after it must wait.
+		fmt.Fprintf(&b, " LEFT JOIN (SELECT message_key AS first_key, MIN(id) AS first_id FROM %s WHERE shard = %s AND message_key <> '' AND topic IN %s GROUP BY message_key) f ON first_key = message_key",
+			s.message, shard, a.strings(r.SkipTopics))
+	}
+	b.WriteString(" WHERE m.shard = " + shard)
+	limit := strconv.Itoa(r.Limit)
+	switch {
+	case s.dialect == Postgres:
+		b.WriteString(" AND id <> ALL(CAST(" + a.value(array(r.SkipIDs)) + " AS bigint[]))")
+	case len(r.SkipIDs) > 0:
+		b.WriteString(" AND id NOT IN (" + join(r.SkipIDs) + ")")
+	}
+	if len(r.SkipTopics) > 0 {
+		b.WriteString(" AND topic NOT IN " + a.strings(r.SkipTopics) + " AND (first_id IS NULL OR id < first_id)")
+	}
+	if len(r.SkipKeys) > 0 {
+		b.WriteString(" AND message_key NOT IN " + a.strings(r.SkipKeys))
 	}
 	if s.dialect == Postgres {
-		// A driver that caches prepared statements should see few different ones.
-		for n := pow2(len(reads)); len(reads) < n; {
-			reads = append(slices.Clip(reads), outbox.Read{Shard: -1, Limit: 1})
-		}
+		limit = "CAST(" + a.value(r.Limit) + " AS bigint)"
 	}
-	a := arguments{dialect: s.dialect}
-	var query strings.Builder
-	for i, r := range reads {
-		if i > 0 {
-			query.WriteString(" UNION ALL ")
-		}
-		fmt.Fprintf(&query, "SELECT * FROM (SELECT %s, %s - enqueued AS age FROM %s m", columns, s.dialect.Now(), s.message)
-		if len(r.SkipTopics) > 0 {
-			// The first row of a skipped topic in each key: what comes after it must wait.
-			fmt.Fprintf(&query, " LEFT JOIN (SELECT message_key AS first_key, MIN(id) AS first_id FROM %s WHERE shard = %s AND message_key <> '' AND topic IN %s GROUP BY message_key) f ON first_key = message_key",
-				s.message, a.int(int64(r.Shard)), a.strings(r.SkipTopics))
-		}
-		query.WriteString(" WHERE shard = " + a.int(int64(r.Shard)))
-		if skip > 0 {
-			ids := r.SkipIDs
-			if len(ids) == 0 {
-				ids = []int64{0}
-			}
-			query.WriteString(" AND id NOT IN " + a.intsOf(ids, skip))
-		}
-		if len(r.SkipTopics) > 0 {
-			query.WriteString(" AND topic NOT IN " + a.strings(r.SkipTopics) + " AND (first_id IS NULL OR id < first_id)")
-		}
-		if len(r.SkipKeys) > 0 {
-			query.WriteString(" AND message_key NOT IN " + a.strings(r.SkipKeys))
-		}
-		fmt.Fprintf(&query, " AND NOT EXISTS (SELECT 1 FROM %s p WHERE p.shard = m.shard AND p.message_key = m.message_key AND p.blocks = 1) ORDER BY id LIMIT %s) AS r%d",
-			s.parked, a.int(int64(r.Limit)), i)
-	}
-	found, err := s.db.QueryContext(ctx, s.dialect.Rebind(query.String()), a.list...)
+	fmt.Fprintf(&b, " AND NOT EXISTS (SELECT 1 FROM %s p WHERE p.shard = m.shard AND p.message_key = m.message_key AND p.blocks = 1) ORDER BY id LIMIT %s",
+		s.parked, limit)
+	return b.String()
+}
+
+// query appends the rows of a query with columns and the age.
+func (s *Store) query(ctx context.Context, rows []outbox.Row, text func(a *arguments) string) ([]outbox.Row, error) {
+	var a arguments
+	query := text(&a)
+	found, err := s.db.QueryContext(ctx, s.dialect.Rebind(query), a...)
 	if err != nil {
 		return nil, err
 	}
@@ -343,37 +375,24 @@ func (s *Store) Settle(ctx context.Context, settlements []outbox.Settlement) ([]
 	if s.dialect == MySQL {
 		return s.settleMySQL(ctx, settlements)
 	}
-	a := arguments{dialect: s.dialect}
-	var query string
-	rows := 0
+	var shards, ids []int64
 	for _, t := range settlements {
-		rows += len(t.IDs)
+		for _, id := range t.IDs {
+			shards, ids = append(shards, int64(t.Shard)), append(ids, id)
+		}
 	}
+	query := "DELETE FROM " + s.message + " WHERE id IN (" + join(ids) + ") AND shard IN (" + s.current(settlements) + ")"
 	if s.dialect == Postgres {
-		// The values drive the index; an IN list of IDs would probe each of them in every shard.
-		list := make([]string, 0, pow2(rows))
-		for _, t := range settlements {
-			for _, id := range t.IDs {
-				list = append(list, "(CAST("+a.int(int64(t.Shard))+" AS integer), CAST("+a.int(id)+" AS bigint))")
-			}
-		}
-		for len(list) < cap(list) {
-			list = append(list, "(CAST("+a.int(-1)+" AS integer), CAST("+a.int(0)+" AS bigint))")
-		}
-		query = "DELETE FROM " + s.message + " m USING (VALUES " + strings.Join(list, ", ") + ") AS d (shard, id)" +
-			" WHERE m.shard = d.shard AND m.id = d.id AND m.shard IN (" + s.current(&a, settlements) + " FOR SHARE)"
-	} else {
-		var ids []int64
-		for _, t := range settlements {
-			ids = append(ids, t.IDs...)
-		}
-		query = "DELETE FROM " + s.message + " WHERE id IN " + a.ints(ids) + " AND shard IN (" + s.current(&a, settlements) + ")"
+		// The pairs drive the index; a list of IDs would be looked for in each of the shards.
+		// Without parameters it is planned each time, for the size that the table has.
+		query = "DELETE FROM " + s.message + " m USING unnest(CAST('" + array(shards) + "' AS integer[]), CAST('" + array(ids) + "' AS bigint[])) AS d (shard, id)" +
+			" WHERE m.shard = d.shard AND m.id = d.id AND m.shard IN (" + s.current(settlements) + " FOR SHARE)"
 	}
-	res, err := s.exec(ctx, query, a.list...)
+	res, err := s.db.ExecContext(ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	if n, err := res.RowsAffected(); err == nil && n == int64(rows) {
+	if n, err := res.RowsAffected(); err == nil && n == int64(len(ids)) {
 		return nil, nil
 	}
 	// Some rows were not there, or not ours.
@@ -417,21 +436,12 @@ func (s *Store) settleMySQL(ctx context.Context, settlements []outbox.Settlement
 }
 
 // current is a query for those of the settlements' shards whose lease is the current one.
-func (s *Store) current(a *arguments, settlements []outbox.Settlement) string {
-	var b strings.Builder
-	b.WriteString("SELECT shard FROM " + s.lease + " WHERE ")
-	n := len(settlements)
-	if s.dialect == Postgres {
-		n = pow2(n)
+func (s *Store) current(settlements []outbox.Settlement) string {
+	parts := make([]string, len(settlements))
+	for i, t := range settlements {
+		parts[i] = fmt.Sprintf("shard = %d AND epoch = %d", t.Shard, t.Epoch)
 	}
-	for i := range n {
-		l := settlements[min(i, len(settlements)-1)].Lease
-		if i > 0 {
-			b.WriteString(" OR ")
-		}
-		b.WriteString("shard = " + a.int(int64(l.Shard)) + " AND epoch = " + a.int(l.Epoch))
-	}
-	return b.String()
+	return "SELECT shard FROM " + s.lease + " WHERE " + strings.Join(parts, " OR ")
 }
 
 type querier interface {
@@ -439,9 +449,7 @@ type querier interface {
 }
 
 func (s *Store) currentShards(ctx context.Context, q querier, settlements []outbox.Settlement, lock string) (shards []int, err error) {
-	a := arguments{dialect: s.dialect}
-	query := s.current(&a, settlements) + lock
-	rows, err := q.QueryContext(ctx, s.dialect.Rebind(query), a.list...)
+	rows, err := q.QueryContext(ctx, s.current(settlements)+lock)
 	if err != nil {
 		return nil, err
 	}
@@ -629,57 +637,33 @@ func (s *Store) count(res sql.Result, err error) (int, error) {
 	return int(n), err
 }
 
-// arguments builds the variable parts of a statement. PostgreSQL's drivers prepare and
-// cache statements by their text, so there numbers are parameters and lists are padded to a
-// power of two; the others prepare each time anyway, and MySQL saves that round
-// trip where there are no parameters at all.
-type arguments struct {
-	dialect Dialect
-	list    []any
-}
+// arguments are those of a statement that is being put together.
+type arguments []any
 
+// value adds an argument and returns its placeholder.
 func (a *arguments) value(v any) string {
-	a.list = append(a.list, v)
+	*a = append(*a, v)
 	return "?"
 }
 
-func (a *arguments) int(n int64) string {
-	if a.dialect == Postgres {
-		return a.value(n)
-	}
-	return strconv.FormatInt(n, 10)
-}
-
-// ints returns a list of numbers, of which there is at least one.
-func (a *arguments) ints(list []int64) string { return a.intsOf(list, len(list)) }
-
-// intsOf is ints with the length that a list of n would have.
-func (a *arguments) intsOf(list []int64, n int) string {
-	var b strings.Builder
-	if a.dialect == Postgres {
-		n = pow2(n)
-	} else {
-		n = len(list)
-	}
-	for i := range n {
-		b.WriteString(map[bool]string{true: "(", false: ", "}[i == 0])
-		b.WriteString(a.int(list[min(i, len(list)-1)]))
-	}
-	return b.String() + ")"
-}
-
+// strings adds a list and returns it with parentheses.
 func (a *arguments) strings(list []string) string {
 	for _, s := range list {
-		a.list = append(a.list, s)
+		a.value(s)
 	}
 	return sqldialect.Values(1, len(list))
 }
 
-// pow2 returns the smallest power of two that is n or more.
-func pow2(n int) int {
-	p := 1
-	for p < n {
-		p *= 2
+// array returns PostgreSQL's text form of an array, which any driver can pass on.
+func array(list []int64) string { return "{" + join(list) + "}" }
+
+func join(list []int64) string {
+	var b []byte
+	for i, n := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, n, 10)
 	}
-	return p
+	return string(b)
 }
