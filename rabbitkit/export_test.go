@@ -1,0 +1,15 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package rabbitkit
+
+// SetBlocked lets the present connection to publish look as if the broker had raised an
+// alarm, or withdrawn it. It returns false if there is no connection.
+func (c *Client) SetBlocked(blocked bool) bool {
+	cn := c.pub.link.current()
+	if cn == nil {
+		return false
+	}
+	cn.setBlocked(blocked)
+	return true
+}

@@ -1,0 +1,498 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package rabbitkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/dovetail-go/dovetail/fault"
+	"github.com/dovetail-go/dovetail/messaging"
+)
+
+// publisher pipelines the messages of all callers through one channel.
+//
+// Every message holds a place in the window from before it is queued until its outcome is
+// known, so the queue, which is as long, never blocks. One goroutine writes, and it alone
+// waits for a stalled socket; callers wait for their outcome or their context.
+type publisher struct {
+	c      *Client
+	link   *link
+	window chan struct{}
+	queue  chan *flight
+	start  sync.Once
+	done   chan struct{} // closed when run has ended
+}
+
+// flight is a message on its way.
+type flight struct {
+	exchange, key string
+	pub           amqp.Publishing
+	state         atomic.Int32
+	call          *call
+	returned      bool  // by the broker, as unroutable; guarded by channel.mu
+	err           error // the outcome; written before state becomes flightOver
+}
+
+// The states of a flight. Whoever takes it from waiting to another state owns it.
+const (
+	flightWaiting   = iota
+	flightSent      // perhaps only in part
+	flightWithdrawn // by its caller, whose context ended; never sent
+	flightOver
+)
+
+// call is one call of send.
+type call struct {
+	left atomic.Int64
+	done chan struct{}
+}
+
+func (c *call) landed() {
+	if c.left.Add(-1) == 0 {
+		close(c.done)
+	}
+}
+
+func newPublisher(c *Client) *publisher {
+	return &publisher{
+		c: c, link: newLink(c, "publish"), done: make(chan struct{}),
+		window: make(chan struct{}, c.cfg.Window), queue: make(chan *flight, c.cfg.Window),
+	}
+}
+
+// Publish sends msgs to the exchange and waits for their confirmations; see
+// [messaging.Publisher]. Calls of many goroutines are pipelined. A message that a queue
+// could not take is [messaging.ErrRefused], and may be tried again.
+func (c *Client) Publish(ctx context.Context, msgs ...*messaging.Message) error {
+	start := time.Now()
+	if err := messaging.Invalid(msgs); err != nil {
+		c.published(start, msgs, err)
+		return err
+	}
+	fs := make([]*flight, 0, len(msgs))
+	index := make([]int, 0, len(msgs))
+	var failed []messaging.Failed
+	for i, m := range msgs {
+		p, err := encode(m, maxHeaders)
+		if err != nil {
+			failed = append(failed, messaging.Failed{Index: i, ID: m.ID, Err: err})
+			continue
+		}
+		fs = append(fs, &flight{exchange: c.cfg.Exchange, key: m.Topic, pub: p})
+		index = append(index, i)
+	}
+	if len(failed) > 0 { // refuse before anything is sent
+		for _, i := range index {
+			failed = append(failed, messaging.Failed{Index: i, ID: msgs[i].ID, Err: fmt.Errorf("%w: not sent, because another message of the same call is too large", messaging.ErrRefused)})
+		}
+	} else if len(fs) > 0 {
+		for j, err := range c.pub.send(ctx, fs) {
+			if err != nil {
+				failed = append(failed, messaging.Failed{Index: index[j], ID: msgs[index[j]].ID, Err: err})
+			}
+		}
+	}
+	var err error
+	if len(failed) > 0 {
+		err = &messaging.PublishError{Failed: failed}
+	}
+	c.published(start, msgs, err)
+	return err
+}
+
+// published counts the outcomes and calls the hook.
+func (c *Client) published(start time.Time, msgs []*messaging.Message, err error) {
+	var failed map[int]error
+	if pe := (*messaging.PublishError)(nil); errors.As(err, &pe) {
+		failed = make(map[int]error, len(pe.Failed))
+		for _, f := range pe.Failed {
+			failed[f.Index] = f.Err
+		}
+	}
+	took := time.Since(start)
+	for i, m := range msgs {
+		err := failed[i]
+		switch {
+		case err == nil:
+			c.confirmed.Add(1)
+		case errors.Is(err, messaging.ErrUnroutable):
+			c.unroutable.Add(1)
+		case errors.Is(err, messaging.ErrUnknown):
+			c.unknown.Add(1)
+		case errors.Is(err, messaging.ErrBlocked):
+			c.busy.Add(1)
+		default:
+			c.refused.Add(1)
+		}
+		if hook := c.cfg.Hooks.Published; hook != nil && m != nil {
+			hook(messaging.Published{Message: m, Took: took, Err: err})
+		}
+	}
+}
+
+// send sends fs and returns the outcome of each.
+func (p *publisher) send(ctx context.Context, fs []*flight) []error {
+	p.start.Do(func() { go p.run() })
+	cl := &call{done: make(chan struct{})}
+	cl.left.Store(int64(len(fs)))
+	out := make([]error, len(fs))
+	sent := 0
+	for sent < len(fs) && ctx.Err() == nil && p.c.ctx.Err() == nil {
+		f := fs[sent]
+		f.call = cl
+		select {
+		case p.window <- struct{}{}:
+			p.queue <- f
+			sent++
+		case <-ctx.Done():
+		case <-p.c.ctx.Done():
+		}
+	}
+	for range len(fs) - sent {
+		cl.landed()
+	}
+	if sent > 0 {
+		select {
+		case <-cl.done:
+		case <-ctx.Done():
+		case <-p.done: // closed; what was in flight has its outcome
+		}
+	}
+	for i, f := range fs {
+		switch {
+		case i >= sent, f.state.CompareAndSwap(flightWaiting, flightWithdrawn):
+			out[i] = p.notSent(ctx)
+		case f.state.Load() == flightOver:
+			out[i] = f.err
+		default:
+			out[i] = fmt.Errorf("%w: no confirmation: %w", messaging.ErrUnknown, cause(ctx, messaging.ErrClosed))
+		}
+	}
+	return out
+}
+
+func cause(ctx context.Context, otherwise error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return otherwise
+}
+
+// notSent is the outcome of a message that never was on its way.
+func (p *publisher) notSent(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return fmt.Errorf("%w: %w", messaging.ErrRefused, messaging.ErrClosed)
+	}
+	if p.link.current() == nil {
+		p.link.mu.Lock()
+		last := p.link.last
+		p.link.mu.Unlock()
+		if last != nil {
+			return fmt.Errorf("%w: %w: %w", messaging.ErrBlocked, context.Cause(ctx), last)
+		}
+	}
+	return fmt.Errorf("%w: %w", messaging.ErrBlocked, context.Cause(ctx))
+}
+
+// over tells the caller of f its outcome, and frees its place.
+func (p *publisher) over(f *flight, err error) {
+	f.err = err
+	f.state.Store(flightOver)
+	<-p.window
+	f.call.landed()
+}
+
+// take makes f the publisher's own. It returns false if its caller has withdrawn it.
+func (p *publisher) take(f *flight) bool {
+	if f.state.CompareAndSwap(flightWaiting, flightSent) {
+		return true
+	}
+	<-p.window
+	return false
+}
+
+// stopped waits until run has ended, which Close has asked for.
+func (p *publisher) stopped() {
+	p.start.Do(func() { close(p.done) })
+	t := time.NewTimer(closeTimeout)
+	defer t.Stop()
+	select {
+	case <-p.done:
+	case <-t.C:
+	}
+}
+
+// run publishes, session after session, until Close.
+func (p *publisher) run() {
+	ctx := p.c.ctx
+	defer close(p.done)
+	var carry *flight // taken, but not sent when its session ended
+	for failures := 0; ctx.Err() == nil; {
+		s, err := p.open(ctx)
+		if err == nil {
+			failures = 0
+			carry, err = p.pump(ctx, s, carry)
+			if ctx.Err() == nil {
+				p.c.logger().LogAttrs(ctx, slog.LevelWarn, "publishing interrupted", slog.Any("error", err))
+			}
+			continue
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		p.c.logger().LogAttrs(ctx, slog.LevelWarn, "cannot publish", slog.Any("error", err))
+		timer := time.NewTimer(p.c.backoff(failures))
+		failures++
+		var queue chan *flight
+		if fault.IsPermanent(err) { // waiting is of no use to those who wait
+			queue = p.queue
+			if carry != nil {
+				p.over(carry, refuse(err))
+				carry = nil
+			}
+		}
+		for waiting := true; waiting; {
+			select {
+			case f := <-queue:
+				if p.take(f) {
+					p.over(f, refuse(err))
+				}
+			case <-timer.C:
+				waiting = false
+			case <-ctx.Done():
+				waiting = false
+			}
+		}
+		timer.Stop()
+	}
+	if carry != nil {
+		p.over(carry, fmt.Errorf("%w: %w", messaging.ErrRefused, messaging.ErrClosed))
+	}
+}
+
+// channel is one session of the publisher.
+type channel struct {
+	cn       *conn
+	ch       *amqp.Channel
+	confirms chan amqp.Confirmation
+	returns  chan amqp.Return
+	closed   chan *amqp.Error
+	ended    chan struct{} // closed when every outcome of this session is known
+	cause    error         // of the end; set before ended is closed
+
+	mu      sync.Mutex
+	next    uint64 // the tag of the next message
+	pending map[uint64]*flight
+}
+
+// open begins a session: a channel with confirms, and the topology that it needs.
+func (p *publisher) open(ctx context.Context) (*channel, error) {
+	cn, err := p.link.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &channel{
+		cn: cn, next: 1, pending: make(map[uint64]*flight),
+		ended: make(chan struct{}),
+		// Nobody holds up the connection's reader: there are never more confirmations than
+		// places in the window.
+		confirms: make(chan amqp.Confirmation, p.c.cfg.Window),
+		// Without a buffer a return is taken before the reader comes to the confirmation
+		// that follows it.
+		returns: make(chan amqp.Return),
+	}
+	err = cn.guard(ctx, p.c.cfg.Timeout, func() error {
+		if err := p.c.onChannel(cn, p.c.declareExchange); err != nil {
+			return err
+		}
+		p.c.redeclare(cn)
+		var err error
+		if s.ch, err = cn.Channel(); err != nil {
+			return err
+		}
+		s.closed = s.ch.NotifyClose(make(chan *amqp.Error, 1))
+		s.ch.NotifyReturn(s.returns)
+		s.ch.NotifyPublish(s.confirms)
+		return s.ch.Confirm(false)
+	})
+	if err != nil {
+		if s.ch != nil {
+			go func() { // let the library close what it was told to notify
+				_ = s.ch.Close()
+			}()
+		}
+		return nil, err
+	}
+	go s.collect(p)
+	return s, nil
+}
+
+// redeclare makes anew what Declare had made: the broker may have lost it.
+func (c *Client) redeclare(cn *conn) {
+	c.mu.Lock()
+	subs := make([]messaging.Subscription, 0, len(c.declared))
+	for _, s := range c.declared {
+		subs = append(subs, s)
+	}
+	clear(c.rungs)
+	c.mu.Unlock()
+	for _, s := range subs {
+		if err := c.onChannel(cn, func(ch *amqp.Channel) error { return c.declareGroup(ch, s) }); err != nil {
+			c.logger().LogAttrs(c.ctx, slog.LevelWarn, "group not declared again", slog.String("group", s.Group), slog.Any("error", err))
+		}
+	}
+}
+
+// pump sends what is queued until the session ends. It returns a message that it had
+// taken and certainly not sent.
+func (p *publisher) pump(ctx context.Context, s *channel, carry *flight) (*flight, error) {
+	s.cn.sock.cork()
+	defer s.cn.sock.uncork()
+	for {
+		f := carry
+		carry = nil
+		if f == nil {
+			select {
+			case f = <-p.queue:
+			default:
+				// Nothing to gather: let go what there is.
+				s.cn.sock.uncork()
+				select {
+				case f = <-p.queue:
+				case <-s.ended:
+					return nil, s.cause
+				case <-ctx.Done():
+					s.cn.end()
+					<-s.ended
+					return nil, s.cause
+				}
+				s.cn.sock.cork()
+			}
+			if free, blocked := s.cn.room(); blocked {
+				// What we wrote now would stay in the socket, neither sent nor ours.
+				s.cn.sock.uncork()
+				select {
+				case <-free:
+				case <-s.ended:
+				case <-ctx.Done():
+				}
+				s.cn.sock.cork()
+			}
+			if !p.take(f) {
+				continue
+			}
+		}
+		if begun, err := s.send(f); err != nil {
+			// Nothing more can be sent here. The reader notices by itself, but after a
+			// failed write it need not.
+			_ = s.cn.sock.Close()
+			if !begun || errors.Is(err, amqp.ErrClosed) && s.forget(f) {
+				carry = f
+			}
+			<-s.ended
+			return carry, s.cause
+		}
+	}
+}
+
+// send writes f. What it returns amqp.ErrClosed for was not sent, or without its end. It
+// has not begun if the session has ended: then nobody else knows of f.
+func (s *channel) send(f *flight) (begun bool, err error) {
+	s.mu.Lock()
+	if s.pending == nil {
+		s.mu.Unlock()
+		return false, amqp.ErrClosed
+	}
+	s.pending[s.next] = f
+	s.next++
+	s.mu.Unlock()
+	_, err = s.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, f.pub)
+	return true, err
+}
+
+// forget takes the last message back, and reports whether its outcome was still open.
+func (s *channel) forget(f *flight) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending[s.next-1] != f {
+		return false
+	}
+	delete(s.pending, s.next-1)
+	return true
+}
+
+// collect reads confirmations and returns, and tells the callers, until the session ends.
+func (s *channel) collect(p *publisher) {
+	returns := s.returns
+	for open := true; open; {
+		select {
+		case r, ok := <-returns:
+			if !ok {
+				returns = nil
+				continue
+			}
+			s.comeBack(r)
+		case c, ok := <-s.confirms:
+			if !ok {
+				open = false
+				continue
+			}
+			s.mu.Lock()
+			f := s.pending[c.DeliveryTag]
+			delete(s.pending, c.DeliveryTag)
+			s.mu.Unlock()
+			switch {
+			case f == nil:
+			case f.returned:
+				p.over(f, fmt.Errorf("%w: %q", messaging.ErrUnroutable, f.key))
+			case c.Ack:
+				p.over(f, nil)
+			default:
+				p.over(f, fmt.Errorf("%w: a queue could not take it", messaging.ErrRefused))
+			}
+		}
+	}
+	s.cause = errors.New("rabbitkit: the connection was closed")
+	select {
+	case err := <-s.closed:
+		if err != nil {
+			s.cause = fmt.Errorf("rabbitkit: connection lost: %w", err)
+		}
+	default:
+	}
+	s.mu.Lock()
+	left := s.pending
+	s.pending = nil
+	s.next = 0
+	s.mu.Unlock()
+	close(s.ended)
+	for _, f := range left {
+		p.over(f, fmt.Errorf("%w: %w", messaging.ErrUnknown, s.cause))
+	}
+}
+
+// comeBack notes that a message was returned: the oldest one with this ID that was not
+// yet, as the broker returns them in order, each before its confirmation.
+func (s *channel) comeBack(r amqp.Return) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var oldest *flight
+	at := uint64(0)
+	for tag, f := range s.pending {
+		if !f.returned && f.pub.MessageId == r.MessageId && f.key == r.RoutingKey && f.exchange == r.Exchange && (oldest == nil || tag < at) {
+			oldest, at = f, tag
+		}
+	}
+	if oldest != nil {
+		oldest.returned = true
+	}
+}
