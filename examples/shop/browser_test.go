@@ -57,6 +57,7 @@ func TestPages(t *testing.T) {
 		v.arrives("/orders/")
 		v.shows("#status", "confirmed")
 		v.until("every step is done", `document.querySelectorAll('#steps [data-state=done]').length === 7`)
+		v.until("the page knows every step", `[...document.querySelectorAll('#moments tr')].filter((m) => m.textContent.includes(' done')).length === 7`)
 		v.shows("#payment", "captured")
 		v.sees("Your order is confirmed") // the mail about it
 		v.shows("#basket-count", "0")
@@ -93,6 +94,18 @@ func TestPages(t *testing.T) {
 		v.until("all of it is taken back", `document.querySelectorAll('#cancel-steps [data-state=done]').length === 4`)
 		v.shows("#payment", "refunded")
 		v.picture("cancelled")
+	})
+
+	t.Run("an order is cancelled before it is paid", func(t *testing.T) {
+		v := visit(t, browser, shop.url).member(shop)
+		v.orders("p-017", "pm_slow")
+		v.until("payment is at work", `document.querySelector('#steps li:nth-child(3)').dataset.state === 'working'`)
+		v.clicks("#cancel")
+		v.clicks("#sure [value=cancel]")
+		v.shows("#status", "cancelled")
+		v.shows("#reason", "Cancelled by the customer.")
+		v.until("credit and stock are given back", `['undone', 'undone'].every((s, i) => document.querySelectorAll('#steps li')[i].dataset.state === s)`)
+		v.picture("cancelled-early")
 	})
 
 	t.Run("everything can be done with the keyboard alone", func(t *testing.T) {

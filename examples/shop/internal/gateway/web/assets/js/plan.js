@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The order's saga as people can read it. The steps and their order are those of the order service's
-// place.go; the pages would show an unknown step by its own name.
+// place.go; a step that is not known here shows only in the list of every moment.
 
 export const placing = [
   { step: 'reserve-credit', title: 'Hold the amount against your credit', who: 'customer', undo: 'given back' },

@@ -99,7 +99,10 @@ async function listCategories() {
   markCategory();
 }
 
+let typing; // the timer that waits until somebody has stopped
+
 function go(to) {
+  clearTimeout(typing); // or the list would change again, under the focus
   history.pushState(null, '', to);
   show();
 }
@@ -111,7 +114,6 @@ $('find').addEventListener('submit', (event) => {
   go(address({ q: $('q').value.trim(), page: '' }));
 });
 // While typing, the list follows; the history gets one entry per search, not one per letter.
-let typing;
 $('q').addEventListener('input', () => {
   clearTimeout(typing);
   typing = setTimeout(() => {
