@@ -212,10 +212,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	}()
 	wakes, unsubscribe := r.outbox.subscribe()
 	defer unsubscribe()
+	// What is under way goes on after ctx has ended, until the drain has.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	run := &run{
-		relay: r,
-		// What is under way is finished after ctx has ended.
-		ctx:    context.WithoutCancel(ctx),
+		relay:  r,
+		ctx:    work,
 		events: make(chan func(now time.Time), r.cfg.Window),
 		ended:  make(chan struct{}),
 	}
@@ -317,12 +319,18 @@ func (r *run) start(s *scheduler, c command) {
 		ctx, cancel := context.WithCancel(r.ctx)
 		c.row.cancel = cancel
 		go func() {
-			defer cancel()
-			err := r.publish(ctx, c.row.Message)
-			r.tell(func(now time.Time) { s.published(now, c.row, err) })
+			err := errEnded
+			defer func() {
+				cancel()
+				r.tell(func(now time.Time) { s.published(now, c.row, err) })
+			}()
+			err = r.publish(ctx, c.row.Message)
 		}()
 	}
 }
+
+// errEnded is the result of a publisher that called runtime.Goexit.
+var errEnded = errors.New("outbox: the publisher ended its goroutine")
 
 // tell hands a result to the loop, unless that has ended without waiting for it.
 func (r *run) tell(event func(now time.Time)) {
@@ -355,6 +363,7 @@ func (r *run) publish(ctx context.Context, m *messaging.Message) (err error) {
 // report passes on what the scheduler noted, to the hooks, the log and Stats.
 func (r *run) report(s *scheduler) {
 	hooks, log := r.relay.cfg.Hooks, r.relay.log()
+	lost := 0
 	for _, note := range s.notes {
 		switch n := note.(type) {
 		case Confirmed:
@@ -374,18 +383,20 @@ func (r *run) report(s *scheduler) {
 				hooks.Parked(n)
 			}
 		case Leased:
-			level := slog.LevelDebug
-			if n.Why == "expired" || n.Why == "fenced" {
-				level = slog.LevelWarn
-			}
-			log.LogAttrs(r.ctx, level, "outbox: lease", slog.Int("shard", n.Shard), slog.Int64("epoch", n.Epoch),
+			log.LogAttrs(r.ctx, slog.LevelDebug, "outbox: lease", slog.Int("shard", n.Shard), slog.Int64("epoch", n.Epoch),
 				slog.Bool("held", n.Held), slog.String("why", n.Why))
+			if n.Why == "expired" || n.Why == "fenced" {
+				lost++
+			}
 			if hooks.Leased != nil {
 				hooks.Leased(n)
 			}
 		case storeTrouble:
 			log.LogAttrs(r.ctx, slog.LevelWarn, "outbox: store call failed", slog.String("call", n.call), slog.Any("error", n.err))
 		}
+	}
+	if lost > 0 {
+		log.LogAttrs(r.ctx, slog.LevelWarn, "outbox: leases lost", slog.Int("shards", lost))
 	}
 	clear(s.notes)
 	s.notes = s.notes[:0]

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -246,6 +247,7 @@ type counter struct {
 	reads, leases, writes int
 	fail                  error
 	keepLeases            bool // Leave does nothing, as after a crash
+	hang                  bool
 }
 
 func (c *counter) count(n *int) error {
@@ -264,6 +266,13 @@ func (c *counter) set(err error) {
 func (c *counter) Lease(ctx context.Context, r outbox.LeaseRequest) (outbox.LeaseView, error) {
 	if err := c.count(&c.leases); err != nil {
 		return outbox.LeaseView{}, err
+	}
+	c.mu.Lock()
+	hang := c.hang
+	c.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return outbox.LeaseView{}, ctx.Err()
 	}
 	if c.keepLeases && r.Leave {
 		return outbox.LeaseView{}, nil
@@ -514,6 +523,20 @@ func TestParking(t *testing.T) {
 			b.Errorf("failures = %+v, want the panic", failed)
 		}
 	})
+	contract(t, "the end of the publisher's goroutine is a failure", func(b *bench) {
+		first := true
+		b.setPublish(func(context.Context, *messaging.Message) error {
+			if first {
+				first = false
+				runtime.Goexit()
+			}
+			return nil
+		})
+		b.add("a", "k", "t")
+		b.run(outbox.RelayConfig{})
+		time.Sleep(time.Second)
+		b.want("published", b.done(), []string{"a"})
+	})
 	contract(t, "RetryAll puts everything back", func(b *bench) {
 		b.setPublish(poison(fault.Permanent(errors.New("misconfigured"))))
 		for i := range 5 {
@@ -756,6 +779,19 @@ func TestEnd(t *testing.T) {
 		begin := time.Now()
 		stop()
 		if took := time.Since(begin); took > 6*time.Second {
+			b.Errorf("the end took %v, want at most DrainTimeout and a little", took)
+		}
+	})
+	contract(t, "comes although the store does not answer", func(b *bench) {
+		c := &counter{Store: b.store}
+		_, stop := b.runOn(newBox(b.T, c, outbox.Config{}), outbox.RelayConfig{})
+		b.done()
+		c.mu.Lock()
+		c.hang = true
+		c.mu.Unlock()
+		begin := time.Now()
+		stop()
+		if took := time.Since(begin); took > 7*time.Second {
 			b.Errorf("the end took %v, want at most DrainTimeout and a little", took)
 		}
 	})

@@ -47,8 +47,9 @@ type scheduler struct {
 	ring    []*topic
 	turn    int
 	waiting rowHeap
-	// young are rows in the order of their reading, until they are slow.
-	young queue
+	// young are the rows that are on their way, in the order of their reading, until they
+	// are slow.
+	young list.List
 	// flying are the rows with the publisher, strays left out, in the order of their start.
 	flying list.List
 
@@ -94,6 +95,8 @@ const (
 	// readShare is the part of its time, as a divisor, that a relay may spend on reads
 	// which pass over rows: those can be many.
 	readShare = 10
+	// leaveGrace is how long the last call of a run may take beyond the drain.
+	leaveGrace = time.Second
 	// storeRetry and storeRetryMax are the backoff for a store that fails.
 	storeRetry    = 100 * time.Millisecond
 	storeRetryMax = 5 * time.Second
@@ -116,7 +119,7 @@ type shard struct {
 	// full.
 	seen uint64
 	more bool
-	// skipAfter holds back reads that pass over rows.
+	// skipAfter holds back reads after one that passed over rows.
 	skipAfter time.Time
 	// draining since that time; zero if not.
 	draining time.Time
@@ -163,7 +166,6 @@ type row struct {
 
 	readAt  time.Time
 	started time.Time
-	slow    bool
 	leads   bool // counts in shard.topics
 	// tries counts attempts, failures those that are the message's own fault.
 	tries, failures int
@@ -172,9 +174,11 @@ type row struct {
 	trouble bool
 	reason  string
 	due     time.Time
-	index   int           // in waiting
-	flight  *list.Element // in flying
-	cancel  context.CancelFunc
+	// where it is in waiting, young and flying
+	index  int
+	youth  *list.Element
+	flight *list.Element
+	cancel context.CancelFunc
 }
 
 // The commands.
@@ -189,7 +193,6 @@ type (
 		shards []*shard
 		wakes  uint64
 		sent   time.Time
-		skips  bool
 	}
 	settleCommand struct {
 		settlements []Settlement
@@ -221,6 +224,10 @@ func newScheduler(cfg RelayConfig, shards int, name string, seed uint64) *schedu
 func (s *scheduler) step(now time.Time) (commands []command, next time.Time) {
 	s.expire(now)
 	s.drain(now)
+	if s.stopping && !now.Before(s.stopBy.Add(leaveGrace)) {
+		s.finished = true // the store does not answer; the leases run out by themselves
+		return nil, now
+	}
 	s.age(now)
 	for len(s.waiting) > 0 && !s.waiting[0].due.After(now) {
 		s.setReady(s.waiting[0])
@@ -255,6 +262,7 @@ func (s *scheduler) next(now time.Time) time.Time {
 	}
 	earlier(s.validUntil)
 	earlier(s.stopBy)
+	earlier(s.stopBy.Add(leaveGrace))
 	earlier(s.readAfter)
 	earlier(s.writeAfter)
 	if !s.leasing {
@@ -263,8 +271,8 @@ func (s *scheduler) next(now time.Time) time.Time {
 	if len(s.waiting) > 0 {
 		earlier(s.waiting[0].due)
 	}
-	if r := s.young.first(func(r *row) bool { return !r.slow }); r != nil {
-		earlier(r.readAt.Add(slowAfter))
+	if e := s.young.Front(); e != nil {
+		earlier(e.Value.(*row).readAt.Add(slowAfter))
 	}
 	for sh := range s.shardsHeld() {
 		earlier(sh.skipAfter)
@@ -279,7 +287,7 @@ func (s *scheduler) wake() { s.wakes++ }
 
 // stop begins the end of the run.
 func (s *scheduler) stop(now time.Time) {
-	s.stopping, s.stopBy = true, now.Add(max(s.cfg.DrainTimeout, 0))
+	s.stopping, s.stopBy, s.take = true, now.Add(max(s.cfg.DrainTimeout, 0)), 0
 	for sh := range s.shardsHeld() {
 		s.beginDrain(sh, now)
 	}
@@ -463,7 +471,7 @@ func (s *scheduler) wantRead(now time.Time) command {
 	}
 	c := &readCommand{wakes: s.wakes, sent: now}
 	for sh := range s.shardsHeld() {
-		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes {
+		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes || now.Before(sh.skipAfter) {
 			continue
 		}
 		free := s.free(sh)
@@ -489,12 +497,6 @@ func (s *scheduler) wantRead(now time.Time) command {
 		slices.Sort(r.SkipIDs)
 		slices.Sort(r.SkipKeys)
 		slices.Sort(r.SkipTopics)
-		if len(r.SkipKeys)+len(r.SkipTopics) > 0 {
-			if now.Before(sh.skipAfter) {
-				continue
-			}
-			c.skips = true
-		}
 		c.reads, c.shards = append(c.reads, r), append(c.shards, sh)
 	}
 	if len(c.reads) == 0 {
@@ -542,7 +544,7 @@ func (s *scheduler) read(now time.Time, c *readCommand, rows []Row, err error) {
 	for i, sh := range c.shards {
 		sh.seen = c.wakes
 		sh.more = count[sh.Shard] >= c.reads[i].Limit
-		if c.skips {
+		if r := c.reads[i]; len(r.SkipKeys)+len(r.SkipTopics) > 0 {
 			sh.skipAfter = now.Add(now.Sub(c.sent) * readShare)
 		}
 	}
@@ -565,7 +567,7 @@ func (s *scheduler) add(now time.Time, sh *shard, stored Row) bool {
 	sh.rows[r.ID] = r
 	t.rows++
 	sh.fresh++
-	s.young.push(r)
+	r.youth = s.young.PushBack(r)
 	if name := stored.Message.Key; name != "" {
 		if k == nil {
 			k = &key{name: name}
@@ -596,18 +598,15 @@ func (s *scheduler) lead(r *row) {
 
 // age takes slow rows out of the count of fresh ones.
 func (s *scheduler) age(now time.Time) {
-	for {
-		r := s.young.first(func(r *row) bool { return !r.slow })
-		if r == nil || now.Before(r.readAt.Add(slowAfter)) {
-			return
-		}
-		s.slowed(r)
+	for e := s.young.Front(); e != nil && !now.Before(e.Value.(*row).readAt.Add(slowAfter)); e = s.young.Front() {
+		s.slowed(e.Value.(*row))
 	}
 }
 
 func (s *scheduler) slowed(r *row) {
-	if !r.slow {
-		r.slow = true
+	if r.youth != nil {
+		s.young.Remove(r.youth)
+		r.youth = nil
 		r.shard.fresh--
 	}
 }
