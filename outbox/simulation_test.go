@@ -231,7 +231,7 @@ func (w *world) upTo(d time.Duration) time.Duration {
 // travel is how long a request or a reply takes: mostly short, rarely longer than a lease.
 func (w *world) travel() time.Duration {
 	switch {
-	case w.faults && w.chance(0.02):
+	case w.faults && w.chance(0.04):
 		return w.upTo(2 * simLease)
 	case w.chance(0.1):
 		return w.upTo(100 * time.Millisecond)
