@@ -15,7 +15,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"time"
@@ -68,9 +67,14 @@ func report(rounds int, each time.Duration, out string) error {
 
 // processor is what the machine calls its processor.
 func processor() string {
-	text, err := exec.Command("sh", "-c", `sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1`).Output()
-	if name := strings.TrimSpace(string(text)); err == nil && name != "" {
-		return name
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, ok := strings.CutPrefix(line, "model name"); ok {
+			return strings.TrimSpace(strings.TrimLeft(name, "\t: "))
+		}
 	}
 	return runtime.GOARCH
 }

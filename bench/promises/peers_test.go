@@ -31,7 +31,7 @@ import (
 	"github.com/dovetail-go/dovetail/ratelimit"
 	"github.com/dovetail-go/dovetail/resilience"
 	"github.com/dovetail-go/dovetail/resilience/resiliencehttp"
-	. "github.com/dovetail-go/dovetail/resilience/resiliencetest"
+	"github.com/dovetail-go/dovetail/resilience/resiliencetest"
 	"github.com/dovetail-go/dovetail/retry"
 )
 
@@ -44,34 +44,34 @@ func TestPromises(t *testing.T) {
 		impls []implementation
 	}{
 		{"retry", []implementation{
-			{"dovetail", func(t *testing.T) { RunRetry(t, dovetailRetry) }},
-			{"failsafe", func(t *testing.T) { RunRetry(t, failsafeRetry) }},
-			{"backoff", func(t *testing.T) { RunRetry(t, backoffRetry) }},
-			{"avast", func(t *testing.T) { RunRetry(t, avastRetry) }},
-			{"sethvargo", func(t *testing.T) { RunRetry(t, sethvargoRetry) }},
+			{"dovetail", func(t *testing.T) { resiliencetest.RunRetry(t, dovetailRetry) }},
+			{"failsafe", func(t *testing.T) { resiliencetest.RunRetry(t, failsafeRetry) }},
+			{"backoff", func(t *testing.T) { resiliencetest.RunRetry(t, backoffRetry) }},
+			{"avast", func(t *testing.T) { resiliencetest.RunRetry(t, avastRetry) }},
+			{"sethvargo", func(t *testing.T) { resiliencetest.RunRetry(t, sethvargoRetry) }},
 		}},
 		{"breaker", []implementation{
-			{"dovetail", func(t *testing.T) { RunBreaker(t, dovetailBreaker) }},
-			{"failsafe", func(t *testing.T) { RunBreaker(t, failsafeBreaker) }},
-			{"gobreaker", func(t *testing.T) { RunBreaker(t, gobreakerBreaker) }},
+			{"dovetail", func(t *testing.T) { resiliencetest.RunBreaker(t, dovetailBreaker) }},
+			{"failsafe", func(t *testing.T) { resiliencetest.RunBreaker(t, failsafeBreaker) }},
+			{"gobreaker", func(t *testing.T) { resiliencetest.RunBreaker(t, gobreakerBreaker) }},
 		}},
 		{"bulkhead", []implementation{
-			{"dovetail", func(t *testing.T) { RunBulkhead(t, dovetailBulkhead) }},
-			{"failsafe", func(t *testing.T) { RunBulkhead(t, failsafeBulkhead) }},
-			{"x-sync", func(t *testing.T) { RunBulkhead(t, semaphoreBulkhead) }},
+			{"dovetail", func(t *testing.T) { resiliencetest.RunBulkhead(t, dovetailBulkhead) }},
+			{"failsafe", func(t *testing.T) { resiliencetest.RunBulkhead(t, failsafeBulkhead) }},
+			{"x-sync", func(t *testing.T) { resiliencetest.RunBulkhead(t, semaphoreBulkhead) }},
 		}},
 		{"ratelimit", []implementation{
-			{"dovetail", func(t *testing.T) { RunRateLimit(t, dovetailRate) }},
-			{"failsafe", func(t *testing.T) { RunRateLimit(t, failsafeRate) }},
-			{"x-time", func(t *testing.T) { RunRateLimit(t, standardRate) }},
+			{"dovetail", func(t *testing.T) { resiliencetest.RunRateLimit(t, dovetailRate) }},
+			{"failsafe", func(t *testing.T) { resiliencetest.RunRateLimit(t, failsafeRate) }},
+			{"x-time", func(t *testing.T) { resiliencetest.RunRateLimit(t, standardRate) }},
 		}},
 		{"keyed", []implementation{
-			{"dovetail", func(t *testing.T) { RunKeyed(t, dovetailKeyed) }},
+			{"dovetail", func(t *testing.T) { resiliencetest.RunKeyed(t, dovetailKeyed) }},
 		}},
 		{"transport", []implementation{
-			{"dovetail", func(t *testing.T) { RunTransport(t, dovetailTransport) }},
-			{"failsafe", func(t *testing.T) { RunTransport(t, failsafeTransport) }},
-			{"retryablehttp", func(t *testing.T) { RunTransport(t, retryableTransport) }},
+			{"dovetail", func(t *testing.T) { resiliencetest.RunTransport(t, dovetailTransport) }},
+			{"failsafe", func(t *testing.T) { resiliencetest.RunTransport(t, failsafeTransport) }},
+			{"retryablehttp", func(t *testing.T) { resiliencetest.RunTransport(t, retryableTransport) }},
 		}},
 	} {
 		t.Run(suite.suite, func(t *testing.T) {
@@ -94,7 +94,7 @@ type guard func(ctx context.Context, fn func(context.Context) error) error
 
 func (g guard) Do(ctx context.Context, fn func(context.Context) error) error { return g(ctx, fn) }
 
-func dovetailRetry(s RetrySpec) (Guard, error) {
+func dovetailRetry(s resiliencetest.RetrySpec) (resiliencetest.Guard, error) {
 	cfg := retry.Config{Attempts: s.Attempts, Base: s.Base, Max: s.Max}
 	if s.NoJitter {
 		cfg.Jitter = retry.NoJitter
@@ -125,13 +125,13 @@ func isFinal(err error) bool {
 }
 
 // finisher is a guard that can be told so.
-type finisher struct{ Guard }
+type finisher struct{ resiliencetest.Guard }
 
 func (finisher) Permanent(err error) error { return final{err} }
 
-func failsafeRetry(s RetrySpec) (Guard, error) {
+func failsafeRetry(s resiliencetest.RetrySpec) (resiliencetest.Guard, error) {
 	if !s.NoBudget {
-		return nil, ErrUnsupported
+		return nil, resiliencetest.ErrUnsupported
 	}
 	b := retrypolicy.NewBuilder[any]().WithMaxAttempts(s.Attempts).WithBackoff(s.Base, max(s.Max, s.Base+1))
 	if !s.NoJitter {
@@ -141,15 +141,15 @@ func failsafeRetry(s RetrySpec) (Guard, error) {
 	return finisher{failsafeGuard(failsafe.With[any](b.Build()))}, nil
 }
 
-func failsafeGuard(exec failsafe.Executor[any]) Guard {
+func failsafeGuard(exec failsafe.Executor[any]) resiliencetest.Guard {
 	return guard(func(ctx context.Context, fn func(context.Context) error) error {
 		return exec.WithContext(ctx).Run(func() error { return fn(ctx) })
 	})
 }
 
-func backoffRetry(s RetrySpec) (Guard, error) {
+func backoffRetry(s resiliencetest.RetrySpec) (resiliencetest.Guard, error) {
 	if !s.NoBudget {
-		return nil, ErrUnsupported
+		return nil, resiliencetest.ErrUnsupported
 	}
 	return backoffGuard{guard(func(ctx context.Context, fn func(context.Context) error) error {
 		b := backoff.NewExponentialBackOff()
@@ -162,14 +162,14 @@ func backoffRetry(s RetrySpec) (Guard, error) {
 	})}, nil
 }
 
-type backoffGuard struct{ Guard }
+type backoffGuard struct{ resiliencetest.Guard }
 
 func (backoffGuard) Permanent(err error) error              { return backoff.Permanent(err) }
 func (backoffGuard) After(err error, d time.Duration) error { return backoff.RetryAfter(d, err) }
 
-func avastRetry(s RetrySpec) (Guard, error) {
+func avastRetry(s resiliencetest.RetrySpec) (resiliencetest.Guard, error) {
 	if !s.NoBudget {
-		return nil, ErrUnsupported
+		return nil, resiliencetest.ErrUnsupported
 	}
 	return avastGuard{guard(func(ctx context.Context, fn func(context.Context) error) error {
 		opts := []avast.Option{avast.Attempts(uint(s.Attempts)), avast.Delay(s.Base), avast.MaxDelay(s.Max), avast.Context(ctx)}
@@ -180,13 +180,13 @@ func avastRetry(s RetrySpec) (Guard, error) {
 	})}, nil
 }
 
-type avastGuard struct{ Guard }
+type avastGuard struct{ resiliencetest.Guard }
 
 func (avastGuard) Permanent(err error) error { return avast.Unrecoverable(err) }
 
-func sethvargoRetry(s RetrySpec) (Guard, error) {
+func sethvargoRetry(s resiliencetest.RetrySpec) (resiliencetest.Guard, error) {
 	if !s.NoBudget {
-		return nil, ErrUnsupported
+		return nil, resiliencetest.ErrUnsupported
 	}
 	return finisher{guard(func(ctx context.Context, fn func(context.Context) error) error {
 		b := sethvargo.WithMaxRetries(uint64(s.Attempts-1), sethvargo.WithCappedDuration(s.Max, sethvargo.NewExponential(s.Base)))
@@ -203,7 +203,7 @@ func sethvargoRetry(s RetrySpec) (Guard, error) {
 	})}, nil
 }
 
-func dovetailBreaker(s BreakerSpec) (Guard, error) {
+func dovetailBreaker(s resiliencetest.BreakerSpec) (resiliencetest.Guard, error) {
 	cfg := breaker.Config{Consecutive: s.Consecutive, FailureRate: s.FailureRate, MinCalls: s.MinCalls, OpenFor: s.OpenFor, Probes: s.Probes}
 	if s.OnChange != nil {
 		cfg.Hooks.Change = func(breaker.Change) { s.OnChange() }
@@ -211,7 +211,7 @@ func dovetailBreaker(s BreakerSpec) (Guard, error) {
 	return breaker.New(cfg)
 }
 
-func failsafeBreaker(s BreakerSpec) (Guard, error) {
+func failsafeBreaker(s resiliencetest.BreakerSpec) (resiliencetest.Guard, error) {
 	b := fsbreaker.NewBuilder[any]().WithDelay(s.OpenFor)
 	if s.FailureRate > 0 {
 		b = b.WithFailureRateThreshold(s.FailureRate, uint(s.MinCalls), 10*time.Second)
@@ -227,7 +227,7 @@ func failsafeBreaker(s BreakerSpec) (Guard, error) {
 	return failsafeGuard(failsafe.With[any](b.Build())), nil
 }
 
-func gobreakerBreaker(s BreakerSpec) (Guard, error) {
+func gobreakerBreaker(s resiliencetest.BreakerSpec) (resiliencetest.Guard, error) {
 	settings := gobreaker.Settings{MaxRequests: uint32(s.Probes), Timeout: s.OpenFor}
 	if s.FailureRate > 0 {
 		settings.Interval, settings.BucketPeriod = 10*time.Second, time.Second
@@ -247,12 +247,12 @@ func gobreakerBreaker(s BreakerSpec) (Guard, error) {
 	}), nil
 }
 
-func dovetailBulkhead(s BulkheadSpec) (Guard, error) {
+func dovetailBulkhead(s resiliencetest.BulkheadSpec) (resiliencetest.Guard, error) {
 	return bulkhead.New(s.Max, bulkhead.Config{Queue: s.Queue, Wait: s.Wait})
 }
 
 // failsafeBulkhead waits without a bound on the queue.
-func failsafeBulkhead(s BulkheadSpec) (Guard, error) {
+func failsafeBulkhead(s resiliencetest.BulkheadSpec) (resiliencetest.Guard, error) {
 	b := fsbulkhead.NewBuilder[any](uint(s.Max))
 	if s.Queue > 0 {
 		b = b.WithMaxWaitTime(max(s.Wait, time.Hour))
@@ -263,7 +263,7 @@ func failsafeBulkhead(s BulkheadSpec) (Guard, error) {
 	return failsafeGuard(failsafe.With[any](b.Build())), nil
 }
 
-func semaphoreBulkhead(s BulkheadSpec) (Guard, error) {
+func semaphoreBulkhead(s resiliencetest.BulkheadSpec) (resiliencetest.Guard, error) {
 	sem := semaphore.NewWeighted(int64(s.Max))
 	return guard(func(ctx context.Context, fn func(context.Context) error) error {
 		if s.Queue == 0 {
@@ -286,7 +286,7 @@ func semaphoreBulkhead(s BulkheadSpec) (Guard, error) {
 	}), nil
 }
 
-func dovetailRate(s RateSpec) (RateLimiter, error) {
+func dovetailRate(s resiliencetest.RateSpec) (resiliencetest.RateLimiter, error) {
 	l, err := ratelimit.New(ratelimit.Limit{Rate: s.Rate, Burst: s.Burst}, ratelimit.Config{})
 	return ours{l}, err
 }
@@ -296,7 +296,7 @@ type ours struct{ *ratelimit.Limiter }
 func (o ours) Allow() bool                           { return o.Limiter.Allow().OK }
 func (o ours) Wait(ctx context.Context, n int) error { return o.WaitN(ctx, n) }
 
-func standardRate(s RateSpec) (RateLimiter, error) {
+func standardRate(s resiliencetest.RateSpec) (resiliencetest.RateLimiter, error) {
 	return standard{rate.NewLimiter(rate.Limit(s.Rate), s.Burst)}, nil
 }
 
@@ -305,7 +305,7 @@ type standard struct{ *rate.Limiter }
 func (o standard) Wait(ctx context.Context, n int) error { return o.WaitN(ctx, n) }
 
 // failsafeRate is the bursty kind, which the suite's specification is nearest to.
-func failsafeRate(s RateSpec) (RateLimiter, error) {
+func failsafeRate(s resiliencetest.RateSpec) (resiliencetest.RateLimiter, error) {
 	return failsafeLimiter{ratelimiter.NewBursty[any](uint(s.Burst), time.Duration(s.Burst)*time.Second/time.Duration(s.Rate))}, nil
 }
 
@@ -316,7 +316,7 @@ func (o failsafeLimiter) Wait(ctx context.Context, n int) error {
 	return o.AcquirePermits(ctx, uint(n))
 }
 
-func dovetailKeyed(s KeyedSpec) (KeyedLimiter, error) {
+func dovetailKeyed(s resiliencetest.KeyedSpec) (resiliencetest.KeyedLimiter, error) {
 	k, err := ratelimit.NewKeyed[string](ratelimit.Limit{Rate: s.Rate, Burst: s.Burst}, s.Keys)
 	return keyed{k}, err
 }

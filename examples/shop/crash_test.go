@@ -100,7 +100,8 @@ func TestShopSaysWhereToLook(t *testing.T) {
 	for _, account := range []string{"ada@shop.example", "ben@shop.example", "admin@shop.example", "operator@shop.example"} {
 		p.expect(account)
 	}
-	url := line[strings.Index(line, "http://"):]
+	_, address, _ := strings.Cut(line, "http://")
+	url := "http://" + address
 	for _, path := range []string{"/", "/livez", "/readyz", "/metrics", "/openapi.yaml", "/.well-known/openid-configuration", "/.well-known/jwks.json"} {
 		resp, err := http.Get(url + path)
 		if err != nil {

@@ -66,7 +66,10 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{env: env, bus: bus}
-	return s, s.seed(ctx)
+	if err := s.seed(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Consumers implements [platform.Service].
@@ -114,7 +117,8 @@ const selectProduct = `SELECT p.id, p.name, p.category, p.price, COALESCE(a.avai
 
 func scanProduct(row interface{ Scan(dest ...any) error }) (Product, error) {
 	p := Product{Currency: kernel.Currency}
-	return p, row.Scan(&p.ID, &p.Name, &p.Category, &p.Price, &p.Available)
+	err := row.Scan(&p.ID, &p.Name, &p.Category, &p.Price, &p.Available)
+	return p, err
 }
 
 func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
@@ -172,7 +176,8 @@ func (s *Service) product(ctx context.Context, id string) (Product, error) {
 
 func (s *Service) categories(w http.ResponseWriter, r *http.Request) error {
 	names, err := platform.Collect(r.Context(), s.env.DB, func(row interface{ Scan(dest ...any) error }) (c string, err error) {
-		return c, row.Scan(&c)
+		err = row.Scan(&c)
+		return c, err
 	}, `SELECT DISTINCT category FROM products ORDER BY category`)
 	if err != nil {
 		return err

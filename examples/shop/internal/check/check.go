@@ -9,7 +9,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -59,7 +58,7 @@ func Run(ctx context.Context, data string, accepted []string, patience time.Dura
 	for _, name := range []string{"customer", "catalog", "inventory", "payment", "provider", "notification", "order"} {
 		path := filepath.Join(data, name+".db")
 		if _, err := os.Stat(path); err != nil {
-			return nil, fmt.Errorf("check: data folder %s: %w", data, err.(*fs.PathError).Err)
+			return nil, fmt.Errorf("check: %s is not the data folder of a shop: %w", data, err)
 		}
 		db, err := platform.OpenSQLiteReadOnly(path)
 		if err != nil {
@@ -416,7 +415,8 @@ type deadLetter struct{ consumer, message, reason string }
 // collect reads rows into values; fields names where each column goes.
 func collect[T any](ctx context.Context, db *sql.DB, query string, fields func(*T) []any) ([]T, error) {
 	return platform.Collect(ctx, db, func(row interface{ Scan(dest ...any) error }) (v T, err error) {
-		return v, row.Scan(fields(&v)...)
+		err = row.Scan(fields(&v)...)
+		return v, err
 	}, query)
 }
 

@@ -154,7 +154,8 @@ type orderRef struct {
 func (s *Service) move(from, to, change string) func(ctx context.Context, tx *sql.Tx, in orderRef) error {
 	return func(ctx context.Context, tx *sql.Tx, in orderRef) error {
 		lines, err := platform.Collect(ctx, tx, func(row interface{ Scan(dest ...any) error }) (l line, err error) {
-			return l, row.Scan(&l.ProductID, &l.Quantity)
+			err = row.Scan(&l.ProductID, &l.Quantity)
+			return l, err
 		}, `UPDATE reservations SET status = $1 WHERE order_id = $2 AND status = $3 RETURNING product_id, quantity`, to, in.OrderID, from)
 		if err != nil {
 			return err
