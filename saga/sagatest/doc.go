@@ -1,0 +1,11 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sagatest proves things about sagas in ordinary tests.
+//
+// [RunStore] holds an implementation of saga.Store to its contract, one subtest per sentence.
+//
+// [Explore] searches everything that can happen to your own definition within stated bounds:
+// crashes between any two steps, repeated and late requests, two nodes at once. It prints how
+// many states it saw, and for a violation the shortest way there.
+package sagatest
