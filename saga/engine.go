@@ -199,5 +199,5 @@ func (e *Engine) Run(ctx context.Context) error {
 		return errors.New("saga: the engine is running already")
 	}
 	defer e.running.Store(false)
-	return newRun(e, ctx).run(ctx)
+	return newRun(ctx, e).run(ctx)
 }

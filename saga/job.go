@@ -219,8 +219,8 @@ func (j *job) applyEnd(ctx context.Context, tx *sql.Tx, a Attempt, d draft) (dra
 }
 
 // park stops the saga until an operator comes.
-func (j *job) park(why string) bool {
-	return j.commit(func() draft { return j.apply(j.draft(), core.Event{Kind: core.Park, Text: why}, nil, 0) })
+func (j *job) park(why string) {
+	j.commit(func() draft { return j.apply(j.draft(), core.Event{Kind: core.Park, Text: why}, nil, 0) })
 }
 
 // release gives the saga back as it is.

@@ -55,7 +55,7 @@ type held struct {
 	again *Record
 }
 
-func newRun(e *Engine, ctx context.Context) *run {
+func newRun(ctx context.Context, e *Engine) *run {
 	r := &run{
 		Engine: e, node: e.newNode(), held: map[string]*held{},
 		freed: make(chan struct{}, 1), sooner: make(chan struct{}, 1),

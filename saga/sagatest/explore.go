@@ -117,7 +117,7 @@ func newExplorer(def saga.Registered, b Bounds) *explorer {
 // search goes through the states in the order of their distance from the beginning.
 func (x *explorer) search() Result {
 	x.add(x.begin(), 0)
-	for i := 0; i < len(x.keys); i++ {
+	for i := 0; i < len(x.keys); i++ { //nolint:intrange // keys grows meanwhile
 		if len(x.keys) > x.max {
 			return Result{States: len(x.keys)}
 		}

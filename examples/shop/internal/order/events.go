@@ -48,15 +48,21 @@ func (s *Service) stream(w http.ResponseWriter, r *http.Request, v view) error {
 	defer poll.Stop()
 	defer keep.Stop()
 
-	sent := 0
+	// By what they say, not by their place: two clocks write the history, and within a millisecond a
+	// later moment may come to stand before an earlier one.
+	sent := map[moment]bool{}
 	status := ""
 	for {
 		history, err := s.history(r.Context(), v.ID)
 		if err != nil {
 			return nil // the stream has begun: its end is the only answer left
 		}
-		for ; sent < len(history); sent++ {
-			if err := send(w, "moment", history[sent]); err != nil {
+		for _, m := range history {
+			if sent[m] {
+				continue
+			}
+			sent[m] = true
+			if err := send(w, "moment", m); err != nil {
 				return nil
 			}
 		}
