@@ -2,7 +2,7 @@
 # make help lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down bench fuzz
+.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down bench bench-blocks fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -38,7 +38,11 @@ services-up: ## install and start the test servers (NAMES="postgres redis" for s
 services-down: ## stop the test servers; their data stays
 	@scripts/services down $(NAMES)
 
-bench: ## benchmarks of the blocks (PKG=./retry for one, COUNT=10 for benchstat)
+bench: ## dovetail beside its peers in one run; writes bench/README.md (ROUNDS=9)
+	@scripts/services up redis
+	@eval "$$(scripts/services env)" && cd bench && GOWORK=off go run . -rounds $(or $(ROUNDS),9)
+
+bench-blocks: ## benchmarks in the packages (PKG=./retry for one, COUNT=10 for benchstat)
 	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),1) $(or $(PKG),./...)
 
 fuzz: ## every fuzz test for FUZZTIME each (30s)

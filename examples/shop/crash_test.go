@@ -155,7 +155,7 @@ func TestKilledShopLosesNothing(t *testing.T) {
 		// Spread over the run, each at a moment that nothing in the shop knows of.
 		at := int64(orders * kill / (kills + 2))
 		var err error
-		eventually(t, func() error {
+		eventuallyWithin(t, 3*time.Minute, func() error {
 			if len(loaded) > 0 {
 				err = errors.New("the load ended before the last kill")
 				return nil

@@ -190,10 +190,15 @@ func (a *api) ends(id, status string) orderPage {
 	return page
 }
 
-// eventually tries until it works or half a minute has passed.
+// eventually tries until it works or a minute has passed.
 func eventually(t *testing.T, try func() error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	eventuallyWithin(t, time.Minute, try)
+}
+
+func eventuallyWithin(t *testing.T, patience time.Duration, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
 	for {
 		err := try()
 		if err == nil {

@@ -51,7 +51,7 @@ var DemoAccounts = []customer.Account{
 
 // takeover is how long a start waits for the process before it to be dead for sure. The lock
 // on the data says so already, but the databases' leases do not know of it.
-const takeover = 4 * time.Second
+const takeover = 5 * time.Second
 
 // backends are the services behind the gateway, each with a database of its name.
 var backends = []string{"provider", "customer", "catalog", "inventory", "payment", "notification", "order"}

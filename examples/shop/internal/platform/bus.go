@@ -130,7 +130,9 @@ func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, 
 		return nil
 	})
 	return Consumer{
-		Subscription: messaging.Subscription{Group: group, Topics: topics, Ordered: true},
+		// More handlers at once would only queue for the database's one connection, and hold up the
+		// relay's lease in that queue.
+		Subscription: messaging.Subscription{Group: group, Topics: topics, Ordered: true, Concurrency: 2},
 		Handler: messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
 			err := handler.Handle(ctx, d)
 			if err == nil {
