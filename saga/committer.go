@@ -26,6 +26,7 @@ type pending struct {
 	change Change
 	// alone keeps the change out of batches: one before it failed, perhaps because of it.
 	alone bool
+	taken bool // by a writer
 	done  chan struct{}
 	lost  bool
 	err   error
@@ -41,15 +42,22 @@ func (c *committer) save(ctx context.Context, change Change, alone bool) (lost b
 	c.mu.Lock()
 	c.queue = append(c.queue, p)
 	c.mu.Unlock()
-	for {
+	for !c.isTaken(p) {
 		select {
 		case <-p.done:
-			return p.lost, p.err
 		case c.writers <- struct{}{}:
 			c.write(ctx)
 			<-c.writers
 		}
 	}
+	<-p.done
+	return p.lost, p.err
+}
+
+func (c *committer) isTaken(p *pending) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return p.taken
 }
 
 // write writes what has gathered, which may be the changes of others.
@@ -90,5 +98,8 @@ func (c *committer) next() []*pending {
 	}
 	batch := c.queue[:n:n]
 	c.queue = c.queue[n:]
+	for _, p := range batch {
+		p.taken = true
+	}
 	return batch
 }
