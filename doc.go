@@ -18,8 +18,15 @@
 // A business transaction over several services that ends done or undone:
 // [github.com/dovetail-go/dovetail/saga].
 //
+// Calls that fail, hang or come too fast: [github.com/dovetail-go/dovetail/retry],
+// [github.com/dovetail-go/dovetail/breaker], [github.com/dovetail-go/dovetail/bulkhead] and
+// [github.com/dovetail-go/dovetail/ratelimit], composed in [github.com/dovetail-go/dovetail/resilience].
+//
 // Which instances serve a name, and which of them takes this call:
 // [github.com/dovetail-go/dovetail/discovery] and [github.com/dovetail-go/dovetail/discovery/balance].
+//
+// The front door, and a process that starts and ends in order:
+// [github.com/dovetail-go/dovetail/gateway] and [github.com/dovetail-go/dovetail/health].
 //
 // # Together
 //
