@@ -44,6 +44,7 @@ func (s *Store) exec(ctx context.Context, tx idempotency.Tx, w work) (int64, err
 type transaction struct {
 	actions    []action
 	savepoints []savepoint
+	waits      *mark // what it waits for; guarded by the store's mutex
 	ended      chan struct{}
 }
 

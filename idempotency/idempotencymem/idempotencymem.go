@@ -261,7 +261,7 @@ func (s *Store) once(ctx context.Context, t *transaction, n name) (int64, error)
 }
 
 // lock waits until no other transaction is at the mark, and returns it as t sees it: one
-// that does not exist is gone.
+// that does not exist is gone. Where waiting would close a circle, it does not wait.
 func (s *Store) lock(ctx context.Context, t *transaction, n name) (*mark, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, twinWait, idempotency.ErrInProgress)
 	defer cancel()
@@ -273,17 +273,33 @@ func (s *Store) lock(ctx context.Context, t *transaction, n name) (*mark, error)
 		if m.owner == nil || m.owner == t {
 			return m, nil
 		}
+		if m.owner.waitsFor(t) {
+			return nil, idempotency.ErrInProgress
+		}
 		twin := m.owner.ended
+		t.waits = m
 		s.mu.Unlock()
 		select {
 		case <-twin:
 		case <-ctx.Done():
 		}
 		s.mu.Lock()
+		t.waits = nil
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// waitsFor reports whether t can go on only once other has ended. Each transaction looks
+// before it waits, so there are no circles among those that wait.
+func (t *transaction) waitsFor(other *transaction) bool {
+	for t.waits != nil && t.waits.owner != nil {
+		if t = t.waits.owner; t == other {
+			return true
+		}
+	}
+	return false
 }
 
 // set has t make or forget the mark.

@@ -6,6 +6,8 @@ package idempotencymem_test
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -100,6 +102,42 @@ func TestTheDatabaseTakesNothingElse(t *testing.T) {
 	if _, err := other.Once(t.Context(), db, "mail", "m1"); err == nil {
 		t.Error("Once with another store's database = nil")
 	}
+}
+
+func TestTransactionsThatWaitForEachOtherAreToldAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, begin := open(t)
+		var txs []idempotencytest.Tx
+		ids := []string{"m0", "m1", "m2"}
+		for _, id := range ids {
+			tx, err := begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			if _, err := s.Once(t.Context(), tx, "mail", id); err != nil {
+				t.Fatal(err)
+			}
+			txs = append(txs, tx)
+		}
+		// Each but the last waits for the next one's mark; the last would close the circle.
+		var waiting sync.WaitGroup
+		for i := range len(ids) - 1 {
+			waiting.Go(func() {
+				if first, err := s.Once(t.Context(), txs[i], "mail", ids[i+1]); !first || err != nil {
+					t.Errorf("Once(%s) after its twin rolled back = %v, %v, want true", ids[i+1], first, err)
+				}
+				txs[i].Rollback()
+			})
+			synctest.Wait()
+		}
+		start := time.Now()
+		if _, err := s.Once(t.Context(), txs[2], "mail", "m0"); !errors.Is(err, idempotency.ErrInProgress) || time.Since(start) != 0 {
+			t.Errorf("Once that closes a circle = %v after %v, want %v at once", err, time.Since(start), idempotency.ErrInProgress)
+		}
+		txs[2].Rollback()
+		waiting.Wait()
+	})
 }
 
 func TestSavepoints(t *testing.T) {

@@ -194,7 +194,7 @@ func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inb
 				for k := range all {
 					ds = append(ds, delivery("mail", all[(k*(2*i+1)+i)%len(all)]))
 				}
-				for end := time.Now().Add(patience); len(ds) > 0; {
+				for end := time.Now().Add(patience); len(ds) > 0 && !t.Failed(); {
 					var again []*messaging.Delivery
 					for k, err := range h(t.Context(), ds) {
 						if fault.IsPermanent(err) || err != nil && time.Now().After(end) {
