@@ -38,9 +38,9 @@ services-up: ## install and start the test servers (NAMES="postgres redis" for s
 services-down: ## stop the test servers; their data stays
 	@scripts/services down $(NAMES)
 
-bench: ## dovetail beside its peers in one run; writes bench/README.md (ROUNDS=9)
-	@scripts/services up redis
-	@eval "$$(scripts/services env)" && cd bench && GOWORK=off go run . -rounds $(or $(ROUNDS),9)
+bench: ## dovetail beside its peers in one run; writes bench/README.md (ROUNDS=9, ONLY=guards)
+	@scripts/services up redis postgres rabbitmq
+	@eval "$$(scripts/services env)" && cd bench && GOWORK=off go run . -rounds $(or $(ROUNDS),9) -only "$(ONLY)"
 
 bench-blocks: ## benchmarks in the packages (PKG=./retry for one, COUNT=10 for benchstat)
 	go test -run '^$$' -bench . -benchmem -count $(or $(COUNT),1) $(or $(PKG),./...)

@@ -8,6 +8,7 @@ package guards
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"testing"
 	"time"
@@ -41,8 +42,18 @@ var Peers = []string{
 	"github.com/sethvargo/go-retry", "golang.org/x/time", "golang.org/x/sync", "github.com/go-redis/redis_rate/v10", "github.com/redis/go-redis/v9",
 }
 
-// Suite is the guards' row of comparisons.
-func Suite() run.Suite {
+// Report measures the guards beside their peers and writes the tables to w.
+func Report(_ context.Context, stdout, w io.Writer, rounds int, each time.Duration) error {
+	s := suite()
+	results, err := s.Run(stdout, rounds, each)
+	if err != nil {
+		return err
+	}
+	s.Report(w, results)
+	return nil
+}
+
+func suite() run.Suite {
 	s := run.Suite{Title: "Guards, success path"}
 	for _, cases := range [][]run.Case{breakers(), retries(), bulkheads(), limits(), composed(), withTimeout(), distributed()} {
 		s.Cases = append(s.Cases, cases...)

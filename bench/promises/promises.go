@@ -34,8 +34,9 @@ var Peers = []struct {
 }
 
 // Report runs every promise for every peer, each in a process of its own because a broken
-// promise may hang, and writes the table as Markdown. Dir is this package's folder.
-func Report(ctx context.Context, w io.Writer, dir string) error {
+// promise may hang, and writes the table as Markdown. It runs in the folder above
+// this package.
+func Report(ctx context.Context, _, w io.Writer, _ int, _ time.Duration) error {
 	tmp, err := os.MkdirTemp("", "promises")
 	if err != nil {
 		return err
@@ -43,7 +44,7 @@ func Report(ctx context.Context, w io.Writer, dir string) error {
 	defer func() { _ = os.RemoveAll(tmp) }()
 	binary := filepath.Join(tmp, "promises.test")
 	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", binary, ".")
-	build.Dir = dir
+	build.Dir = "promises"
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build: %w\n%s", err, out)
 	}
