@@ -13,68 +13,80 @@ import (
 	"github.com/dovetail-go/dovetail/saga"
 )
 
+const (
+	beat       = "INSERT INTO {n} (id, expires_at) VALUES (?, {now} + ?) ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at"
+	beatMySQL  = "INSERT INTO {n} (id, expires_at) VALUES (?, {now} + ?) ON DUPLICATE KEY UPDATE expires_at = VALUES(expires_at)"
+	sweepNodes = "DELETE FROM {n} WHERE expires_at < {now} - ?"
+	// Owned sagas are due, so the index on wake_at finds them.
+	leaveSagas = "UPDATE {i} SET owner = '' WHERE wake_at IS NOT NULL AND owner = ?"
+	leave      = "DELETE FROM {n} WHERE id = ?"
+	owned      = "SELECT " + columns + " FROM {i} WHERE wake_at IS NOT NULL AND owner = ?"
+	// The takeovers come first: MySQL evaluates assignments from left to right.
+	take = "UPDATE {i} SET takeovers = takeovers + CASE WHEN owner = '' THEN 0 ELSE 1 END, owner = ?, epoch = epoch + 1 WHERE id IN ("
+)
+
 // Beat implements saga.Store.
 func (s *Store) Beat(ctx context.Context, node string, lease time.Duration) error {
-	upsert := "ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at"
+	query := beat
 	if s.dialect == MySQL {
-		upsert = "ON DUPLICATE KEY UPDATE expires_at = VALUES(expires_at)"
+		query = beatMySQL
 	}
-	_, err := s.db.ExecContext(ctx, s.q("INSERT INTO {n} (id, expires_at) VALUES (?, {now} + ?) "+upsert), node, lease.Microseconds())
-	if err != nil {
+	if _, err := s.exec(ctx, nil, query, node, lease.Microseconds()); err != nil {
 		return err
 	}
 	// A node without a row is as dead as one whose lease has expired: old rows can go.
-	if last, now := s.swept.Load(), time.Now().UnixNano(); now-last > int64(time.Hour) && s.swept.CompareAndSwap(last, now) {
-		_, err = s.db.ExecContext(ctx, s.q("DELETE FROM {n} WHERE expires_at < {now} - ?"), time.Hour.Microseconds())
+	last, now := s.swept.Load(), time.Now().UnixNano()
+	if now-last < int64(time.Hour) || !s.swept.CompareAndSwap(last, now) {
+		return nil
 	}
+	_, err := s.exec(ctx, nil, sweepNodes, time.Hour.Microseconds())
 	return err
 }
 
 // Leave implements saga.Store.
 func (s *Store) Leave(ctx context.Context, node string) error {
-	// Owned sagas are due, so the index on wake_at finds them.
-	if _, err := s.db.ExecContext(ctx, s.q("UPDATE {i} SET owner = '' WHERE wake_at IS NOT NULL AND owner = ?"), node); err != nil {
+	if _, err := s.exec(ctx, nil, leaveSagas, node); err != nil {
 		return err
 	}
-	_, err := s.db.ExecContext(ctx, s.q("DELETE FROM {n} WHERE id = ?"), node)
+	_, err := s.exec(ctx, nil, leave, node)
 	return err
 }
 
 // Claim implements saga.Store.
 func (s *Store) Claim(ctx context.Context, c saga.Claim) ([]saga.Record, error) {
 	due, args := s.due(c)
-	take := "owner = ?, epoch = epoch + 1"
-	// Before the owner is set: MySQL evaluates assignments from left to right.
-	take = "takeovers = takeovers + CASE WHEN owner = '' THEN 0 ELSE 1 END, " + take
+	search := "SELECT id FROM {i} WHERE " + due + " ORDER BY wake_at, id LIMIT ?"
 	switch s.dialect {
 	case Postgres:
-		return s.query(ctx, s.db, "UPDATE {i} SET "+take+" WHERE id IN ("+
-			"SELECT id FROM {i} WHERE "+due+" ORDER BY wake_at, id LIMIT ? FOR UPDATE SKIP LOCKED) RETURNING "+columns,
-			slices.Concat([]any{c.Node}, args, []any{c.Limit})...)
-	case SQLite:
-		// An update locks the file even if it finds nothing, so look first.
-		var found int
-		err := s.db.QueryRowContext(ctx, s.q("SELECT COUNT(*) FROM (SELECT 1 FROM {i} WHERE "+due+" LIMIT 1) AS t"), args...).Scan(&found)
-		if err != nil || found == 0 {
-			return nil, err
-		}
-		return s.query(ctx, s.db, "UPDATE {i} SET "+take+" WHERE id IN ("+
-			"SELECT id FROM {i} WHERE "+due+" ORDER BY wake_at, id LIMIT ?) RETURNING "+columns,
-			slices.Concat([]any{c.Node}, args, []any{c.Limit})...)
+		return s.query(ctx, nil, take+search+" FOR UPDATE SKIP LOCKED) RETURNING "+columns, slices.Concat([]any{c.Node}, args, []any{c.Limit})...)
+	case MySQL:
+		return s.claimMySQL(ctx, c, due, args)
 	}
-	return s.claimMySQL(ctx, c, take, due, args)
+	look, claim := "SELECT COUNT(*) FROM (SELECT 1 FROM {i} WHERE "+due+" LIMIT 1) AS t", take+search+") RETURNING "+columns
+	if err := s.prepare(ctx, look, claim); err != nil {
+		return nil, err
+	}
+	// An update locks the file even if it finds nothing, so look first.
+	var found int
+	if err := s.prepared(look).QueryRowContext(ctx, args...).Scan(&found); err != nil || found == 0 {
+		return nil, err
+	}
+	return s.query(ctx, nil, claim, slices.Concat([]any{c.Node}, args, []any{c.Limit})...)
 }
 
 // claimMySQL needs a transaction: MySQL has no RETURNING for updates.
-func (s *Store) claimMySQL(ctx context.Context, c saga.Claim, take, due string, args []any) ([]saga.Record, error) {
+func (s *Store) claimMySQL(ctx context.Context, c saga.Claim, due string, args []any) ([]saga.Record, error) {
+	search := "SELECT " + columns + " FROM {i} WHERE " + due + " ORDER BY wake_at, id LIMIT ? FOR UPDATE SKIP LOCKED"
+	if err := s.prepare(ctx, search); err != nil {
+		return nil, err
+	}
 	// Read committed, so that rows which are scanned but not chosen stay unlocked.
 	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return nil, err
 	}
 	defer tx.Rollback()
-	recs, err := s.query(ctx, tx, "SELECT "+columns+" FROM {i} WHERE "+due+" ORDER BY wake_at, id LIMIT ? FOR UPDATE SKIP LOCKED",
-		slices.Concat(args, []any{c.Limit})...)
+	recs, err := s.query(ctx, tx, search, slices.Concat(args, []any{c.Limit})...)
 	if err != nil || len(recs) == 0 {
 		return nil, err
 	}
@@ -87,7 +99,7 @@ func (s *Store) claimMySQL(ctx context.Context, c saga.Claim, take, due string, 
 		r.Owner = c.Node
 		r.Epoch++
 	}
-	if _, err := tx.ExecContext(ctx, s.q("UPDATE {i} SET "+take+" WHERE id IN ("+marks(len(ids))+")"), append([]any{c.Node}, ids...)...); err != nil {
+	if _, err := s.exec(ctx, tx, take+marks(len(ids))+")", append([]any{c.Node}, ids...)...); err != nil {
 		return nil, err
 	}
 	return recs, tx.Commit()
@@ -109,7 +121,7 @@ func (s *Store) due(c saga.Claim) (string, []any) {
 
 // Owned implements saga.Store.
 func (s *Store) Owned(ctx context.Context, node string) ([]saga.Record, error) {
-	return s.query(ctx, s.db, "SELECT "+columns+" FROM {i} WHERE wake_at IS NOT NULL AND owner = ?", node)
+	return s.query(ctx, nil, owned, node)
 }
 
 func marks(n int) string { return strings.TrimSuffix(strings.Repeat("?, ", n), ", ") }

@@ -19,13 +19,15 @@ import (
 const columns = "id, name, version, status, step, attempt, reason, cancel, stuck, parked, data, " +
 	"owner, epoch, revision, takeovers, wake_at, deadline, created_at, updated_at, {now}"
 
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
+const (
+	load    = "SELECT " + columns + " FROM {i} WHERE id = ?"
+	history = "SELECT n, at, step, op, attempt, outcome, detail, took, node FROM {h} WHERE saga_id = ? ORDER BY n"
+	ended   = "SELECT id FROM {i} WHERE status IN (3, 4) AND updated_at < {now} - ? ORDER BY created_at LIMIT ?"
+)
 
 // query returns the records, all of them read before it returns, oldest wake-up first.
-func (s *Store) query(ctx context.Context, db querier, query string, args ...any) ([]saga.Record, error) {
-	rows, err := db.QueryContext(ctx, s.q(query), args...)
+func (s *Store) query(ctx context.Context, tx *sql.Tx, query string, args ...any) ([]saga.Record, error) {
+	rows, err := s.rows(ctx, tx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -65,11 +67,17 @@ func scan(row interface{ Scan(...any) error }) (saga.Record, error) {
 
 // Load implements saga.Store.
 func (s *Store) Load(ctx context.Context, id string) (saga.Record, error) {
-	rec, err := scan(s.db.QueryRowContext(ctx, s.q("SELECT "+columns+" FROM {i} WHERE id = ?"), id))
-	if errors.Is(err, sql.ErrNoRows) {
-		err = saga.ErrNotFound
+	if err := s.prepare(ctx, load); err != nil {
+		return saga.Record{}, err
 	}
-	return rec, err
+	recs, err := s.query(ctx, nil, load, id)
+	if err != nil {
+		return saga.Record{}, err
+	}
+	if len(recs) == 0 {
+		return saga.Record{}, saga.ErrNotFound
+	}
+	return recs[0], nil
 }
 
 // List implements saga.Store.
@@ -82,7 +90,7 @@ func (s *Store) List(ctx context.Context, f saga.Filter) ([]saga.Record, error) 
 	var recs []saga.Record
 	for _, status := range statuses {
 		conditions, args := s.conditions(f, status)
-		more, err := s.query(ctx, s.db, "SELECT "+columns+" FROM {i} WHERE "+strings.Join(conditions, " AND ")+
+		more, err := s.query(ctx, nil, "SELECT "+columns+" FROM {i} WHERE "+strings.Join(conditions, " AND ")+
 			" ORDER BY created_at DESC, id DESC LIMIT ?", append(args, f.Limit)...)
 		if err != nil {
 			return nil, err
@@ -115,7 +123,7 @@ func (s *Store) conditions(f saga.Filter, status saga.Status) (conditions []stri
 
 // History implements saga.Store.
 func (s *Store) History(ctx context.Context, id string) ([]saga.Entry, error) {
-	rows, err := s.db.QueryContext(ctx, s.q("SELECT n, at, step, op, attempt, outcome, detail, took, node FROM {h} WHERE saga_id = ? ORDER BY n"), id)
+	rows, err := s.rows(ctx, nil, history, id)
 	if err != nil {
 		return nil, err
 	}
@@ -135,8 +143,7 @@ func (s *Store) History(ctx context.Context, id string) ([]saga.Entry, error) {
 
 // Prune implements saga.Store.
 func (s *Store) Prune(ctx context.Context, age time.Duration, limit int) (int, error) {
-	rows, err := s.db.QueryContext(ctx, s.q("SELECT id FROM {i} WHERE status IN (?, ?) AND updated_at < {now} - ? ORDER BY created_at LIMIT ?"),
-		int(saga.Completed), int(saga.Compensated), age.Microseconds(), limit)
+	rows, err := s.rows(ctx, nil, ended, age.Microseconds(), limit)
 	if err != nil {
 		return 0, err
 	}
@@ -158,11 +165,11 @@ func (s *Store) Prune(ctx context.Context, age time.Duration, limit int) (int, e
 	}
 	defer tx.Rollback()
 	// What has ended does not change any more, so the IDs are still right.
-	n, err := exec(ctx, tx, s.q("DELETE FROM {i} WHERE id IN ("+marks(len(ids))+")"), ids...)
+	n, err := s.exec(ctx, tx, "DELETE FROM {i} WHERE id IN ("+marks(len(ids))+")", ids...)
 	if err != nil {
 		return 0, err
 	}
-	if _, err := exec(ctx, tx, s.q("DELETE FROM {h} WHERE saga_id IN ("+marks(len(ids))+")"), ids...); err != nil {
+	if _, err := s.exec(ctx, tx, "DELETE FROM {h} WHERE saga_id IN ("+marks(len(ids))+")", ids...); err != nil {
 		return 0, err
 	}
 	return int(n), tx.Commit()

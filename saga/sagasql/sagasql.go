@@ -9,7 +9,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
 
 	"github.com/dovetail-go/dovetail/internal/sqldialect"
@@ -38,8 +37,8 @@ type Store struct {
 	db      *sql.DB
 	dialect Dialect
 	block   string // begins the names of the tables
-	// now is the database's clock as an expression.
-	now string
+	texts   textCache
+	stmts   stmtCache
 	// swept is when the nodes that died long ago were last deleted.
 	swept atomic.Int64
 }
@@ -58,7 +57,7 @@ func New(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
 	if err := sqldialect.CheckName(cfg.Prefix); err != nil {
 		return nil, fmt.Errorf("sagasql: Config.Prefix %w", err)
 	}
-	return &Store{db: db, dialect: d, block: cfg.Prefix + block, now: d.Now()}, nil
+	return &Store{db: db, dialect: d, block: cfg.Prefix + block}, nil
 }
 
 const block = "saga"
@@ -70,12 +69,4 @@ func Schema(d Dialect) string { return sqldialect.Schema(d, block, steps(d, bloc
 // every start. It needs one connection.
 func (s *Store) Migrate(ctx context.Context) error {
 	return sqldialect.Migrate(ctx, s.db, s.dialect, s.block, steps(s.dialect, s.block))
-}
-
-// q returns a statement for this store: {i}, {h} and {n} are the tables of
-// instances, history and nodes, {now} is the clock, ? are the parameters.
-func (s *Store) q(query string) string {
-	return s.dialect.Rebind(strings.NewReplacer(
-		"{i}", s.block+"_instance", "{h}", s.block+"_history", "{n}", s.block+"_node", "{now}", s.now,
-	).Replace(query))
 }

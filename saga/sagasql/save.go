@@ -7,22 +7,33 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/dovetail-go/dovetail/internal/sqldialect"
 	"github.com/dovetail-go/dovetail/saga"
 )
 
+const (
+	// update makes a change, and affects no row if it is too late.
+	update = "UPDATE {i} SET status = ?, step = ?, attempt = ?, reason = ?, cancel = ?, stuck = ?, " +
+		"stuck_at = CASE WHEN ? = 0 THEN NULL ELSE COALESCE(stuck_at, {now}) END, parked = ?, data = ?, revision = ?, takeovers = 0, updated_at = {now}, " +
+		"wake_at = CASE WHEN ? = 1 THEN {now} + ? WHEN ? = 1 THEN NULL ELSE wake_at END, owner = CASE WHEN ? = 1 THEN '' ELSE owner END " +
+		"WHERE id = ? AND epoch = ? AND revision = ?"
+	entryColumns = "saga_id, n, at, step, op, attempt, outcome, detail, took, node"
+	insertEntry  = "INSERT INTO {h} (" + entryColumns + ") VALUES (?, ?, {now}, ?, ?, ?, ?, ?, ?, ?)"
+)
+
 // Save implements saga.Store.
 func (s *Store) Save(ctx context.Context, changes []saga.Change) (lost []int, err error) {
-	if s.dialect == Postgres && len(changes) == 1 && len(changes[0].Entries) == 1 {
-		ok, err := s.saveInOne(ctx, changes[0])
-		if err == nil && !ok {
-			lost = []int{0}
-		}
-		return lost, err
+	switch {
+	case len(changes) == 0:
+		return nil, nil
+	case s.dialect == Postgres && len(changes) == 1 && len(changes[0].Entries) == 1:
+		return s.saveOne(ctx, changes[0])
+	case s.dialect == Postgres:
+		return s.saveMany(ctx, changes)
 	}
 	err = s.transact(ctx, func(tx *sql.Tx) error {
 		lost, err = s.save(ctx, tx, changes)
@@ -54,6 +65,9 @@ const contentions = 3
 
 // transact runs fn in a transaction, again if the database sacrificed it to another.
 func (s *Store) transact(ctx context.Context, fn func(tx *sql.Tx) error) error {
+	if err := s.prepare(ctx, update, insertEntry); err != nil {
+		return err
+	}
 	for n := 0; ; n++ {
 		err := s.transactOnce(ctx, fn)
 		if n >= contentions || !sqldialect.IsContention(err) || ctx.Err() != nil {
@@ -83,11 +97,9 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, changes []saga.Change) (lo
 	}
 	// In the order of IDs, so that two batches cannot lock each other's rows crosswise.
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(changes[a].ID, changes[b].ID) })
-	var rows []any
 	for _, i := range order {
 		c := &changes[i]
-		update, args := s.update(c)
-		n, err := exec(ctx, tx, s.q(update), args...)
+		n, err := s.exec(ctx, tx, update, updateArgs(c)...)
 		if err != nil {
 			return nil, err
 		}
@@ -95,65 +107,132 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, changes []saga.Change) (lo
 			lost = append(lost, i)
 			continue
 		}
-		for k, e := range c.Entries {
-			rows = append(rows, entry(c, k, e)...)
-		}
-	}
-	if len(rows) > 0 {
-		value := "(?, ?, {now}, ?, ?, ?, ?, ?, ?, ?)"
-		values := strings.TrimSuffix(strings.Repeat(value+", ", len(rows)/entryArgs), ", ")
-		if _, err := exec(ctx, tx, s.q("INSERT INTO {h} ("+entryColumns+") VALUES "+values), rows...); err != nil {
-			return nil, err
+		for k := range c.Entries {
+			if _, err := s.exec(ctx, tx, insertEntry, entryArgs(c, k)...); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return lost, nil
 }
 
-// saveInOne makes a change with one entry in a single statement.
-func (s *Store) saveInOne(ctx context.Context, c saga.Change) (bool, error) {
-	update, args := s.update(&c)
-	n, err := exec(ctx, s.db, s.q("WITH moved AS ("+update+" RETURNING id) INSERT INTO {h} ("+entryColumns+") "+
-		"SELECT CAST(? AS varchar), CAST(? AS bigint), {now}, ?, ?, CAST(? AS integer), ?, ?, CAST(? AS bigint), ? FROM moved"),
-		append(args, entry(&c, 0, c.Entries[0])...)...)
-	return n > 0, err
+func updateArgs(c *saga.Change) []any {
+	return []any{
+		int(c.Status), c.Step, c.Attempt, c.Reason, c.Cancel, c.Stuck, number(c.Stuck != ""), number(c.Parked), string(c.Data), c.NewRevision(),
+		number(c.Due == saga.DueAfter), c.After.Microseconds(), number(c.Due == saga.DueNever), number(c.Release), c.ID, c.Epoch, c.Revision,
+	}
 }
 
-// update returns the statement that makes the change, which affects no row if it is
-// too late.
-func (s *Store) update(c *saga.Change) (string, []any) {
-	set := "UPDATE {i} SET status = ?, step = ?, attempt = ?, reason = ?, cancel = ?, stuck = ?, parked = ?, data = ?, revision = ?, takeovers = 0, updated_at = {now}"
-	args := []any{int(c.Status), c.Step, c.Attempt, c.Reason, c.Cancel, c.Stuck, boolean(c.Parked), string(c.Data), c.NewRevision()}
-	if c.Stuck == "" {
-		set += ", stuck_at = NULL"
-	} else {
-		set += ", stuck_at = COALESCE(stuck_at, {now})"
-	}
-	switch c.Due {
-	case saga.DueAfter:
-		set += ", wake_at = {now} + ?"
-		args = append(args, c.After.Microseconds())
-	case saga.DueNever:
-		set += ", wake_at = NULL"
-	}
-	if c.Release {
-		set += ", owner = ''"
-	}
-	return set + " WHERE id = ? AND epoch = ? AND revision = ?", append(args, c.ID, c.Epoch, c.Revision)
-}
-
-const (
-	entryColumns = "saga_id, n, at, step, op, attempt, outcome, detail, took, node"
-	entryArgs    = 9
-)
-
-// entry returns the values of entryColumns but for the time.
-func entry(c *saga.Change, k int, e saga.Entry) []any {
+func entryArgs(c *saga.Change, k int) []any {
+	e := &c.Entries[k]
 	return []any{c.ID, c.Revision + 1 + int64(k), e.Step, e.Op, e.Attempt, e.Outcome, e.Text, e.Took.Microseconds(), e.Node}
 }
 
-func boolean(b bool) int {
+func number(b bool) int {
 	if b {
 		return 1
 	}
 	return 0
+}
+
+// saveOne makes a change with one entry in a single statement of PostgreSQL.
+func (s *Store) saveOne(ctx context.Context, c saga.Change) (lost []int, err error) {
+	const one = "WITH moved AS (" + update + " RETURNING id) INSERT INTO {h} (" + entryColumns + ") " +
+		"SELECT CAST(? AS varchar), CAST(? AS bigint), {now}, ?, ?, CAST(? AS integer), ?, ?, CAST(? AS bigint), ? FROM moved"
+	n, err := s.exec(ctx, nil, one, append(updateArgs(&c), entryArgs(&c, 0)...)...)
+	if err == nil && n == 0 {
+		lost = []int{0}
+	}
+	return lost, err
+}
+
+// saveMany makes many changes in a single statement of PostgreSQL, which takes them as
+// JSON: any driver can pass that.
+func (s *Store) saveMany(ctx context.Context, changes []saga.Change) (lost []int, err error) {
+	const many = "WITH c AS (SELECT * FROM json_to_recordset(CAST(? AS json)) AS t(k int, id text, epoch bigint, revision bigint, " +
+		"status int, step text, attempt int, reason text, cancel text, stuck text, parked int, data text, newrevision bigint, due int, after bigint, release int)), " +
+		"moved AS (UPDATE {i} SET status = c.status, step = c.step, attempt = c.attempt, reason = c.reason, cancel = c.cancel, stuck = c.stuck, " +
+		"stuck_at = CASE WHEN c.stuck = '' THEN NULL ELSE COALESCE(stuck_at, {now}) END, parked = c.parked, data = c.data, revision = c.newrevision, " +
+		"takeovers = 0, updated_at = {now}, wake_at = CASE c.due WHEN 0 THEN wake_at WHEN 1 THEN {now} + c.after ELSE NULL END, " +
+		"owner = CASE WHEN c.release = 1 THEN '' ELSE owner END " +
+		"FROM c WHERE {i}.id = c.id AND {i}.epoch = c.epoch AND {i}.revision = c.revision RETURNING c.k), " +
+		"logged AS (INSERT INTO {h} (" + entryColumns + ") SELECT e.id, e.n, {now}, e.step, e.op, e.attempt, e.outcome, e.detail, e.took, e.node " +
+		"FROM json_to_recordset(CAST(? AS json)) AS e(k int, id text, n bigint, step text, op text, attempt int, outcome text, detail text, took bigint, node text) " +
+		"JOIN moved ON moved.k = e.k) SELECT k FROM moved"
+	cs, es, err := encode(changes)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.rows(ctx, nil, many, cs, es)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	moved := make([]bool, len(changes))
+	for rows.Next() {
+		var k int
+		if err := rows.Scan(&k); err != nil {
+			return nil, err
+		}
+		moved[k] = true
+	}
+	for k, ok := range moved {
+		if !ok {
+			lost = append(lost, k)
+		}
+	}
+	return lost, cmp.Or(rows.Err(), rows.Close())
+}
+
+// encode returns the changes and their entries as the JSON that saveMany's statement
+// describes.
+func encode(changes []saga.Change) (cs, es string, err error) {
+	type change struct {
+		K           int    `json:"k"`
+		ID          string `json:"id"`
+		Epoch       int64  `json:"epoch"`
+		Revision    int64  `json:"revision"`
+		Status      int    `json:"status"`
+		Step        string `json:"step"`
+		Attempt     int    `json:"attempt"`
+		Reason      string `json:"reason"`
+		Cancel      string `json:"cancel"`
+		Stuck       string `json:"stuck"`
+		Parked      int    `json:"parked"`
+		Data        string `json:"data"`
+		NewRevision int64  `json:"newrevision"`
+		Due         int    `json:"due"`
+		After       int64  `json:"after"`
+		Release     int    `json:"release"`
+	}
+	type entry struct {
+		K       int    `json:"k"`
+		ID      string `json:"id"`
+		N       int64  `json:"n"`
+		Step    string `json:"step"`
+		Op      string `json:"op"`
+		Attempt int    `json:"attempt"`
+		Outcome string `json:"outcome"`
+		Detail  string `json:"detail"`
+		Took    int64  `json:"took"`
+		Node    string `json:"node"`
+	}
+	list := make([]change, len(changes))
+	entries := []entry{}
+	for k := range changes {
+		c := &changes[k]
+		list[k] = change{
+			k, c.ID, c.Epoch, c.Revision, int(c.Status), c.Step, c.Attempt, c.Reason, c.Cancel, c.Stuck, number(c.Parked),
+			string(c.Data), c.NewRevision(), int(c.Due), c.After.Microseconds(), number(c.Release),
+		}
+		for n, e := range c.Entries {
+			entries = append(entries, entry{k, c.ID, c.Revision + 1 + int64(n), e.Step, e.Op, e.Attempt, e.Outcome, e.Text, e.Took.Microseconds(), e.Node})
+		}
+	}
+	a, err := json.Marshal(list)
+	if err != nil {
+		return "", "", err
+	}
+	b, err := json.Marshal(entries)
+	return string(a), string(b), err
 }
