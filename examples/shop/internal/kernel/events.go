@@ -21,7 +21,9 @@ const (
 	TopicOrderConfirmed     = "order.confirmed"
 	TopicOrderRejected      = "order.rejected"
 	TopicOrderCancelled     = "order.cancelled"
+	TopicOrderDispatched    = "order.dispatched"
 	TopicPaymentChanged     = "payment.changed"
+	TopicShipmentDispatched = "shipping.dispatched"
 )
 
 // Event is the content of a message that tells what happened.
@@ -108,6 +110,19 @@ type PaymentChanged struct {
 // Describe implements [Event].
 func (e PaymentChanged) Describe() (topic, key string, version int) {
 	return TopicPaymentChanged, e.OrderID, 1
+}
+
+// ShipmentDispatched tells that an order's parcel has left.
+type ShipmentDispatched struct {
+	OrderID    string `json:"order_id"`
+	CustomerID string `json:"customer_id"`
+	// Tracking is the carrier's number of the parcel.
+	Tracking string `json:"tracking"`
+}
+
+// Describe implements [Event].
+func (e ShipmentDispatched) Describe() (topic, key string, version int) {
+	return TopicShipmentDispatched, e.OrderID, 1
 }
 
 // NewMessage wraps an event as a message of the named service.
