@@ -21,7 +21,7 @@
 //
 // # Guarantees
 //
-// Insert is one statement per 500 messages. It takes no locks but those of its own rows, so
+// Insert is one statement per 500 messages or 4 MiB. It takes no locks but those of its own rows, so
 // producers wait neither for relays nor for each other.
 //
 // Reading takes no locks, under any isolation level that is the server's default. Rows are

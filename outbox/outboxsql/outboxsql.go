@@ -48,8 +48,10 @@ type Config struct {
 const (
 	defaultShards = 16
 	maxShards     = 256
-	// maxRows bounds one INSERT, below the databases' limits on parameters.
-	maxRows = 500
+	// maxRows and maxBytes bound one INSERT, below the databases' limits on parameters and on
+	// packets.
+	maxRows  = 500
+	maxBytes = 4 << 20
 	// maxDepth is where Stats stops counting.
 	maxDepth = 1_000_000
 	// memberKept is how long the heartbeat of a relay that is gone stays in the table.
@@ -98,7 +100,9 @@ func (s *Store) Shards() int { return s.cfg.Shards }
 
 // Insert implements [outbox.Store].
 func (s *Store) Insert(ctx context.Context, tx outbox.Tx, rows []outbox.Row) error {
-	for part := range slices.Chunk(rows, maxRows) {
+	for len(rows) > 0 {
+		part := rows[:chunk(rows)]
+		rows = rows[len(part):]
 		args := make([]any, 0, 8*len(part))
 		for _, r := range part {
 			m := r.Message
@@ -124,6 +128,18 @@ func (s *Store) Insert(ctx context.Context, tx outbox.Tx, rows []outbox.Row) err
 		}
 	}
 	return nil
+}
+
+// chunk returns how many rows fit into one INSERT, at least one.
+func chunk(rows []outbox.Row) int {
+	bytes := 0
+	for i, r := range rows {
+		bytes += len(r.Message.Body)
+		if i == maxRows || i > 0 && bytes > maxBytes {
+			return i
+		}
+	}
+	return len(rows)
 }
 
 // Lease implements [outbox.Store].

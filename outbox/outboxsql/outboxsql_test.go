@@ -99,6 +99,16 @@ func TestStatements(t *testing.T) {
 					t.Errorf("Insert of 1000 = %v, %d statements more, want two", err, tx.calls-1)
 				}
 			})
+			t.Run("Insert fits into a packet", func(t *testing.T) {
+				tx := &recorder{}
+				rows := make([]outbox.Row, 5)
+				for i := range rows {
+					rows[i].Message = &messaging.Message{ID: fmt.Sprint(i), Topic: "t", Body: make([]byte, []int{3 << 20, 1 << 20, 1, 9 << 20, 1}[i])}
+				}
+				if err := s.Insert(t.Context(), tx, rows); err != nil || tx.calls != 4 {
+					t.Errorf("Insert of 3, 1, 0, 9 and 0 MiB = %v in %d statements, want four", err, tx.calls)
+				}
+			})
 			t.Run("Insert tells the database's error", func(t *testing.T) {
 				broken := errors.New("broken")
 				err := s.Insert(t.Context(), &recorder{err: broken}, []outbox.Row{{Message: &messaging.Message{}}})
