@@ -30,6 +30,9 @@ type Source struct {
 	// Outage makes the source unreachable, or reachable again. Nil where that cannot be
 	// done: its subtests are skipped.
 	Outage func(t *testing.T, on bool)
+	// CloseIdle closes the connections that a client keeps for later, which are no leak. Nil
+	// where there are none.
+	CloseIdle func()
 	// Within is how long a change may take to arrive. Zero means 5 seconds.
 	Within time.Duration
 }
@@ -168,6 +171,9 @@ func Resolver(t *testing.T, open func(t *testing.T) Source) {
 		for runtime.NumGoroutine() >= before+watches/2 {
 			if time.Now().After(deadline) {
 				t.Fatalf("%d goroutines after %d watches, want about %d as before", runtime.NumGoroutine(), watches, before)
+			}
+			if s.CloseIdle != nil {
+				s.CloseIdle()
 			}
 			runtime.Gosched()
 		}
