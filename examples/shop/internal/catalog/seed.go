@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 )
 
 // seedStock is how many pieces of each demonstration product there are at first.
@@ -54,13 +55,14 @@ var (
 	}
 )
 
-// seed fills an empty catalogue, all of it or nothing.
+// seed fills an empty catalogue, all of it or nothing, and once.
 func (s *Service) seed(ctx context.Context) error {
-	var count int
-	if err := s.env.DB.QueryRowContext(ctx, `SELECT COUNT(*) FROM products`).Scan(&count); err != nil || count > 0 {
-		return err
-	}
-	return s.bus.InTx(ctx, func(tx *sql.Tx) error {
+	defer s.bus.Wake()
+	return platform.Exclusively(ctx, s.env.DB, func(tx *sql.Tx) error {
+		var count int
+		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM products`).Scan(&count); err != nil || count > 0 {
+			return err
+		}
 		// Article by article and not finish by finish, so that a page of the shop shows all of them.
 		for i := range seedFinishes {
 			for j, article := range seedArticles {

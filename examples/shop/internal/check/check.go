@@ -378,7 +378,7 @@ func (c *checker) messages(ctx context.Context, _ []order) (Invariant, error) {
 	i := Invariant{Number: 8, Name: "no dead letter without a reason; nothing left between outbox and inbox"}
 	dead := 0
 	for _, name := range []string{"customer", "catalog", "inventory", "payment", "notification", "order"} {
-		store, err := outboxsql.New(c.db[name], outboxsql.SQLite, outboxsql.Config{})
+		store, err := outboxsql.New(c.db[name], platform.DialectOf(c.db[name]), outboxsql.Config{})
 		if err != nil {
 			return i, err
 		}

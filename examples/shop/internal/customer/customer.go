@@ -39,6 +39,8 @@ type Config struct {
 	TokenTTL time.Duration
 	// Accounts are created if they do not exist yet.
 	Accounts []Account
+	// PasswordCost is bcrypt's. Zero means its default.
+	PasswordCost int
 }
 
 // Service is the customer service.
@@ -50,7 +52,8 @@ type Service struct {
 	// an answer does not tell whether the address is known.
 	decoy []byte
 	// tries bounds how often somebody may try a password of one address.
-	tries *ratelimit.Keyed[string]
+	tries platform.Quota
+	cost  int
 }
 
 var signInLimit = ratelimit.Limit{Rate: 10, Per: time.Minute, Burst: 10}
@@ -92,15 +95,18 @@ func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	decoy, err := bcrypt.GenerateFromPassword([]byte("decoy"), bcrypt.DefaultCost)
+	if cfg.PasswordCost == 0 {
+		cfg.PasswordCost = bcrypt.DefaultCost
+	}
+	decoy, err := bcrypt.GenerateFromPassword([]byte("decoy"), cfg.PasswordCost)
 	if err != nil {
 		return nil, err
 	}
-	tries, err := ratelimit.NewKeyed[string](signInLimit, 100_000)
+	tries, err := env.Quota("sign-in", signInLimit)
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{env: env, bus: bus, issuer: issuer, decoy: decoy, tries: tries}
+	s := &Service{env: env, bus: bus, issuer: issuer, decoy: decoy, tries: tries, cost: cfg.PasswordCost}
 	for _, a := range cfg.Accounts {
 		if _, err := s.register(ctx, a); err != nil && !errors.Is(err, errTaken) {
 			return nil, fmt.Errorf("account %s: %w", a.Email, err)
@@ -160,7 +166,7 @@ func (s *Service) register(ctx context.Context, a Account) (id string, err error
 	if err := validate(a); err != nil {
 		return "", err
 	}
-	hash, err := bcrypt.GenerateFromPassword([]byte(a.Password), bcrypt.DefaultCost)
+	hash, err := bcrypt.GenerateFromPassword([]byte(a.Password), s.cost)
 	if err != nil {
 		return "", err
 	}
@@ -202,7 +208,7 @@ func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	email := strings.ToLower(strings.TrimSpace(in.Email))
-	if result := s.tries.Allow(email); !result.OK {
+	if result := s.tries.Allow(r.Context(), email); !result.OK {
 		return &platform.Error{Status: http.StatusTooManyRequests, Code: "too-many-requests", Detail: "too many tries for this address; please wait", RetryAfter: result.RetryAfter}
 	}
 	var id, role, hash string

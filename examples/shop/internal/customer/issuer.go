@@ -22,13 +22,13 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 )
 
-// issuer signs tokens and publishes the keys to verify them with. Its key lives in the
-// service's database, so that a restart signs nobody out.
+// issuer signs tokens and publishes the keys to verify them with. The keys live in the
+// service's database: all instances sign with the same one, and a restart signs nobody out.
 type issuer struct {
 	url    string
 	ttl    time.Duration
+	db     *sql.DB
 	signer jose.Signer
-	public jose.JSONWebKeySet
 }
 
 func newIssuer(ctx context.Context, db *sql.DB, cfg Config) (*issuer, error) {
@@ -44,7 +44,7 @@ func newIssuer(ctx context.Context, db *sql.DB, cfg Config) (*issuer, error) {
 	if ttl == 0 {
 		ttl = 12 * time.Hour
 	}
-	return &issuer{url: cfg.Issuer, ttl: ttl, signer: signer, public: jose.JSONWebKeySet{Keys: []jose.JSONWebKey{key.Public()}}}, nil
+	return &issuer{url: cfg.Issuer, ttl: ttl, db: db, signer: signer}, nil
 }
 
 // signingKey returns the newest key, made now if there is none.
@@ -58,7 +58,7 @@ func signingKey(ctx context.Context, db *sql.DB) (*jose.JSONWebKey, error) {
 		return nil, err
 	}
 	key := new(jose.JSONWebKey)
-	return key, platform.InTx(ctx, db, func(tx *sql.Tx) error {
+	return key, platform.Exclusively(ctx, db, func(tx *sql.Tx) error {
 		var stored string
 		err := tx.QueryRowContext(ctx, `SELECT private_jwk FROM signing_keys ORDER BY created_at DESC LIMIT 1`).Scan(&stored)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -97,8 +97,20 @@ func (i *issuer) configuration(w http.ResponseWriter, _ *http.Request) error {
 	})
 }
 
-// keys answers with the public keys, RFC 7517.
-func (i *issuer) keys(w http.ResponseWriter, _ *http.Request) error {
+// keys answers with the public keys, RFC 7517: all that tokens may have been signed with, the
+// newest first.
+func (i *issuer) keys(w http.ResponseWriter, r *http.Request) error {
+	keys, err := platform.Collect(r.Context(), i.db, func(row interface{ Scan(dest ...any) error }) (key jose.JSONWebKey, err error) {
+		var stored string
+		if err := row.Scan(&stored); err != nil {
+			return key, err
+		}
+		err = json.Unmarshal([]byte(stored), &key)
+		return key.Public(), err
+	}, `SELECT private_jwk FROM signing_keys ORDER BY created_at DESC`)
+	if err != nil {
+		return err
+	}
 	w.Header().Set("Cache-Control", "max-age=300")
-	return platform.WriteJSON(w, http.StatusOK, i.public)
+	return platform.WriteJSON(w, http.StatusOK, jose.JSONWebKeySet{Keys: keys})
 }

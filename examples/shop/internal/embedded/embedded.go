@@ -27,15 +27,9 @@ import (
 
 	"github.com/dovetail-go/dovetail/discovery"
 	"github.com/dovetail-go/dovetail/discovery/balance"
-	"github.com/dovetail-go/dovetail/examples/shop/internal/catalog"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/customer"
-	"github.com/dovetail-go/dovetail/examples/shop/internal/gateway"
-	"github.com/dovetail-go/dovetail/examples/shop/internal/inventory"
-	"github.com/dovetail-go/dovetail/examples/shop/internal/notification"
-	"github.com/dovetail-go/dovetail/examples/shop/internal/order"
-	"github.com/dovetail-go/dovetail/examples/shop/internal/payment"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
-	"github.com/dovetail-go/dovetail/examples/shop/internal/provider"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/messaging/messagingmem"
 )
@@ -53,8 +47,10 @@ var DemoAccounts = []customer.Account{
 // on the data says so already, but the databases' leases do not know of it.
 const takeover = 5 * time.Second
 
-// backends are the services behind the gateway, each with a database of its name.
-var backends = []string{"provider", "customer", "catalog", "inventory", "payment", "notification", "order"}
+// flush is how long a stopping service waits for the confirmation of its events. The consumers of
+// other services may have stopped before it; what they did not confirm stays in the outbox, so there is
+// little to wait for.
+const flush = 500 * time.Millisecond
 
 // Config says where the shop lives.
 type Config struct {
@@ -62,6 +58,8 @@ type Config struct {
 	Data string
 	// Listen is the address of the gateway. Port 0 takes a free one.
 	Listen string
+	// PasswordCost is bcrypt's. Zero means its default.
+	PasswordCost int
 	// Log is nil for slog.Default().
 	Log *slog.Logger
 	// Ready, if not nil, is called with the shop's URL once it answers.
@@ -98,6 +96,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		url: "http://" + front.Addr().String(), data: cfg.Data, token: token, log: log,
 		keep: map[string]*platform.Bus{},
 	}
+	s.assembly = assembly.Config{Issuer: s.url, Accounts: DemoAccounts, PasswordCost: cfg.PasswordCost}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx); err != nil {
 		return err
@@ -108,6 +107,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 // shop is what Run holds together.
 type shop struct {
 	url, data, token string
+	assembly         assembly.Config
 	log              *slog.Logger
 	broker           *messagingmem.Broker
 	wire             *http.Transport // below transport
@@ -143,19 +143,12 @@ func (s *shop) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.auth = platform.NewAuth(s.url, "http://customer/.well-known/jwks.json", s.token, &http.Client{Transport: s.transport, Timeout: 5 * time.Second})
-	for _, name := range backends {
+	for _, name := range assembly.Backends {
 		if err := s.add(ctx, name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	for _, u := range s.units {
-		for _, c := range u.service.Consumers() {
-			if err := s.broker.Declare(ctx, c.Subscription); err != nil {
-				return fmt.Errorf("%s: %w", u.env.Name, err)
-			}
-		}
-	}
-	return nil
+	return assembly.Declare(ctx, s.broker)
 }
 
 func (s *shop) add(ctx context.Context, name string) error {
@@ -167,8 +160,11 @@ func (s *shop) add(ctx context.Context, name string) error {
 		return err
 	}
 	s.databases = append(s.databases, env.DB)
-	service, err := s.build(ctx, env)
+	service, err := assembly.New(ctx, env, s.assembly)
 	if err != nil {
+		return err
+	}
+	if err := assembly.Verify(name, service.Consumers()); err != nil {
 		return err
 	}
 	if speaker, ok := service.(interface{ Bus() *platform.Bus }); ok {
@@ -188,39 +184,19 @@ const callsAtOnce = 64
 func (s *shop) env(name string, callsAtOnce int) (platform.Env, error) {
 	guards, err := platform.NewGuarded(s.transport, callsAtOnce)
 	return platform.Env{
-		Name: name, Broker: s.broker, Auth: s.auth, Lease: takeover, Log: s.log.With("service", name),
+		Name: name, Instance: name + "-1", Broker: s.broker, Auth: s.auth, Lease: takeover, Flush: flush, Log: s.log.With("service", name),
 		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, Token: s.token},
 	}, err
-}
-
-func (s *shop) build(ctx context.Context, env platform.Env) (platform.Service, error) {
-	switch env.Name {
-	case "provider":
-		return provider.New(ctx, env)
-	case "customer":
-		return customer.New(ctx, env, customer.Config{Issuer: s.url, Accounts: DemoAccounts})
-	case "catalog":
-		return catalog.New(ctx, env)
-	case "inventory":
-		return inventory.New(ctx, env)
-	case "payment":
-		return payment.New(ctx, env, payment.Config{Provider: &payment.Provider{URL: "http://provider", Caller: env.Caller}})
-	case "notification":
-		return notification.New(ctx, env)
-	case "order":
-		return order.New(ctx, env)
-	}
-	return nil, fmt.Errorf("there is no service %q", env.Name)
 }
 
 // run serves everything. The services outlive the gateway, so that what it accepted can
 // still be answered.
 func (s *shop) run(ctx context.Context, front net.Listener, ready func(url string)) error {
-	env, err := s.env("gateway", 0) // what it passes on is bounded where it arrives
+	env, err := s.env(assembly.Gateway, 0) // what it passes on is bounded where it arrives
 	if err != nil {
 		return err
 	}
-	entrance, err := gateway.New(env, backends)
+	entrance, err := assembly.New(ctx, env, s.assembly)
 	if err != nil {
 		return err
 	}

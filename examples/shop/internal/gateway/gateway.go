@@ -33,26 +33,23 @@ type Service struct {
 	env      platform.Env
 	services []string
 	// quota is per customer, guard per address and for the gateway as a whole.
-	quota *ratelimit.Keyed[string]
+	quota platform.Quota
 	guard func(http.Handler) http.Handler
 }
 
-// Limits of who asks: an address may be a whole office, a customer is one person. Each is
-// remembered in bounded memory.
+// Limits of who asks: an address may be a whole office, a customer is one person.
 var (
 	addressLimit  = ratelimit.Limit{Rate: 2000, Burst: 4000}
 	customerLimit = ratelimit.Limit{Rate: 100, Burst: 200}
 )
 
-const remembered = 100_000
-
 // New returns the gateway of the named services.
 func New(env platform.Env, services []string) (*Service, error) {
-	addresses, err := ratelimit.NewKeyed[string](addressLimit, remembered)
+	addresses, err := env.Quota("address", addressLimit)
 	if err != nil {
 		return nil, err
 	}
-	quota, err := ratelimit.NewKeyed[string](customerLimit, remembered)
+	quota, err := env.Quota("customer", customerLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +60,7 @@ func New(env platform.Env, services []string) (*Service, error) {
 		return nil, err
 	}
 	guard, err := resiliencehttp.NewMiddleware(resiliencehttp.MiddlewareConfig{
-		RateLimit: func(r *http.Request) ratelimit.Result { return addresses.Allow(address(r)) },
+		RateLimit: func(r *http.Request) ratelimit.Result { return addresses.Allow(r.Context(), address(r)) },
 		Shed:      &resilience.Policy{Adaptive: adaptive},
 		Exempt:    exempt,
 		Refuse: func(w http.ResponseWriter, _ *http.Request, refusal resiliencehttp.Refusal) {
@@ -100,7 +97,7 @@ func tooMuch(status int, after time.Duration) *platform.Error {
 // metered lets a customer through at the pace of one.
 func (s *Service) metered(next http.Handler) http.Handler {
 	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
-		if result := s.quota.Allow(platform.IdentityOf(r.Context()).Subject); !result.OK {
+		if result := s.quota.Allow(r.Context(), platform.IdentityOf(r.Context()).Subject); !result.OK {
 			return tooMuch(http.StatusTooManyRequests, result.RetryAfter)
 		}
 		next.ServeHTTP(w, r)

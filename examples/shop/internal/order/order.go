@@ -91,7 +91,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if s.cancel, err = s.defineCancelOrder(); err != nil {
 		return nil, err
 	}
-	store, err := sagasql.New(env.DB, sagasql.SQLite, sagasql.Config{})
+	store, err := sagasql.New(env.DB, platform.DialectOf(env.DB), sagasql.Config{})
 	if err != nil {
 		return nil, err
 	}

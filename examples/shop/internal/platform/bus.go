@@ -7,7 +7,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/idempotency"
@@ -32,6 +31,9 @@ type Bus struct {
 	db      *sql.DB
 	outbox  *outbox.Outbox
 	relay   *outbox.Relay
+	// handlers are those of On, by group; atOnce is how many messages each of them has in hand.
+	handlers map[string]messaging.Handler
+	atOnce   int
 	// Inbox remembers the messages that were applied, and the answers to HTTP requests that
 	// carried an Idempotency-Key.
 	Inbox *idempotencysql.Store
@@ -41,14 +43,15 @@ type Bus struct {
 
 // NewBus creates the tables of outbox, inbox and barrier in the service's database.
 func NewBus(ctx context.Context, env Env) (*Bus, error) {
-	store, err := outboxsql.New(env.DB, outboxsql.SQLite, outboxsql.Config{})
+	dialect := DialectOf(env.DB)
+	store, err := outboxsql.New(env.DB, dialect, outboxsql.Config{})
 	if err != nil {
 		return nil, err
 	}
 	if err := store.Migrate(ctx); err != nil {
 		return nil, err
 	}
-	inbox, err := idempotencysql.New(env.DB, idempotencysql.SQLite, idempotencysql.Config{})
+	inbox, err := idempotencysql.New(env.DB, dialect, idempotencysql.Config{})
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +62,7 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	if err != nil {
 		return nil, err
 	}
-	guard, err := barrier.New(barrier.SQLite)
+	guard, err := barrier.New(dialect)
 	if err != nil {
 		return nil, err
 	}
@@ -70,15 +73,19 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 		return nil, err
 	}
 	relay, err := outbox.NewRelay(box, env.Broker, outbox.RelayConfig{
-		// The consumers of other services may have stopped before this one. What they did not
-		// confirm stays in the outbox, so there is nothing to wait for.
-		DrainTimeout: 500 * time.Millisecond,
-		Lease:        env.Lease, Logger: env.Log,
+		DrainTimeout: env.Flush, Lease: env.Lease, Logger: env.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &Bus{service: env.Name, db: env.DB, outbox: box, relay: relay, Inbox: inbox, Barrier: guard}, nil
+	b := &Bus{
+		service: env.Name, db: env.DB, outbox: box, relay: relay, Inbox: inbox, Barrier: guard,
+		handlers: map[string]messaging.Handler{}, atOnce: 2,
+	}
+	if dialect == Postgres {
+		b.atOnce = PostgresConns / 2
+	}
+	return b, nil
 }
 
 // Emit enqueues events in the caller's transaction: they are published if and only if it
@@ -129,16 +136,22 @@ func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, 
 		}
 		return nil
 	})
-	return Consumer{
-		// More handlers at once would only queue for the database's one connection, and hold up the
-		// relay's lease in that queue.
-		Subscription: messaging.Subscription{Group: group, Topics: topics, Ordered: true, Concurrency: 2},
-		Handler: messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
-			err := handler.Handle(ctx, d)
-			if err == nil {
-				b.Wake() // apply may have emitted
-			}
-			return err
-		}),
-	}
+	b.handlers[group] = messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
+		err := handler.Handle(ctx, d)
+		if err == nil {
+			b.Wake() // apply may have emitted
+		}
+		return err
+	})
+	subscription := Group(group, topics...)
+	// More handlers at once would only queue for the database's connections, and hold up the
+	// relay's lease in that queue.
+	subscription.Concurrency = b.atOnce
+	return Consumer{Subscription: subscription, Handler: b.handlers[group]}
+}
+
+// Group is the subscription of one of the shop's consumers: in order per key.
+func Group(name string, topics ...string) messaging.Subscription {
+	// Messages that wait for a retry, and so hold up their keys, count among the prefetched.
+	return messaging.Subscription{Group: name, Topics: topics, Ordered: true, Prefetch: 64}
 }

@@ -9,9 +9,32 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/dovetail-go/dovetail/outbox/outboxsql"
 )
+
+// Dialect is the SQL that a database speaks. The services' own statements are written so that
+// both understand them.
+type Dialect = outboxsql.Dialect
+
+// The databases that a service can live in.
+const (
+	SQLite   = outboxsql.SQLite
+	Postgres = outboxsql.Postgres
+)
+
+// DialectOf returns the dialect of an open database.
+func DialectOf(db *sql.DB) Dialect {
+	if _, ok := db.Driver().(*stdlib.Driver); ok {
+		return Postgres
+	}
+	return SQLite
+}
 
 // OpenSQLite opens, and creates if need be, a database file for one service.
 //
@@ -40,6 +63,58 @@ func openSQLite(path, extra string) (*sql.DB, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	db.SetMaxOpenConns(1)
+	return db, nil
+}
+
+// PostgresConns is how many connections a service process has at most: a database shared by
+// two dozen processes has to hold all of them.
+const PostgresConns = 8
+
+// idleInTransaction is after how long PostgreSQL ends a transaction whose process says nothing
+// more: a process that was stopped in the middle of one must not keep its locks from the others.
+const idleInTransaction = 5 * time.Second
+
+// OpenPostgres opens one service's own schema in the database at dsn, and creates the schema if
+// need be. No statement of the service names it, so none can reach into another's.
+func OpenPostgres(ctx context.Context, dsn, schema string) (*sql.DB, error) {
+	db, err := openPostgres(dsn, schema, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := Exclusively(ctx, db, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS "+pgx.Identifier{schema}.Sanitize())
+		return err
+	}); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("schema %s: %w", schema, err)
+	}
+	return db, nil
+}
+
+// OpenPostgresReadOnly opens a schema for looking at it, also while its service runs.
+func OpenPostgresReadOnly(dsn, schema string) (*sql.DB, error) {
+	return openPostgres(dsn, schema, map[string]string{"default_transaction_read_only": "on"})
+}
+
+func openPostgres(dsn, schema string, extra map[string]string) (*sql.DB, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range map[string]string{
+		"search_path":                         pgx.Identifier{schema}.Sanitize(),
+		"application_name":                    schema,
+		"idle_in_transaction_session_timeout": fmt.Sprint(idleInTransaction.Milliseconds()),
+	} {
+		cfg.RuntimeParams[name] = value
+	}
+	for name, value := range extra {
+		cfg.RuntimeParams[name] = value
+	}
+	db := stdlib.OpenDB(*cfg)
+	db.SetMaxOpenConns(PostgresConns)
+	db.SetMaxIdleConns(PostgresConns)
+	db.SetConnMaxIdleTime(time.Minute)
 	return db, nil
 }
 
@@ -81,16 +156,36 @@ func Collect[T any](ctx context.Context, q interface {
 	return out, rows.Err()
 }
 
+// Exclusively runs fn in a transaction that no other Exclusively of the same service runs beside,
+// in whatever process: for what must happen once although several instances start together.
+func Exclusively(ctx context.Context, db *sql.DB, fn func(tx *sql.Tx) error) error {
+	return InTx(ctx, db, func(tx *sql.Tx) error {
+		// SQLite's transactions exclude each other anyway. PostgreSQL's lock is the whole database's, so
+		// the services take their turn too.
+		if DialectOf(db) == Postgres {
+			if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock(7380716)`); err != nil {
+				return err
+			}
+		}
+		return fn(tx)
+	})
+}
+
 // CreateTables runs a service's own schema, statement by statement, each of which must be
 // safe to run again.
 func CreateTables(ctx context.Context, db *sql.DB, schema string) error {
-	for statement := range strings.SplitSeq(schema, ";\n") {
-		if strings.TrimSpace(statement) == "" {
-			continue
+	if err := Exclusively(ctx, db, func(tx *sql.Tx) error {
+		for statement := range strings.SplitSeq(schema, ";\n") {
+			if strings.TrimSpace(statement) == "" {
+				continue
+			}
+			if _, err := tx.ExecContext(ctx, statement); err != nil {
+				return err
+			}
 		}
-		if _, err := db.ExecContext(ctx, statement); err != nil {
-			return fmt.Errorf("create tables: %w", err)
-		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("create tables: %w", err)
 	}
 	return nil
 }

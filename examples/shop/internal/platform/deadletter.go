@@ -5,7 +5,9 @@ package platform
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -38,6 +40,84 @@ func (b *Bus) KeepDeadLetter(ctx context.Context, dead messaging.DeadLetter) err
 		return fmt.Errorf("%s: keep dead letter: %w", b.service, err)
 	}
 	return nil
+}
+
+// deadLetters is a broker that keeps dead letters itself. One that does not hands them over: see
+// [Bus.KeepDeadLetter].
+type deadLetters interface {
+	DeadLetters(ctx context.Context, group string, limit int) ([]messaging.DeadLetter, error)
+	Discard(ctx context.Context, dead ...messaging.DeadLetter) error
+}
+
+// collectEvery is how often a service looks for dead letters at the broker.
+const collectEvery = 2 * time.Second
+
+// collectDeadLetters brings the dead letters of the service's groups from the broker to the
+// service's database until ctx ends, so that they are seen and replayed in one way whatever the broker.
+// Each is discarded there after it is kept here: another instance may do the same meanwhile.
+func (b *Bus) collectDeadLetters(ctx context.Context, env Env, consumers []Consumer) {
+	broker, ok := env.Broker.(deadLetters)
+	if !ok || len(consumers) == 0 {
+		return
+	}
+	tick := time.NewTicker(collectEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, c := range consumers {
+			if err := b.collect(ctx, broker, c.Subscription.Group); err != nil && ctx.Err() == nil {
+				env.Log.Warn("dead letters stay at the broker", "group", c.Subscription.Group, "error", err)
+			}
+		}
+	}
+}
+
+func (b *Bus) collect(ctx context.Context, broker deadLetters, group string) error {
+	for {
+		dead, err := broker.DeadLetters(ctx, group, 0)
+		if err != nil || len(dead) == 0 {
+			return err
+		}
+		for _, d := range dead {
+			if err := b.KeepDeadLetter(ctx, d); err != nil {
+				return err
+			}
+		}
+		if err := broker.Discard(ctx, dead...); err != nil {
+			return err
+		}
+	}
+}
+
+// replay gives a dead letter to its consumer once more. It is kept until that has worked.
+func (b *Bus) replay(w http.ResponseWriter, r *http.Request) error {
+	ctx, group, id := r.Context(), r.PathValue("consumer"), r.PathValue("message")
+	var text string
+	err := b.db.QueryRowContext(ctx, `SELECT message FROM dead_letters WHERE consumer = $1 AND message_id = $2`, group, id).Scan(&text)
+	handler, ok := b.handlers[group]
+	if errors.Is(err, sql.ErrNoRows) || err == nil && !ok {
+		return NotFound("dead letter", group+"/"+id)
+	}
+	if err != nil {
+		return err
+	}
+	m := new(messaging.Message)
+	if err := json.Unmarshal([]byte(text), m); err != nil {
+		return fmt.Errorf("dead letter %s: %w", id, err)
+	}
+	// The inbox knows if it was applied after all.
+	again := messaging.Chain(handler, messaging.Recover())
+	if err := again.Handle(ctx, &messaging.Delivery{Message: m, Group: group, Attempt: 1, Redelivered: true}); err != nil {
+		return &Error{Status: http.StatusConflict, Code: "failed-again", Detail: err.Error()}
+	}
+	if _, err := b.db.ExecContext(ctx, `DELETE FROM dead_letters WHERE consumer = $1 AND message_id = $2`, group, id); err != nil {
+		return err
+	}
+	return WriteJSON(w, http.StatusOK, map[string]string{"consumer": group, "message_id": id})
 }
 
 // deadLetterView is a dead letter as an operator sees it.
@@ -77,4 +157,5 @@ func (b *Bus) operate(mux *http.ServeMux, auth *Auth) {
 		}
 		return WriteJSON(w, http.StatusOK, map[string]any{"service": b.service, "items": dead})
 	}), RoleOperator))
+	mux.Handle("POST /ops/dead-letters/{consumer}/{message}/replay", auth.Require(Handle(b.replay), RoleOperator))
 }

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,24 +23,39 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/dovetail-go/dovetail/discovery"
 	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/ratelimit"
 )
 
 // Env is what its surroundings give to one service.
 type Env struct {
 	// Name is the service's name in discovery, such as "order".
 	Name string
-	// DB is the service's own database. No other service opens it.
+	// Instance tells this instance of the service from the others, such as "order-2".
+	Instance string
+	// DB is the service's own database, of either dialect. No other service opens it. Nil for
+	// one without.
 	DB *sql.DB
-	// Broker carries the events of all services.
+	// Broker carries the events of all services. Nil for a service that has none.
 	Broker Broker
 	// Caller calls the other services.
 	Caller *Caller
 	// Auth tells who makes a request.
 	Auth *Auth
+	// Registry is told where the service is while it runs. Nil if others know by themselves.
+	Registry discovery.Registry
+	// Quotas makes quotas that all instances share. Nil makes them each process's own.
+	Quotas func(name string, limit ratelimit.Limit) (Quota, error)
 	// Lease is how long after the death of a process another takes over its work. Zero leaves it
 	// to each block.
 	Lease time.Duration
+	// Grace is how long a stopping service still serves everything after it has taken itself out of
+	// the registry: until those who call it have heard of that.
+	Grace time.Duration
+	// Flush is how long a stopping service waits for the broker to confirm what it was given. Zero
+	// means 5 seconds.
+	Flush time.Duration
 	// Log is never nil.
 	Log *slog.Logger
 }
@@ -58,16 +74,109 @@ type Service interface {
 const drainTimeout = 10 * time.Second
 
 // Serve serves a service on ln until ctx ends: its routes, its consumers and its
-// background work, beside /livez, /readyz and /metrics. Then it drains: readiness fails, requests in
-// flight and messages in hand are finished, and it returns nil.
+// background work, beside /livez, /readyz and /metrics. Then it drains, one thing after the other:
+// readiness fails, the registry forgets the service, nothing new is taken in, requests in flight and
+// messages in hand are finished, and only then its workers publish the rest and stop. It returns nil, or why a
+// part of the service failed, which drains it too.
 func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
+	running, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	// Requests and messages outlive running until they are drained, and the workers outlive those.
+	intake, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopIntake()
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	// part runs one part of the service, which should end with its stage and not before.
+	part := func(stage context.Context, g *sync.WaitGroup, what string, run func(ctx context.Context) error) {
+		g.Go(func() {
+			if err := run(stage); err != nil && stage.Err() == nil {
+				fail(fmt.Errorf("%s: %s: %w", env.Name, what, err))
+			}
+		})
+	}
+
+	server := &http.Server{
+		Handler:           routes(running, env, s),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(env.Log.Handler(), slog.LevelWarn),
+		BaseContext: func(net.Listener) context.Context {
+			return context.WithValue(context.WithoutCancel(ctx), drainKey{}, intake.Done()) // streams end with the intake
+		},
+	}
+	var taking, working, registered sync.WaitGroup
+	part(intake, &taking, "serve", func(context.Context) error {
+		if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	for _, c := range s.Consumers() {
+		part(intake, &taking, "group "+c.Subscription.Group, func(ctx context.Context) error {
+			return env.Broker.Subscribe(ctx, c.Subscription, messaging.Chain(c.Handler, messaging.Recover()))
+		})
+	}
+	part(work, &working, "work", s.Run)
+	if speaker, ok := s.(interface{ Bus() *Bus }); ok {
+		part(work, &working, "dead letters", func(ctx context.Context) error {
+			speaker.Bus().collectDeadLetters(ctx, env, s.Consumers())
+			return nil
+		})
+	}
+	if err := announce(running, env, ln, &registered); err != nil {
+		fail(err)
+	}
+
+	<-running.Done()
+	registered.Wait()
+	if env.Registry != nil {
+		time.Sleep(env.Grace)
+	}
+	stopIntake()
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	err := server.Shutdown(stop)
+	if err != nil {
+		_ = server.Close()
+		err = fmt.Errorf("%s: requests still running after %v: %w", env.Name, drainTimeout, err)
+	}
+	taking.Wait()
+	stopWork()
+	working.Wait()
+	if cause := context.Cause(running); ctx.Err() == nil {
+		return errors.Join(cause, err)
+	}
+	return err
+}
+
+// announce keeps the service registered until ctx ends.
+func announce(ctx context.Context, env Env, ln net.Listener, g *sync.WaitGroup) error {
+	if env.Registry == nil {
+		return nil
+	}
+	a, err := discovery.NewAnnouncement(env.Registry, discovery.Instance{ID: env.Instance, Service: env.Name, Addr: ln.Addr().String()},
+		discovery.AnnounceConfig{Logger: env.Log})
+	if err != nil {
+		return fmt.Errorf("%s: %w", env.Name, err)
+	}
+	g.Go(func() {
+		if err := a.Run(ctx); err != nil {
+			env.Log.Warn("the registry was not told of the end", "error", err) // it will find out by itself
+		}
+	})
+	return nil
+}
+
+// routes are the service's own and those that every service has. It is ready while running lasts.
+func routes(running context.Context, env Env, s Service) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("/", observe(registry, env, s.Handler()))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.Handle("GET /readyz", Handle(func(w http.ResponseWriter, r *http.Request) error {
-		if ctx.Err() != nil {
+		if running.Err() != nil {
 			return &Error{Status: http.StatusServiceUnavailable, Code: "draining", Detail: "stopping", RetryAfter: time.Second}
 		}
 		if env.DB != nil {
@@ -85,51 +194,7 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 		env.Caller.Guards.operate(mux, env)
 	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-
-	server := &http.Server{
-		Handler:           mux,
-		ReadHeaderTimeout: 5 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          slog.NewLogLogger(env.Log.Handler(), slog.LevelWarn),
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	// Requests outlive ctx until they are drained; streams end with it.
-	server.BaseContext = func(net.Listener) context.Context {
-		return context.WithValue(context.WithoutCancel(ctx), drainKey{}, gctx.Done())
-	}
-	g.Go(func() error {
-		if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("%s: %w", env.Name, err)
-		}
-		return nil
-	})
-	g.Go(func() error {
-		<-gctx.Done()
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-		defer cancel()
-		if err := server.Shutdown(stop); err != nil {
-			_ = server.Close()
-			return fmt.Errorf("%s: requests still running after %v: %w", env.Name, drainTimeout, err)
-		}
-		return nil
-	})
-	for _, c := range s.Consumers() {
-		g.Go(func() error {
-			h := messaging.Chain(c.Handler, messaging.Recover())
-			if err := env.Broker.Subscribe(gctx, c.Subscription, h); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("%s: group %s: %w", env.Name, c.Subscription.Group, err)
-			}
-			return nil
-		})
-	}
-	g.Go(func() error {
-		if err := s.Run(gctx); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("%s: %w", env.Name, err)
-		}
-		return nil
-	})
-	return g.Wait()
+	return mux
 }
 
 type drainKey struct{}
