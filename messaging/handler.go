@@ -29,7 +29,8 @@ type Delivery struct {
 	Redelivered bool
 	// Partition is the part of the log that Offset counts in, 0 where there is only one.
 	Partition int32
-	// Offset is the position in a replayable log, 0 on a broker without one.
+	// Offset is the position in a replayable log, the same in every delivery; 0 where the
+	// group does not read one.
 	Offset int64
 }
 

@@ -42,8 +42,8 @@ type Subscription struct {
 	// invalidation or a live page. Its name must then be unique to the process.
 	Temporary bool
 	// From is where a group begins that the broker does not know yet. A group that exists
-	// goes on where it was; to replay, subscribe a new group. Zero begins with what is
-	// published from now on.
+	// goes on where it was, and is what it was; to replay, subscribe a new group. Zero
+	// begins with what is published from now on.
 	From Start
 	// DrainTimeout is how long handlers may go on after the subscriber's context has ended
 	// before their own context ends too. Zero means 10 seconds, negative no time at all.

@@ -22,6 +22,26 @@
 // Everything is declared when it is first used, and again after a reconnect. What exists and
 // was declared otherwise is messaging.ErrMismatch.
 //
+// # Replay
+//
+// With Config.Log a stream, EXCHANGE.log, is bound to the exchange and keeps everything that
+// is published, within its bounds of age and size. A new group whose Subscription.From is
+// in the past reads that stream instead of a queue of its own, from there on and for ever;
+// Delivery.Offset is the offset in it.
+//
+// One subscription of such a group reads at a time; the others wait to take over. The
+// position of the group is a message in EXCHANGE.position.NAME, which the broker gives to one
+// of them: it moves behind the oldest message that is not finished, every 250 ms and at the
+// end of a drain. A drain repeats nothing; what was handled after the last save of a process
+// that was killed is delivered again, with the same ID and offset, and in its order. When a
+// reader is cut off from the broker, the next one may begin while a handler of the first
+// still runs, as in an ordered group.
+//
+// A stream takes nothing back and has no dead letters of its own. A message that fails is
+// copied, confirmed, to the retry queues and the dead letters of the group like any other, and the
+// position moves on over it: it blocks nothing, and what is replayed goes to this group alone.
+// Only an ordered or temporary group keeps it in the process, and with it the position.
+//
 // # Guarantees
 //
 // Publish returns nil when every queue bound to the topic has the message on a majority of
@@ -74,8 +94,17 @@
 // A temporary group's queue is not replicated. It outlives a reconnect, for five minutes. Its
 // dead letters go to a durable queue, to be removed by hand.
 //
+// What retention removes before a group has read it is lost to that group; it is logged as an
+// error with the offsets. A time in Subscription.From is rounded down to the second, and to the
+// beginning of what the broker wrote at once: a few earlier messages may come too. With a log
+// no topic is unroutable, as the log takes them all. In a group that reads the log the
+// patterns are those of the subscription that reads; each reader is sent the whole log, and
+// passes over the rest. Replayed messages are as old as the log: keep the inbox that recognises
+// duplicates for as long, or give the new group effects of its own.
+//
 // # Not here
 //
-// A group cannot begin in the past: Subscription.From is messaging.ErrUnsupported. Use a log
-// for that. Streams, priorities, request and reply are left to amqp091-go itself.
+// Offsets kept by the broker, super streams and filters belong to RabbitMQ's stream protocol,
+// which this package does not speak. Priorities, request and reply are left to amqp091-go
+// itself.
 package rabbitkit

@@ -346,7 +346,7 @@ func (c *Client) redeclare(cn *conn) {
 	clear(c.rungs)
 	c.mu.Unlock()
 	for _, s := range subs {
-		if err := c.onChannel(cn, func(ch *amqp.Channel) error { return c.declareGroup(ch, s) }); err != nil {
+		if _, err := c.declareGroup(cn, s); err != nil {
 			c.logger().LogAttrs(c.ctx, slog.LevelWarn, "group not declared again", slog.String("group", s.Group), slog.Any("error", err))
 		}
 	}

@@ -80,7 +80,10 @@ func open(t testing.TB, cfg rabbitkit.Config) *setup {
 				t.Errorf("Remove(%q) = %v, want nil", g, err)
 			}
 		}
-		s.raw(t, func(ch *amqp.Channel) { _ = ch.ExchangeDelete(s.exchange, false, false) })
+		s.raw(t, func(ch *amqp.Channel) {
+			_ = ch.ExchangeDelete(s.exchange, false, false)
+			_, _ = ch.QueueDelete(s.exchange+".log", false, false, false)
+		})
 		_ = s.other.Close()
 	})
 	return s
@@ -139,8 +142,11 @@ func msg(topic, key string) *messaging.Message {
 func TestConformance(t *testing.T) {
 	broker(t)
 	messagingtest.Run(t, messagingtest.Harness{
-		Open: func(t *testing.T, _ messagingtest.Options) *messagingtest.Client {
+		Open: func(t *testing.T, o messagingtest.Options) *messagingtest.Client {
 			cfg := rabbitkit.Config{Heartbeat: 2 * time.Second, MaxReconnectDelay: 300 * time.Millisecond}
+			if o.Log {
+				cfg.Log.MaxAge = time.Hour
+			}
 			// Without a queue for dead letters there is nowhere to put them.
 			var refused atomic.Bool
 			var s *setup
@@ -172,5 +178,7 @@ func TestConformance(t *testing.T) {
 		Ordered:    true,
 		Temporary:  true,
 		Unroutable: true,
+		Log:        true,
+		TimeStep:   2 * time.Second, // AMQP knows seconds only
 	})
 }

@@ -53,6 +53,10 @@ type Config struct {
 	// processes that it kills or connections that are lost, before the broker itself makes
 	// it a dead letter. It belongs to the queue: all clients must agree. Zero means 100.
 	DeliveryLimit int
+	// Log keeps everything that is published in a stream, for groups that begin in the past
+	// (Subscription.From). It belongs to the exchange: all clients that set it must agree.
+	// The zero Log keeps nothing: such groups are messaging.ErrUnsupported.
+	Log Log
 	// Heartbeat is after how long without a sign of life the other end is held to be gone,
 	// in whole seconds. Zero means 10 s. A heartbeat parameter in the URL overrides it.
 	Heartbeat time.Duration
@@ -131,6 +135,14 @@ func New(rawURL string, cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("rabbitkit: Config.Window is %d, want 0 or more", cfg.Window)
 	case cfg.DeliveryLimit < 0:
 		return nil, fmt.Errorf("rabbitkit: Config.DeliveryLimit is %d, want 0 or more", cfg.DeliveryLimit)
+	case cfg.Log.MaxAge < 0 || cfg.Log.MaxAge > 0 && cfg.Log.MaxAge < time.Second:
+		return nil, fmt.Errorf("rabbitkit: Config.Log.MaxAge is %v, want 0 or at least 1s", cfg.Log.MaxAge)
+	case cfg.Log.MaxBytes < 0:
+		return nil, fmt.Errorf("rabbitkit: Config.Log.MaxBytes is %d, want 0 or more", cfg.Log.MaxBytes)
+	case cfg.Log.SegmentBytes < 0 || cfg.Log.SegmentBytes > maxSegment:
+		return nil, fmt.Errorf("rabbitkit: Config.Log.SegmentBytes is %d, want 0 to %d", cfg.Log.SegmentBytes, maxSegment)
+	case cfg.Log.SegmentBytes != 0 && cfg.Log.MaxAge == 0 && cfg.Log.MaxBytes == 0:
+		return nil, errors.New("rabbitkit: Config.Log.SegmentBytes is set, and neither MaxAge nor MaxBytes is: want one at least")
 	case cfg.Heartbeat < time.Second:
 		return nil, fmt.Errorf("rabbitkit: Config.Heartbeat is %v, want 0 or at least 1s", cfg.Heartbeat)
 	case cfg.Timeout < 0:

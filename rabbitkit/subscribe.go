@@ -50,6 +50,21 @@ type entry struct {
 	lost int   // how many times its dead letter could not be put away
 }
 
+// source is where a subscription gets its messages from until it is lost.
+type source interface {
+	// receive takes messages in. It returns true when ctx or the client has ended, false
+	// when the source is lost.
+	receive(ctx context.Context) (ended bool)
+	// lose ends a source that is lost, and returns why it was.
+	lose() error
+	// owns reports whether the tags of a session are the source's.
+	owns(ses *session) bool
+	// release gives others, at once, what no handler has begun, if that is allowed.
+	release(unbegun []*entry)
+	// end ends a source in order: acknowledgements first, then what is left goes back.
+	end()
+}
+
 // lane is a key whose messages are handled one after another.
 type lane struct {
 	key   string
@@ -80,27 +95,27 @@ func (c *Client) Subscribe(ctx context.Context, s messaging.Subscription, h mess
 	for range s.Concurrency {
 		go sub.work()
 	}
-	ses, err := sub.serve(ctx)
-	sub.drain(ses, cancel)
+	src, err := sub.serve(ctx)
+	sub.drain(src, cancel)
 	return err
 }
 
-// serve receives, session after session, until ctx ends or there is no point in going on.
-// It returns the session that is still open, if any.
-func (sub *subscription) serve(ctx context.Context) (*session, error) {
+// serve receives, source after source, until ctx ends or there is no point in going on.
+// It returns the source that is still open, if any.
+func (sub *subscription) serve(ctx context.Context) (source, error) {
 	c := sub.c
 	for failures := 0; ; {
-		ses, err := sub.open(ctx)
+		src, err := sub.open(ctx)
 		if err == nil {
 			failures = 0
-			if ended := ses.receive(ctx); ended {
+			if ended := src.receive(ctx); ended {
 				if ctx.Err() == nil {
-					return ses, messaging.ErrClosed
+					return src, messaging.ErrClosed
 				}
-				return ses, nil
+				return src, nil
 			}
-			err = ses.lose()
-			sub.purge(ses)
+			err = src.lose()
+			sub.purge(src)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -118,7 +133,7 @@ func (sub *subscription) serve(ctx context.Context) (*session, error) {
 
 // drain lets handlers finish, acknowledges what they did, and only then gives back the
 // rest by closing the channel.
-func (sub *subscription) drain(ses *session, cancel context.CancelCauseFunc) {
+func (sub *subscription) drain(src source, cancel context.CancelCauseFunc) {
 	sub.mu.Lock()
 	sub.stopping = true
 	unbegun := sub.ready
@@ -129,13 +144,8 @@ func (sub *subscription) drain(ses *session, cancel context.CancelCauseFunc) {
 	}
 	sub.wake.Broadcast()
 	sub.mu.Unlock()
-	if ses != nil && !sub.s.Ordered {
-		// Others may have these at once. Not so in an ordered group: the end of this
-		// consumer makes another one active, which must not overtake what is in hand.
-		ses.cancel()
-		for _, e := range unbegun {
-			ses.giveBack(e.tag)
-		}
+	if src != nil {
+		src.release(unbegun)
 	}
 	t := time.NewTimer(sub.s.DrainTimeout)
 	defer t.Stop()
@@ -145,8 +155,8 @@ func (sub *subscription) drain(ses *session, cancel context.CancelCauseFunc) {
 		cancel(errDrained)
 		<-sub.done
 	}
-	if ses != nil {
-		ses.end()
+	if src != nil {
+		src.end()
 	}
 }
 
@@ -189,17 +199,17 @@ func (sub *subscription) release(l *lane) {
 	sub.wake.Signal()
 }
 
-// purge forgets what a lost session delivered and no handler has begun: it comes again.
-func (sub *subscription) purge(ses *session) {
+// purge forgets what a lost source delivered and no handler has begun: it comes again.
+func (sub *subscription) purge(src source) {
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
-	mine := func(e *entry) bool { return e.ses == ses }
+	mine := func(e *entry) bool { return src.owns(e.ses) }
 	for _, l := range sub.lanes {
 		l.queue = slices.DeleteFunc(l.queue, mine)
 	}
 	var freed []*lane
 	for _, e := range sub.ready {
-		if e.ses == ses {
+		if mine(e) {
 			freed = append(freed, e.lane)
 		}
 	}
@@ -208,7 +218,7 @@ func (sub *subscription) purge(ses *session) {
 		clear(sub.attempts) // of messages that others handle by now
 	}
 	for e, t := range sub.waiting {
-		if e.ses == ses {
+		if mine(e) {
 			t.Stop()
 			delete(sub.waiting, e)
 			sub.attempts[e.msg.ID] = e.attempt
@@ -257,7 +267,7 @@ func (sub *subscription) next() *entry {
 // handle runs the handler and does what it decided.
 func (sub *subscription) handle(e *entry) {
 	c := sub.c
-	d := &messaging.Delivery{Message: e.msg, Group: sub.s.Group, Attempt: e.attempt, Redelivered: e.again}
+	d := &messaging.Delivery{Message: e.msg, Group: sub.s.Group, Attempt: e.attempt, Redelivered: e.again, Offset: e.offset}
 	c.delivered.Add(1)
 	c.handling.Add(1)
 	if hook := c.cfg.Hooks.Delivered; hook != nil {
@@ -331,7 +341,7 @@ func (sub *subscription) retry(e *entry, dec messaging.Decision) {
 		return
 	}
 	for n := 0; ; n++ {
-		err := sub.c.retryLater(sub.hctx, sub.s.Group, e.msg, dec)
+		err := sub.c.retryLater(sub.hctx, sub.s.Group, &e.received, dec)
 		if err == nil {
 			e.ses.ack(e.tag)
 			return
@@ -342,6 +352,10 @@ func (sub *subscription) retry(e *entry, dec messaging.Decision) {
 		}
 		sub.c.logger().LogAttrs(sub.hctx, slog.LevelWarn, "retry not scheduled, will try again", append(sub.about(e), slog.Any("error", err))...)
 		_ = sleep(sub.hctx, sub.c.backoff(n))
+		if fault.IsPermanent(err) && e.ses.moved != nil {
+			sub.retryHere(e, dec) // a log takes nothing back
+			return
+		}
 		if fault.IsPermanent(err) {
 			// It will never go there. The broker counts these deliveries, up to its limit.
 			e.ses.giveBack(e.tag)
@@ -376,20 +390,23 @@ func (sub *subscription) retryHere(e *entry, dec messaging.Decision) {
 	})
 }
 
-// retryLater puts m on the ladder, from where the broker gives it back to the group's queue.
-func (c *Client) retryLater(ctx context.Context, group string, m *messaging.Message, dec messaging.Decision) error {
+// retryLater puts r on the ladder, from where the broker gives it back to the group's queue.
+func (c *Client) retryLater(ctx context.Context, group string, r *received, dec messaging.Decision) error {
 	n := rung(dec.Delay)
 	for again := false; ; again = true {
 		if err := c.declareRung(ctx, group, n); err != nil {
 			return err
 		}
-		p, err := encode(m, maxAgain)
+		p, err := encode(r.msg, maxAgain)
 		if err != nil {
 			return err
 		}
-		p.Headers[headerTopic] = m.Topic
+		p.Headers[headerTopic] = r.msg.Topic
 		p.Headers[headerAttempt] = strconv.Itoa(dec.Attempt)
 		p.Headers[headerAgain] = true
+		if r.offset != 0 {
+			p.Headers[headerOffset] = r.offset
+		}
 		// Rounded up, and a little longer: the broker's clock ticks in milliseconds.
 		p.Expiration = strconv.FormatInt(int64(dec.Delay/time.Millisecond)+2, 10)
 		err = c.toQueue(ctx, c.retryQueue(group, n), p)
@@ -408,13 +425,16 @@ func (c *Client) toQueue(ctx context.Context, queue string, p amqp.Publishing) e
 	return c.pub.send(ctx, []*flight{{key: queue, pub: p}})[0]
 }
 
-// session is a channel of a subscription. Its tags mean nothing to any other one, so
-// every acknowledgement goes through the session that delivered the message.
+// session is a channel of a subscription that consumes one queue. Its tags mean nothing to
+// any other one, so every acknowledgement goes through the session that delivered the
+// message.
 type session struct {
 	sub        *subscription
 	cn         *conn
 	ch         *amqp.Channel
-	name       string // of the consumer
+	queue      string
+	moved      func(low uint64) // of the log: all tags up to low are finished; else nil
+	name       string           // of the consumer
 	deliveries <-chan amqp.Delivery
 	closed     chan *amqp.Error
 	wake       chan struct{} // there is something to acknowledge
@@ -428,41 +448,53 @@ type session struct {
 	low      uint64              // every tag up to it is finished
 }
 
-// open begins a session: declares the group and consumes.
-func (sub *subscription) open(ctx context.Context) (*session, error) {
+// open declares the group and begins to consume.
+func (sub *subscription) open(ctx context.Context) (source, error) {
 	c := sub.c
 	cn, err := c.consume.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ses := &session{
-		sub: sub, cn: cn, name: c.cfg.Name + "-" + messaging.NewID(), done: make(map[uint64]struct{}),
-		wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
-	}
+	var src source
 	err = cn.guard(c.ctx, c.cfg.Timeout, func() error {
-		if err := c.onChannel(cn, func(ch *amqp.Channel) error { return c.declareGroup(ch, sub.s) }); err != nil {
+		fromLog, err := c.declareGroup(cn, sub.s)
+		if err != nil {
 			return err
 		}
-		var err error
-		if ses.ch, err = cn.Channel(); err != nil {
-			return err
+		if fromLog {
+			src, err = sub.apply(cn)
+		} else {
+			src, err = sub.consume(cn, c.groupQueue(sub.s.Group), nil, nil)
 		}
-		ses.closed = ses.ch.NotifyClose(make(chan *amqp.Error, 1))
-		if err := ses.ch.Qos(sub.s.Prefetch, 0, false); err != nil {
-			return err
-		}
-		ses.deliveries, err = ses.ch.Consume(c.groupQueue(sub.s.Group), ses.name, false, false, false, false, nil)
-		return declareError(err, "queue", c.groupQueue(sub.s.Group))
+		return err
 	})
 	if err != nil {
 		return nil, err
+	}
+	return src, nil
+}
+
+// consume begins a session. Only one that reads the log has moved.
+func (sub *subscription) consume(cn *conn, queue string, moved func(uint64), args amqp.Table) (*session, error) {
+	ses := &session{
+		sub: sub, cn: cn, queue: queue, moved: moved, name: sub.c.cfg.Name + "-" + messaging.NewID(), done: make(map[uint64]struct{}),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	var err error
+	if ses.ch, err = cn.Channel(); err != nil {
+		return nil, err
+	}
+	ses.closed = ses.ch.NotifyClose(make(chan *amqp.Error, 1))
+	if err := ses.ch.Qos(sub.s.Prefetch, 0, false); err != nil {
+		return nil, err
+	}
+	if ses.deliveries, err = ses.ch.Consume(queue, ses.name, false, false, false, false, args); err != nil {
+		return nil, declareError(err, "queue", queue)
 	}
 	go ses.acknowledge()
 	return ses, nil
 }
 
-// receive takes messages in. It returns true when ctx or the client has ended, false when
-// the session was lost or its consumer cancelled by the broker.
 func (ses *session) receive(ctx context.Context) bool {
 	for {
 		select {
@@ -479,16 +511,21 @@ func (ses *session) receive(ctx context.Context) bool {
 	}
 }
 
-// lose ends a session that delivers no more, and returns why.
+func (ses *session) owns(other *session) bool { return ses == other }
+
 func (ses *session) lose() error {
-	err := errors.New("rabbitkit: the broker cancelled the consumer, such as for a queue that was deleted")
 	ses.shut()
-	if !ses.ch.IsClosed() {
-		_ = ses.cn.guard(ses.sub.c.ctx, ses.sub.c.cfg.Timeout, ses.ch.Close)
-		return err
+	return lost(ses.cn, ses.ch, ses.closed)
+}
+
+// lost closes a channel that delivers no more, and returns why it does not.
+func lost(cn *conn, ch *amqp.Channel, closed <-chan *amqp.Error) error {
+	if !ch.IsClosed() {
+		_ = cn.guard(context.Background(), closeTimeout, ch.Close)
+		return errors.New("rabbitkit: the broker cancelled the consumer, such as for a queue that was deleted")
 	}
 	select {
-	case ae := <-ses.closed:
+	case ae := <-closed:
 		if ae != nil {
 			return fmt.Errorf("rabbitkit: connection lost: %w", ae)
 		}
@@ -497,21 +534,27 @@ func (ses *session) lose() error {
 	return errors.New("rabbitkit: connection lost")
 }
 
-// cancel asks for no more messages.
-func (ses *session) cancel() {
+// release asks for no more messages and gives back those that no handler has begun. Not so
+// in an ordered group: the end of this consumer makes another one active, which must not
+// overtake what is in hand.
+func (ses *session) release(unbegun []*entry) {
+	if ses.sub.s.Ordered {
+		return
+	}
 	_ = ses.cn.guard(ses.sub.c.ctx, ses.sub.c.cfg.Timeout, func() error { return ses.ch.Cancel(ses.name, true) })
+	for _, e := range unbegun {
+		ses.giveBack(e.tag)
+	}
 }
 
-// end closes the session in order: acknowledgements, then the channel, which gives the
-// rest back.
 func (ses *session) end() {
 	ses.shut()
 	c := ses.sub.c
 	_ = ses.cn.guard(c.ctx, c.cfg.Timeout, func() error {
-		if ses.sub.s.Temporary {
+		if ses.sub.s.Temporary && ses.moved == nil {
 			// Whether there are other subscribers the broker knows: then it says no.
 			_ = ses.ch.Cancel(ses.name, false)
-			if _, err := ses.ch.QueueDelete(c.groupQueue(ses.sub.s.Group), true, false, false); err != nil {
+			if _, err := ses.ch.QueueDelete(ses.queue, true, false, false); err != nil {
 				return err
 			}
 		}
@@ -551,8 +594,12 @@ func (ses *session) ack(tag uint64) {
 	}
 }
 
-// giveBack lets the broker deliver a message again, at once.
+// giveBack lets the broker deliver a message again, at once. Of a log the end of the session
+// does so, as the group's position is not moved over the message.
 func (ses *session) giveBack(tag uint64) {
+	if ses.moved != nil {
+		return
+	}
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
 	if ses.over || ses.ch.IsClosed() {
@@ -597,6 +644,9 @@ func (ses *session) flush() {
 	ses.mu.Unlock()
 	if len(batch) == 0 {
 		return
+	}
+	if ses.moved != nil {
+		ses.moved(low)
 	}
 	upTo, singles := prefix(batch, low)
 	var err error

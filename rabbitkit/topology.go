@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -18,6 +19,10 @@ import (
 // The names of queues. An exchange's name has no dot, so no two of them are equal.
 func (c *Client) groupQueue(group string) string { return c.cfg.Exchange + ".group." + group }
 func (c *Client) deadQueue(group string) string  { return c.cfg.Exchange + ".dead." + group }
+func (c *Client) logQueue() string               { return c.cfg.Exchange + ".log" }
+func (c *Client) positionQueue(group string) string {
+	return c.cfg.Exchange + ".position." + group
+}
 func (c *Client) retryQueue(group string, rung int) string {
 	return c.cfg.Exchange + ".retry" + strconv.Itoa(rung) + "." + group
 }
@@ -49,8 +54,8 @@ func (c *Client) validate(subs []messaging.Subscription) error {
 		if err := s.Validate(); err != nil {
 			return err
 		}
-		if s.From.Kind != messaging.StartNext {
-			return fmt.Errorf("rabbitkit: Subscription.From (group %q): %w: a queue begins with what is published from now on", s.Group, messaging.ErrUnsupported)
+		if s.From.Kind != messaging.StartNext && c.cfg.Log == (Log{}) {
+			return fmt.Errorf("rabbitkit: Subscription.From (group %q): %w: Config.Log is not set, so nothing is kept", s.Group, messaging.ErrUnsupported)
 		}
 		if p := s.WithDefaults().Prefetch; p > maxPrefetch {
 			return fmt.Errorf("rabbitkit: Subscription.Prefetch is %d, want at most %d (group %q)", p, maxPrefetch, s.Group)
@@ -68,7 +73,7 @@ func (c *Client) Declare(ctx context.Context, s ...messaging.Subscription) error
 	}
 	err := c.admin(ctx, func(cn *conn) error {
 		for _, sub := range s {
-			if err := c.onChannel(cn, func(ch *amqp.Channel) error { return c.declareGroup(ch, sub) }); err != nil {
+			if _, err := c.declareGroup(cn, sub); err != nil {
 				return err
 			}
 		}
@@ -113,9 +118,17 @@ func (c *Client) onChannel(cn *conn, fn func(ch *amqp.Channel) error) error {
 	return ch.Close()
 }
 
+// declareExchange makes the exchange, and its log if there is to be one.
 func (c *Client) declareExchange(ch *amqp.Channel) error {
 	err := ch.ExchangeDeclare(c.cfg.Exchange, amqp.ExchangeTopic, true, false, false, false, nil)
-	return declareError(err, "exchange", c.cfg.Exchange)
+	if err != nil || c.cfg.Log == (Log{}) {
+		return declareError(err, "exchange", c.cfg.Exchange)
+	}
+	name := c.logQueue()
+	if _, err = ch.QueueDeclare(name, true, false, false, false, c.cfg.Log.args()); err == nil {
+		err = ch.QueueBind(name, "#", c.cfg.Exchange, false, nil)
+	}
+	return declareError(err, "queue", name)
 }
 
 func (c *Client) declareDead(ch *amqp.Channel, group string) error {
@@ -124,36 +137,57 @@ func (c *Client) declareDead(ch *amqp.Channel, group string) error {
 	return declareError(err, "queue", name)
 }
 
-// declareGroup makes the queues of a group, and binds it.
-func (c *Client) declareGroup(ch *amqp.Channel, s messaging.Subscription) error {
-	if err := c.declareExchange(ch); err != nil {
-		return err
+// declareGroup makes the queues of a group, and reports whether the group reads the log. A
+// group that exists stays what it is, whatever s.From says.
+func (c *Client) declareGroup(cn *conn, s messaging.Subscription) (fromLog bool, err error) {
+	fromLog = s.From.Kind != messaging.StartNext
+	err = c.declareKind(cn, s, fromLog)
+	if errors.Is(err, messaging.ErrMismatch) && c.declareKind(cn, s, !fromLog) == nil {
+		return !fromLog, nil
 	}
-	args := amqp.Table{}
-	if s.Temporary {
-		args["x-queue-type"] = "classic" // a quorum queue cannot be deleted only if it is unused
-		args["x-expires"] = temporaryExpiry.Milliseconds()
-	} else {
-		if err := c.declareDead(ch, s.Group); err != nil {
+	return fromLog, err
+}
+
+// declareKind makes the queues of a group that reads the log, or of one that is bound.
+func (c *Client) declareKind(cn *conn, s messaging.Subscription, fromLog bool) error {
+	return c.onChannel(cn, func(ch *amqp.Channel) error {
+		if err := c.declareExchange(ch); err != nil {
 			return err
 		}
-		args["x-queue-type"] = "quorum"
-		args["x-delivery-limit"] = int64(c.cfg.DeliveryLimit)
-		toQueue(args, c.deadQueue(s.Group))
-	}
-	if s.Ordered {
-		args["x-single-active-consumer"] = true
-	}
-	name := c.groupQueue(s.Group)
-	if _, err := ch.QueueDeclare(name, true, false, false, false, args); err != nil {
-		return declareError(err, "queue", name)
-	}
-	for _, topic := range s.Topics {
-		if err := ch.QueueBind(name, topic, c.cfg.Exchange, false, nil); err != nil {
+		args := amqp.Table{}
+		if s.Temporary {
+			args["x-queue-type"] = "classic" // a quorum queue cannot be deleted only if it is unused
+			args["x-expires"] = temporaryExpiry.Milliseconds()
+		} else {
+			if err := c.declareDead(ch, s.Group); err != nil {
+				return err
+			}
+			args["x-queue-type"] = "quorum"
+			args["x-delivery-limit"] = int64(c.cfg.DeliveryLimit)
+			toQueue(args, c.deadQueue(s.Group))
+		}
+		if s.Ordered {
+			args["x-single-active-consumer"] = true
+		}
+		if fromLog {
+			// No bound, but a mark: by it the broker tells a queue that is only for retries
+			// and replays from one that is bound.
+			args["x-max-length"] = int64(math.MaxInt32)
+		}
+		name := c.groupQueue(s.Group)
+		if _, err := ch.QueueDeclare(name, true, false, false, false, args); err != nil {
 			return declareError(err, "queue", name)
 		}
-	}
-	return nil
+		if fromLog {
+			return c.declarePosition(ch, s)
+		}
+		for _, topic := range s.Topics {
+			if err := ch.QueueBind(name, topic, c.cfg.Exchange, false, nil); err != nil {
+				return declareError(err, "queue", name)
+			}
+		}
+		return nil
+	})
 }
 
 // toQueue lets a quorum queue hand what it gives up to another queue, and forget it only
@@ -222,7 +256,7 @@ func (c *Client) Remove(ctx context.Context, group string) error {
 	delete(c.declared, group)
 	c.mu.Unlock()
 	return c.admin(ctx, func(cn *conn) error {
-		names := []string{c.groupQueue(group), c.deadQueue(group)}
+		names := []string{c.groupQueue(group), c.deadQueue(group), c.positionQueue(group)}
 		for n := range lastRung + 1 {
 			c.forgetRung(group, n)
 			names = append(names, c.retryQueue(group, n))

@@ -26,6 +26,7 @@ const (
 	headerTopic   = own + "topic"   // of what was published again, to a queue
 	headerAttempt = own + "attempt" // of what comes back from a retry
 	headerAgain   = own + "again"   // was delivered before
+	headerOffset  = own + "offset"  // in the log, of what comes back from a retry
 	escaped       = own + "h-"
 )
 
@@ -96,6 +97,7 @@ type received struct {
 	msg     *messaging.Message
 	attempt int
 	again   bool
+	offset  int64 // in the log, 0 of what did not come from there
 	death   *death
 }
 
@@ -136,6 +138,8 @@ func decode(d *amqp.Delivery) received {
 			}
 		case headerAgain:
 			r.again = true
+		case headerOffset:
+			r.offset, _ = v.(int64)
 		case "x-death":
 			r.death = readDeath(v)
 			r.again = true

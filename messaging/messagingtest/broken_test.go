@@ -309,6 +309,36 @@ var defects = map[string]struct {
 	"begins new groups at the end of the log": {func(_ *testing.T, d *driver, _ *messagingmem.Config) {
 		d.change(func(s *messaging.Subscription) { s.From = messaging.Start{} })
 	}, "a_new_group_from_the_first"},
+	"forgets where a group was": {func(_ *testing.T, d *driver, _ *messagingmem.Config) {
+		d.change(func(s *messaging.Subscription) {
+			if s.From != (messaging.Start{}) {
+				s.Group += "-" + messaging.NewID()
+			}
+		})
+	}, "a_subscriber_goes_on_where_another"},
+	"replays without a look at the topics": {func(_ *testing.T, d *driver, _ *messagingmem.Config) {
+		d.change(func(s *messaging.Subscription) {
+			if s.From != (messaging.Start{}) {
+				s.Topics = []string{"#"}
+			}
+		})
+	}, "only_what_matches"},
+	"forgets the offset over a retry": {func(_ *testing.T, d *driver, _ *messagingmem.Config) {
+		d.wrap(func(ctx context.Context, del *messaging.Delivery, next messaging.Handler) error {
+			c := *del
+			if c.Attempt > 1 {
+				c.Offset = 0
+			}
+			return next.Handle(ctx, &c)
+		})
+	}, "what_fails_is_retried_and_then_set_aside"},
+	"ignores Ordered in a replay": {func(_ *testing.T, d *driver, _ *messagingmem.Config) {
+		d.change(func(s *messaging.Subscription) {
+			if s.From != (messaging.Start{}) {
+				s.Ordered = false
+			}
+		})
+	}, "an_ordered_group_that_begins_in_the_past"},
 	"declares half of an invalid call": {func(_ *testing.T, d *driver, _ *messagingmem.Config) {
 		d.declare = func(ctx context.Context, subs ...messaging.Subscription) error {
 			for _, s := range subs {

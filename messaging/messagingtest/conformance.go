@@ -35,6 +35,9 @@ type Harness struct {
 	Ordered bool
 	// Log says that Subscription.From is kept.
 	Log bool
+	// TimeStep is how exact a time in Subscription.From is: a group may also get what was
+	// published less than so long before. Zero means exactly.
+	TimeStep time.Duration
 	// Temporary says that Subscription.Temporary is kept.
 	Temporary bool
 	// Unroutable says that a topic without a group is answered with ErrUnroutable.

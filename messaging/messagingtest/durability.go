@@ -168,14 +168,16 @@ func (r *runner) log() {
 		e.Helper()
 		s := e.sub("recorder", "t")
 		s.Concurrency = 1
+		s.From = messaging.FromFirst() // a group that does not read the log need not know offsets
 		e.declare(s)
 		all := msgs(n)
 		for _, m := range all {
 			e.publishAll(m)
 		}
 		var got tape
-		e.subscribe(s, got.handle)
+		one := e.subscribe(s, got.handle)
 		e.wantOnce(&got, all...)
+		one.stop()
 		ds := got.deliveries()
 		return all, ds
 	}
@@ -221,7 +223,7 @@ func (r *runner) log() {
 
 	r.sentence("a new group from a time begins with what was published then", o, func(e *env) {
 		record(e, 5)
-		time.Sleep(e.unit)
+		time.Sleep(e.unit + r.h.TimeStep)
 		middle := time.Now()
 		time.Sleep(e.unit)
 		later := msgs(5)
@@ -243,7 +245,152 @@ func (r *runner) log() {
 		if n := got.len(); n != 0 {
 			e.Errorf("%d messages were delivered again, want 0", n)
 		}
+		more := msg("t", "")
+		e.publishAll(more)
+		e.wantOnce(&got, more)
 	})
+
+	r.sentence("a group that exists stays what it is, whatever From says", o, func(e *env) {
+		record(e, 5)
+		live := e.sub("live", "t")
+		e.declare(live)
+		live.From = messaging.FromFirst()
+		past := e.sub("past", "t")
+		past.From = messaging.FromFirst()
+		e.declare(past)
+		past.From = messaging.Start{}
+		var fromNow, fromFirst tape
+		e.subscribe(live, fromNow.handle)
+		e.subscribe(past, fromFirst.handle)
+		m := msg("t", "")
+		e.publishAll(m)
+		e.eventually(func() bool { return fromFirst.len() == 6 }, "the group from the first has all messages")
+		e.wantOnce(&fromNow, m)
+	})
+
+	r.sentence("a subscriber goes on where another of its group left off", o, func(e *env) {
+		all, _ := record(e, 60)
+		s := e.sub("new", "t")
+		s.From = messaging.FromFirst()
+		var got tape
+		for left := len(all); left > 0; left -= 20 {
+			enough := make(chan struct{}, len(all))
+			one := e.subscribe(s, func(ctx context.Context, d *messaging.Delivery) error {
+				enough <- struct{}{}
+				return got.handle(ctx, d)
+			})
+			for range 20 {
+				if got.len() < len(all) {
+					e.until(enough, "another message is delivered")
+				}
+			}
+			one.stop()
+		}
+		e.subscribe(s, got.handle)
+		e.wantOnce(&got, all...)
+	})
+
+	r.sentence("only what matches the topics is delivered", o, func(e *env) {
+		s := e.sub("keep", "#")
+		e.declare(s)
+		a, b := msg("a.1", ""), msg("b.1", "")
+		e.publishAll(a, b)
+		s = e.sub("new", "a.*")
+		s.From = messaging.FromFirst()
+		var got tape
+		e.subscribe(s, got.handle)
+		a2, b2 := msg("a.2", ""), msg("b.2", "")
+		e.publishAll(b2, a2)
+		e.wantOnce(&got, a, a2)
+	})
+
+	r.sentence("what fails is retried and then set aside, the others go on, and a replay brings it back", o, func(e *env) {
+		all, ds := record(e, 20)
+		s := e.sub("new", "t")
+		s.From = messaging.FromFirst()
+		s.MaxDeliveries = 3
+		bad, wrong := all[3], true
+		var got tape
+		var mu sync.Mutex
+		e.subscribe(s, func(ctx context.Context, d *messaging.Delivery) error {
+			mu.Lock()
+			defer mu.Unlock()
+			got.add(d)
+			if d.Message.ID == bad.ID && wrong {
+				return errTest
+			}
+			return nil
+		})
+		dead := e.wantDead("new", 1)
+		if dl := dead[0]; dl.Message.ID != bad.ID || dl.Attempt != 3 || dl.Reason == "" {
+			e.Errorf("dead letter = %s after %d attempts (%q), want %s after 3, with a reason", dl.Message.ID, dl.Attempt, dl.Reason, bad.ID)
+		}
+		e.eventually(func() bool { return got.len() >= len(all)+2 }, "all other messages are delivered")
+		for i, m := range all {
+			tries := got.of(m)
+			if want := map[bool]int{true: 3, false: 1}[m == bad]; len(tries) != want {
+				e.Errorf("message %d was delivered %d times, want %d", i, len(tries), want)
+			}
+			for n, d := range tries {
+				if d.Attempt != n+1 || d.Offset != ds[i].Offset {
+					e.Errorf("message %d: delivery %d has Attempt %d, Offset %d, want %d, %d", i, n, d.Attempt, d.Offset, n+1, ds[i].Offset)
+				}
+			}
+		}
+		if e.Replay == nil {
+			return
+		}
+		mu.Lock()
+		wrong = false
+		mu.Unlock()
+		if err := e.Replay(e.Context(), dead...); err != nil {
+			e.Fatalf("Replay = %v, want nil", err)
+		}
+		e.eventually(func() bool { return len(got.of(bad)) == 4 }, "the replayed message is delivered")
+	})
+
+	if r.h.Ordered {
+		r.sentence("an ordered group that begins in the past keeps the order of each key, retries included", o, func(e *env) {
+			keep := e.sub("keep", "t")
+			e.declare(keep)
+			const keys, each = 4, 12
+			for i := range keys * each {
+				e.publishAll(msg("t", fmt.Sprintf("key-%d", i%keys)))
+			}
+			s := e.sub("new", "t")
+			s.From, s.Ordered = messaging.FromFirst(), true
+			var done tape
+			e.subscribe(s, func(_ context.Context, d *messaging.Delivery) error {
+				if d.Attempt == 1 && d.Offset%5 == 0 {
+					return errTest
+				}
+				done.add(d)
+				return nil
+			})
+			e.eventually(func() bool { return done.len() >= keys*each }, "all messages are done")
+			last := make(map[string]int64)
+			for _, d := range done.deliveries() {
+				if before, ok := last[d.Message.Key]; ok && d.Offset <= before {
+					e.Errorf("key %s: Offset %d after %d, want the order of publication", d.Message.Key, d.Offset, before)
+				}
+				last[d.Message.Key] = d.Offset
+			}
+		})
+	}
+
+	if r.h.Temporary {
+		r.sentence("a temporary group may begin in the past, each time anew", o, func(e *env) {
+			all, _ := record(e, 5)
+			s := e.sub("new", "t")
+			s.From, s.Temporary = messaging.FromFirst(), true
+			for range 2 {
+				var got tape
+				one := e.subscribe(s, got.handle)
+				e.wantOnce(&got, all...)
+				one.stop()
+			}
+		})
+	}
 }
 
 func (r *runner) faults() {
@@ -269,14 +416,24 @@ func (r *runner) faults() {
 		if e.Proxy == nil {
 			e.Skip("Client.Proxy is nil")
 		}
-		r.storm(e)
+		r.storm(e, e.sub("g", "t"))
 	})
+
+	if r.h.Log {
+		r.sentence("nor is anything lost to a group that reads the log", Options{Log: true}, func(e *env) {
+			if e.Proxy == nil {
+				e.Skip("Client.Proxy is nil")
+			}
+			s := e.sub("g", "t")
+			s.From = messaging.FromFirst()
+			r.storm(e, s)
+		})
+	}
 }
 
 // storm publishes and consumes while the connections break in every way.
-func (r *runner) storm(e *env) {
+func (r *runner) storm(e *env, s messaging.Subscription) {
 	const publishers, keys = 4, 5
-	s := e.sub("g", "t")
 	s.Ordered = r.h.Ordered
 	s.MaxDeliveries = -1
 	s.DrainTimeout = e.unit
