@@ -63,16 +63,10 @@ func unknown(err error) bool {
 	return ok && status.Code == http.StatusNotFound
 }
 
-type duration struct {
-	name string
-	got  time.Duration
-}
-
-func notNegative(all ...duration) error {
-	for _, d := range all {
-		if d.got < 0 {
-			return fmt.Errorf("consulkit: %s is %v, want 0 or more", d.name, d.got)
-		}
+// checkWait reports a wait that cannot be asked for: Consul waits for 10 minutes at most.
+func checkWait(name string, wait time.Duration) error {
+	if wait < 0 || wait > 10*time.Minute {
+		return fmt.Errorf("consulkit: %s is %v, want 0 to 10m", name, wait)
 	}
 	return nil
 }

@@ -63,6 +63,7 @@ func TestResolver(t *testing.T) {
 }
 
 func TestRegistry(t *testing.T) {
+	t.Parallel()
 	a := startAgent(t, false, "")
 	const ttl = 2 * time.Second
 	discoverytest.Registry(t, func(t *testing.T) discoverytest.Registered {

@@ -87,15 +87,8 @@ func (p *poll) pause(ctx context.Context) error {
 		wait = p.debt - (burst-1)*perQuery
 	}
 	p.debt += perQuery
-	if wait == 0 {
-		return ctx.Err()
+	if wait > 0 {
+		sleep(ctx, wait)
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return ctx.Err()
-	}
+	return ctx.Err()
 }

@@ -56,8 +56,8 @@ func NewRegistry(c *Client, cfg RegistryConfig) (*Registry, error) {
 	if c == nil {
 		return nil, errors.New("consulkit: client is nil, want one")
 	}
-	if err := notNegative(duration{"RegistryConfig.TTL", cfg.TTL}); err != nil {
-		return nil, err
+	if cfg.TTL < 0 {
+		return nil, fmt.Errorf("consulkit: RegistryConfig.TTL is %v, want 0 or more", cfg.TTL)
 	}
 	if cfg.DeregisterAfter > 0 && cfg.DeregisterAfter < time.Minute {
 		return nil, fmt.Errorf("consulkit: RegistryConfig.DeregisterAfter is %v, want at least %v", cfg.DeregisterAfter, time.Minute)

@@ -62,12 +62,8 @@ func NewResolver(c *Client, cfg ResolverConfig) (*Resolver, error) {
 	if c == nil {
 		return nil, errors.New("consulkit: client is nil, want one")
 	}
-	if err := notNegative(duration{"ResolverConfig.Wait", cfg.Wait}); err != nil {
+	if err := checkWait("ResolverConfig.Wait", cfg.Wait); err != nil {
 		return nil, err
-	}
-	// Consul waits for 10 minutes at most, whatever it is asked for.
-	if cfg.Wait > 10*time.Minute {
-		return nil, fmt.Errorf("consulkit: ResolverConfig.Wait is %v, want at most 10m", cfg.Wait)
 	}
 	if slices.Contains(cfg.Tags, "") {
 		return nil, errors.New("consulkit: ResolverConfig.Tags has an empty one, want names")
