@@ -200,9 +200,18 @@ func (b *Balancer) now() int64 { return int64(time.Since(b.epoch)) }
 type Hint struct {
 	// Key is what [ConsistentHash] hashes. Empty means any instance.
 	Key string
+	// Skip reports the addresses of instances that cannot take this call, for example because
+	// there is no connection to them yet. Such an instance is picked only if none of those
+	// that take part at present is another. Nil means none.
+	Skip func(addr string) bool
 
 	now   int64
 	avoid *node // chosen only if there is no other
+}
+
+// unwanted reports whether n is chosen only if there is no other.
+func (h *Hint) unwanted(n *node) bool {
+	return n == h.avoid || h.Skip != nil && h.Skip(n.info.Load().Addr)
 }
 
 // Pick chooses the instance for the next call. Lease.Done must follow.

@@ -567,6 +567,32 @@ func TestLeaseDone(t *testing.T) {
 	}
 }
 
+func TestHintSkip(t *testing.T) {
+	instances := make([]discovery.Instance, 20)
+	for i := range instances {
+		instances[i] = discovery.Instance{Addr: fmt.Sprintf("10.0.0.%d:80", i), Weight: 1 + i%3}
+	}
+	for _, picker := range []balance.Picker{
+		balance.PeakEWMA{}, balance.LeastRequests{}, balance.RoundRobin{}, balance.Weighted{}, balance.ConsistentHash{},
+	} {
+		t.Run(fmt.Sprintf("%T", picker), func(t *testing.T) {
+			b := run(t, balance.Config{Picker: picker}, instances...)
+			for n := range 200 {
+					only := instances[n%len(instances)].Addr
+				lease, err := b.PickFor(t.Context(), balance.Hint{Key: fmt.Sprint(n), Skip: func(addr string) bool { return addr != only }})
+				if err != nil || lease.Addr() != only {
+					t.Fatalf("PickFor = %v, %v; want %s", lease.Addr(), err, only)
+				}
+				lease.Done(fault.Success)
+			}
+			lease, err := b.PickFor(t.Context(), balance.Hint{Skip: func(string) bool { return true }})
+			if err != nil || lease.Addr() == "" {
+				t.Errorf("PickFor with all to be skipped = %v, want some instance", err)
+			}
+		})
+	}
+}
+
 func TestPickDoesNotAllocate(t *testing.T) {
 	for _, p := range pickers {
 		b := run(t, balance.Config{Picker: p.picker}, many(100)...)

@@ -91,7 +91,7 @@ func (p ConsistentHash) Build(candidates []Candidate) func(Hint) int {
 			of := ring[i].of
 			c := &candidates[of]
 			fits := bound < 0 || float64(c.n.inflight()) < math.Ceil(bound*loads*share[of])
-			if fits && c.n != h.avoid {
+			if fits && !h.unwanted(c.n) {
 				return int(of)
 			}
 			i++

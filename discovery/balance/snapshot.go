@@ -35,32 +35,32 @@ func (s *snapshot) pick(h Hint) *node {
 		}
 	}
 	n := t.candidates[t.choose(h)].n
-	if h.avoid == nil || n != h.avoid {
+	if !h.unwanted(n) {
 		return n
 	}
-	return s.other(t, h)
+	return s.other(t, h, n)
 }
 
-// other returns an instance that is not to be avoided, or if there is none, that one.
-func (s *snapshot) other(t *tier, h Hint) *node {
+// other returns an instance that is not unwanted, or if there is none, the one that was picked.
+func (s *snapshot) other(t *tier, h Hint, picked *node) *node {
 	for range 3 {
-		if n := t.candidates[t.choose(h)].n; n != h.avoid {
+		if n := t.candidates[t.choose(h)].n; !h.unwanted(n) {
 			return n
 		}
 	}
 	for i, start := 0, rand.IntN(len(t.candidates)); i < len(t.candidates); i++ {
-		if n := t.candidates[(start+i)%len(t.candidates)].n; n != h.avoid {
+		if n := t.candidates[(start+i)%len(t.candidates)].n; !h.unwanted(n) {
 			return n
 		}
 	}
 	for i := range s.tiers {
 		for j := range s.tiers[i].candidates {
-			if n := s.tiers[i].candidates[j].n; n != h.avoid {
+			if n := s.tiers[i].candidates[j].n; !h.unwanted(n) {
 				return n
 			}
 		}
 	}
-	return h.avoid
+	return picked
 }
 
 // group is a tier in the making.
