@@ -3,6 +3,8 @@ module github.com/dovetail-go/dovetail/chaos
 go 1.26.0
 
 require (
+	github.com/dovetail-go/dovetail v0.1.0
+	github.com/dovetail-go/dovetail/rabbitkit v0.1.0
 	github.com/go-sql-driver/mysql v1.10.1
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/rabbitmq/amqp091-go v1.16.0

@@ -1,0 +1,372 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rabbit_test breaks a RabbitMQ of its own under rabbitkit, and accounts for every
+// message afterwards.
+package rabbit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/dovetail-go/dovetail/chaos/internal/server"
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/messaging/messagingtest"
+	"github.com/dovetail-go/dovetail/rabbitkit"
+)
+
+const (
+	publishers = 8
+	batch      = 16 // messages of one call of Publish, each with a key of its own
+)
+
+// size returns how many messages a run moves at least, and how long a publisher rests
+// between two calls. DOVETAIL_CHAOS=long asks for 200,000 without rest.
+func size() (messages int64, rest time.Duration) {
+	if os.Getenv("DOVETAIL_CHAOS") == "long" {
+		return 200_000, 0
+	}
+	return 5_000, 100 * time.Millisecond
+}
+
+// peer is a client behind a proxy of its own.
+type peer struct {
+	*rabbitkit.Client
+	proxy *messagingtest.Proxy
+}
+
+// patience bounds every wait for something that must happen.
+const patience = 3 * time.Minute
+
+func eventually(t *testing.T, cond func() bool, what string) {
+	t.Helper()
+	for end := time.Now().Add(patience); !cond(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+func connect(t *testing.T, s *server.Rabbit, name string) *peer {
+	t.Helper()
+	proxy, err := messagingtest.StartProxy(s.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = proxy.Addr()
+	c, err := rabbitkit.New(u.String(), rabbitkit.Config{
+		Exchange: "chaos", Name: name, Window: 500, Log: rabbitkit.Log{MaxAge: time.Hour},
+		Heartbeat: time.Second, Timeout: 5 * time.Second, MaxReconnectDelay: 500 * time.Millisecond,
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &peer{c, proxy}
+}
+
+func (p *peer) close() {
+	_ = p.Close()
+	_ = p.proxy.Close()
+}
+
+// TestABrokenBroker lets 8 publishers and 8 subscriptions of three groups move messages
+// while their broker is stopped and started, killed, paused for longer than a heartbeat,
+// and while their connections are cut, stalled and half lost. Then nothing confirmed is
+// lost, every duplicate is one by its ID, no message of a key has overtaken another, and
+// nothing is left behind: goroutines, channels, memory.
+func TestABrokenBroker(t *testing.T) {
+	s := server.StartRabbit(t)
+	t.Run("alarm", func(t *testing.T) { alarm(t, s) })
+	t.Run("storm", func(t *testing.T) { storm(t, s) })
+}
+
+// alarm lets the broker run out of the memory that it is allowed.
+func alarm(t *testing.T, s *server.Rabbit) {
+	p := connect(t, s, "alarm")
+	defer p.close()
+	ctx := t.Context()
+	if err := p.Declare(ctx, messaging.Subscription{Group: "alarm", Topics: []string{"alarm"}}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := p.Remove(ctx, "alarm"); err != nil {
+			t.Errorf("Remove = %v, want nil", err)
+		}
+	}()
+	msg := func() *messaging.Message { return &messaging.Message{ID: messaging.NewID(), Topic: "alarm"} }
+	if err := p.Publish(ctx, msg()); err != nil {
+		t.Fatalf("Publish = %v, want nil", err)
+	}
+	s.Ctl("set_vm_memory_high_watermark", "0.00001")
+	// The broker tells a connection of the alarm only when it has published something.
+	var blocked, unknown int
+	eventually(t, func() bool {
+		short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		switch err := p.Publish(short, msg()); {
+		case errors.Is(err, messaging.ErrUnknown):
+			unknown++
+		case errors.Is(err, messaging.ErrBlocked):
+			blocked++
+		}
+		return blocked >= 3
+	}, "Publish is blocked")
+	if unknown > 1 {
+		t.Errorf("%d outcomes unknown, want at most the one message that met the alarm", unknown)
+	}
+	if !p.Stats().Blocked {
+		t.Error("Stats().Blocked = false, want true")
+	}
+	if err := p.Check(ctx); !errors.Is(err, messaging.ErrBlocked) {
+		t.Errorf("Check = %v, want ErrBlocked", err)
+	}
+	waits := make(chan error, 1)
+	go func() { waits <- p.Publish(ctx, msg()) }()
+	s.Ctl("set_vm_memory_high_watermark", "absolute", "1GB")
+	if err := <-waits; err != nil {
+		t.Errorf("Publish = %v, want nil when the alarm is over", err)
+	}
+	if err := p.Check(ctx); err != nil {
+		t.Errorf("Check = %v, want nil when the alarm is over", err)
+	}
+}
+
+var errRandom = errors.New("a failure now and then")
+
+func storm(t *testing.T, s *server.Rabbit) {
+	atStart := runtime.NumGoroutine()
+	schedule := messaging.Backoff{Base: 20 * time.Millisecond, Max: 50 * time.Millisecond}
+	ordered := messaging.Subscription{Group: "ordered", Topics: []string{"order.*"}, Ordered: true, Prefetch: 200, MaxDeliveries: -1, Backoff: schedule}
+	shared := messaging.Subscription{Group: "shared", Topics: []string{"#"}, Concurrency: 4, Prefetch: 50, MaxDeliveries: -1, Backoff: schedule}
+	replayed := messaging.Subscription{Group: "replayed", Topics: []string{"order.#"}, Ordered: true, Prefetch: 200, MaxDeliveries: -1, Backoff: schedule, From: messaging.FromFirst()}
+	check := messagingtest.NewChecker(ordered, shared, replayed)
+
+	peers := []*peer{connect(t, s, "publisher 1"), connect(t, s, "publisher 2"), connect(t, s, "consumer 1"), connect(t, s, "consumer 2")}
+	senders, receivers := peers[:2], peers[2:]
+	admin := connect(t, s, "admin")
+	if err := admin.Declare(t.Context(), ordered, shared, replayed); err != nil {
+		t.Fatal(err)
+	}
+	subscribed, stopSubscribers := context.WithCancel(context.Background())
+	defer stopSubscribers()
+	var subscriptions, sending sync.WaitGroup
+	var deliveries atomic.Int64
+	for _, r := range receivers {
+		for _, sub := range []messaging.Subscription{ordered, shared, shared, replayed} {
+			h := check.Handler(sub, messaging.HandlerFunc(func(_ context.Context, d *messaging.Delivery) error {
+				deliveries.Add(1)
+				switch rand.IntN(100) {
+				case 0: // holds its message over what comes
+					time.Sleep(50 * time.Millisecond)
+				case 1:
+					if d.Attempt == 1 {
+						return errRandom
+					}
+				}
+				return nil
+			}))
+			subscriptions.Go(func() {
+				if err := r.Subscribe(subscribed, sub, h); err != nil {
+					t.Errorf("Subscribe(%s) = %v, want nil", sub.Group, err)
+				}
+			})
+		}
+	}
+
+	stop := make(chan struct{})
+	least, pause := size()
+	var sent atomic.Int64
+	outcomes := make(map[string]int)
+	var mu sync.Mutex
+	for n := range publishers {
+		pub := check.Publisher(senders[n%len(senders)])
+		sending.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				left := make([]*messaging.Message, batch)
+				for i := range left {
+					left[i] = &messaging.Message{ID: messaging.NewID(), Topic: "order.placed", Key: fmt.Sprintf("%d-%d", n, i), Time: time.Now(), Body: make([]byte, 200)}
+				}
+				// One message of a key in flight, until it is confirmed: so order is kept.
+				for len(left) > 0 {
+					ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+					err := pub.Publish(ctx, left...)
+					cancel()
+					var again []*messaging.Message
+					if pe := (*messaging.PublishError)(nil); errors.As(err, &pe) {
+						mu.Lock()
+						for _, f := range pe.Failed {
+							again = append(again, left[f.Index])
+							for name, kind := range map[string]error{"unknown": messaging.ErrUnknown, "blocked": messaging.ErrBlocked, "refused": messaging.ErrRefused} {
+								if errors.Is(f.Err, kind) {
+									outcomes[name]++
+								}
+							}
+						}
+						mu.Unlock()
+					}
+					left = again
+				}
+				sent.Add(batch)
+				time.Sleep(pause)
+			}
+		})
+	}
+	defer func() {
+		select {
+		case <-stop:
+		default:
+			close(stop)
+		}
+		sending.Wait()
+	}()
+
+	// What stands when all is connected is what must stand at the end.
+	flows := func(what string) {
+		t.Helper()
+		before, handled := sent.Load(), deliveries.Load()
+		eventually(t, func() bool {
+			return sent.Load() >= before+2*publishers*batch && deliveries.Load() > handled+2*publishers*batch
+		}, "messages flow "+what)
+	}
+	flows("at first")
+	s.Restart() // what was declared is on disk now: see server.Rabbit
+	flows("after the first restart")
+	eventually(t, func() bool { return allConnected(senders, receivers) }, "all are connected")
+	goroutines, channels, memory := runtime.NumGoroutine(), countChannels(s), heap()
+
+	all := func(do func(*peer)) func() {
+		return func() {
+			for _, p := range peers {
+				do(p)
+			}
+		}
+	}
+	one := func(do func(*messagingtest.Proxy)) func() {
+		return func() { do(peers[rand.IntN(len(peers))].proxy) }
+	}
+	heal := all(func(p *peer) { p.proxy.Heal() })
+	faults := []fault{
+		{"killed", s.Kill, s.Start, 0},
+		{"cut", all(func(p *peer) { p.proxy.Cut() }), heal, 0},
+		{"paused", s.Pause, s.Resume, 3 * time.Second},
+		{"one cut in the middle of a frame", one(func(p *messagingtest.Proxy) { p.CutAfter(messagingtest.ToServer, 777) }), heal, time.Second},
+		{"one half open", one(func(p *messagingtest.Proxy) { p.HalfOpen(messagingtest.ToServer) }), heal, 3 * time.Second},
+		{"one stalled", one(func(p *messagingtest.Proxy) { p.Stall(messagingtest.Both) }), heal, 3 * time.Second},
+		{"all down", all(func(p *peer) { p.proxy.Down() }), heal, time.Second},
+	}
+	if pause == 0 {
+		faults = append(faults, fault{"stopped and started", s.Stop, s.Start, 0}) // the short run has had it above
+	}
+	started := time.Now()
+	rounds := 0
+	for ; rounds == 0 || sent.Load() < least; rounds++ {
+		for _, f := range faults {
+			f.begin()
+			time.Sleep(f.lasts)
+			f.end()
+			flows("after: " + f.name)
+		}
+	}
+	close(stop)
+	sending.Wait()
+	for end := time.Now().Add(patience); !check.Done() && time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond)
+	}
+	report := check.Report()
+	if err := report.Err(); err != nil {
+		t.Error(err)
+	}
+	if report.Unknown+report.Refused > 0 {
+		t.Errorf("%d messages unknown, %d refused, want all confirmed in the end", report.Unknown, report.Refused)
+	}
+	var stale, reconnects int64
+	for _, p := range peers {
+		st := p.Stats()
+		stale += st.StaleAcks
+		reconnects += st.Reconnects
+		if st.Reconnects == 0 {
+			t.Error("a client never had to reconnect, so nothing was proved")
+		}
+		if st.InFlight != 0 {
+			t.Errorf("Stats().InFlight = %d, want 0 when all is done", st.InFlight)
+		}
+	}
+	t.Logf("%d faults in %v: %d reconnects, %d stale acknowledgements refused, tries that failed %v\n%v",
+		rounds*len(faults), time.Since(started).Round(time.Second), reconnects, stale, outcomes, report)
+
+	eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines }, fmt.Sprintf("there are no more than the %d goroutines of the beginning", goroutines))
+	eventually(t, func() bool { return countChannels(s) <= channels }, fmt.Sprintf("the broker has no more than the %d channels of the beginning", channels))
+	check, report = nil, messagingtest.Report{}
+	stopSubscribers()
+	subscriptions.Wait()
+	grown := float64(heap()-memory) / (1 << 20)
+	t.Logf("goroutines %d, channels %d, heap %+.1f MiB since all were connected", runtime.NumGoroutine(), channels, grown)
+	if grown > 32 {
+		t.Errorf("the heap has grown by %.1f MiB, want it flat", grown)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(s.Ctl("list_queues", "--no-table-headers", "-p", "dovetail", "name", "messages")), "\n") {
+		name, n, _ := strings.Cut(line, "\t")
+		if n != "0" && !strings.HasSuffix(name, ".log") && !strings.Contains(name, ".position.") {
+			t.Errorf("queue %s holds %s messages, want none: all are handled and acknowledged", name, n)
+		}
+	}
+	for _, p := range append(peers, admin) {
+		p.close()
+	}
+	eventually(t, func() bool { return runtime.NumGoroutine() <= atStart }, "no goroutine is left of the clients")
+}
+
+// fault is something that happens to the broker or its connections for a while.
+type fault struct {
+	name       string
+	begin, end func()
+	lasts      time.Duration
+}
+
+func allConnected(senders, receivers []*peer) bool {
+	for _, p := range senders {
+		if !p.Stats().Connected {
+			return false
+		}
+	}
+	for _, p := range receivers {
+		if st := p.Stats(); !st.Connected || !st.Consuming {
+			return false
+		}
+	}
+	return true
+}
+
+func countChannels(s *server.Rabbit) int {
+	return strings.Count(s.Ctl("list_channels", "--no-table-headers", "pid"), "<")
+}
+
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
