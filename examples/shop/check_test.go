@@ -47,7 +47,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 			copyOf := t.TempDir()
 			copyData(t, data, copyOf)
 			harm(t, filepath.Join(copyOf, tt.service+".db"), tt.harm)
-			invariants, err := check.Run(t.Context(), copyOf, nil, 0)
+			invariants, err := check.Run(t.Context(), check.Files(copyOf), nil, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -59,7 +59,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		})
 	}
 	t.Run("a promised order is missing", func(t *testing.T) {
-		invariants, err := check.Run(t.Context(), data, []string{"promised"}, 0)
+		invariants, err := check.Run(t.Context(), check.Files(data), []string{"promised"}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +68,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		}
 	})
 	t.Run("no data is an error", func(t *testing.T) {
-		if _, err := check.Run(t.Context(), t.TempDir(), nil, time.Second); err == nil {
+		if _, err := check.Run(t.Context(), check.Files(t.TempDir()), nil, time.Second); err == nil {
 			t.Error("check of an empty folder = nil, want an error")
 		}
 	})

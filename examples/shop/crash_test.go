@@ -207,7 +207,7 @@ func TestStoppedShopResumes(t *testing.T) {
 
 func verify(t *testing.T, data string, accepted []string) {
 	t.Helper()
-	invariants, err := check.Run(t.Context(), data, accepted, 30*time.Second)
+	invariants, err := check.Run(t.Context(), check.Files(data), accepted, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

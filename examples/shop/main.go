@@ -23,6 +23,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/check"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/load"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 )
 
 func main() {
@@ -42,7 +43,8 @@ var errFound = errors.New("not as it must be")
 
 func command() *cobra.Command {
 	var cfg embedded.Config
-	var verbose bool
+	var verbose, onServers bool
+	var o stackOptions
 	root := &cobra.Command{
 		Use:   "shop",
 		Short: "Dovetail's reference shop",
@@ -50,7 +52,9 @@ func command() *cobra.Command {
 payment with a simulated provider, and notification, each a service with its own database.
 
 Stop it with Ctrl-C, or kill it at any moment: started again on the same --data it resumes where
-it was.`,
+it was.
+
+With --stack the same services run on PostgreSQL, RabbitMQ, Redis and Consul, each in a process of its own.`,
 		Example: `  shop                                   # then open the printed address
   shop load --orders 2000                # in a second terminal: drive it
   shop check --data shop-data            # verify what must be true of its data`,
@@ -58,12 +62,11 @@ it was.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			level := slog.LevelInfo
-			if verbose {
-				level = slog.LevelDebug
-			}
-			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			cfg.Log = logger(cmd.ErrOrStderr(), verbose)
 			slog.SetDefault(cfg.Log)
+			if onServers {
+				return up(cmd, o, cfg.Data, cfg.Listen, cfg.Log, verbose)
+			}
 			cfg.Ready = func(url string) { welcome(cmd.OutOrStdout(), url) }
 			return embedded.Run(cmd.Context(), cfg)
 		},
@@ -71,7 +74,9 @@ it was.`,
 	root.Flags().StringVar(&cfg.Data, "data", "shop-data", "folder of the databases, created if missing")
 	root.Flags().StringVar(&cfg.Listen, "listen", "127.0.0.1:8080", "address of the gateway; port 0 takes a free one")
 	root.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
-	root.AddCommand(loadCommand(), checkCommand())
+	root.Flags().BoolVar(&onServers, "stack", false, "run on real servers, one process per service, as shop up does")
+	o.add(root)
+	root.AddCommand(upCommand(), runCommand(), loadCommand(), checkCommand())
 	return root
 }
 
@@ -162,6 +167,8 @@ func round(d time.Duration) time.Duration { return d.Round(100 * time.Microsecon
 
 func checkCommand() *cobra.Command {
 	var data, loadFile string
+	var onServers bool
+	var o stackOptions
 	var patience time.Duration
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -181,7 +188,19 @@ shop's processes. The shop may be running: check waits until it has come to rest
 					return fmt.Errorf("%s: want a report written by shop load --report: %w", loadFile, err)
 				}
 			}
-			invariants, err := check.Run(cmd.Context(), data, promised.Accepted, patience)
+			open := check.Files(data)
+			if onServers {
+				getenv, err := o.getenv(data)
+				if err != nil {
+					return err
+				}
+				settings, err := stack.LoadDatabases(getenv)
+				if err != nil {
+					return err
+				}
+				open = settings.Look
+			}
+			invariants, err := check.Run(cmd.Context(), open, promised.Accepted, patience)
 			if err != nil {
 				return err
 			}
@@ -199,6 +218,8 @@ shop's processes. The shop may be running: check waits until it has come to rest
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", "shop-data", "folder of the shop's databases")
+	cmd.Flags().BoolVar(&onServers, "stack", false, "check the databases of the shop on real servers")
+	cmd.Flags().StringVar(&o.envFile, "env-file", "", "file of NAME=value lines for what the environment lacks (default stack.env in the --data folder, if it is there)")
 	cmd.Flags().StringVar(&loadFile, "load", "", "report of shop load: each order accepted there must exist")
 	cmd.Flags().DurationVar(&patience, "wait", 10*time.Second, "how long to wait for a running shop to come to rest")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")

@@ -48,19 +48,26 @@ func (i *Invariant) violated(format string, args ...any) {
 	}
 }
 
-// Run checks the databases in the data folder. It waits up to patience for the shop to come
+// Files opens the databases of the embedded shop in a data folder.
+func Files(data string) func(service string) (*sql.DB, error) {
+	return func(service string) (*sql.DB, error) {
+		path := filepath.Join(data, service+".db")
+		if _, err := os.Stat(path); err != nil {
+			return nil, fmt.Errorf("%s is not the data folder of a shop: %w", data, err)
+		}
+		return platform.OpenSQLiteReadOnly(path)
+	}
+}
+
+// Run checks the databases that open opens, one per service. It waits up to patience for the shop to come
 // to rest: no order pending, no saga running, nothing in an outbox. What is not at rest then is a violation.
 //
 // Accepted, if any, are orders that somebody was promised; each must be there.
-func Run(ctx context.Context, data string, accepted []string, patience time.Duration) ([]Invariant, error) {
+func Run(ctx context.Context, open func(service string) (*sql.DB, error), accepted []string, patience time.Duration) ([]Invariant, error) {
 	c := &checker{db: map[string]*sql.DB{}}
 	defer c.close()
 	for _, name := range []string{"customer", "catalog", "inventory", "payment", "provider", "notification", "order"} {
-		path := filepath.Join(data, name+".db")
-		if _, err := os.Stat(path); err != nil {
-			return nil, fmt.Errorf("check: %s is not the data folder of a shop: %w", data, err)
-		}
-		db, err := platform.OpenSQLiteReadOnly(path)
+		db, err := open(name)
 		if err != nil {
 			return nil, fmt.Errorf("check: %w", err)
 		}

@@ -1,0 +1,219 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package stack
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/rabbitmq/amqp091-go"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+)
+
+// Names of the variables that configure a process of the stack.
+const (
+	NameVar             = "SHOP_NAME"
+	PublicURLVar        = "SHOP_PUBLIC_URL"
+	ServiceTokenVar     = "SHOP_SERVICE_TOKEN"
+	PostgresVar         = "SHOP_POSTGRES_DSN"
+	RabbitMQVar         = "SHOP_RABBITMQ_URL"
+	RedisVar            = "SHOP_REDIS_URL"
+	ConsulVar           = "SHOP_CONSUL_ADDR"
+	DiscoveryFileVar    = "SHOP_DISCOVERY_FILE"
+	AdminPasswordVar    = "SHOP_ADMIN_PASSWORD"
+	OperatorPasswordVar = "SHOP_OPERATOR_PASSWORD"
+	LeaseVar            = "SHOP_LEASE"
+)
+
+// Settings are what a process of the stack is configured with.
+type Settings struct {
+	// Name keeps several shops on the same servers apart: it begins the names of schemas, queues,
+	// keys and services.
+	Name string
+	// PublicURL is where people reach the shop. It is the issuer of every token.
+	PublicURL string
+	// ServiceToken is the secret by which services know each other.
+	ServiceToken string
+	// Postgres, RabbitMQ and Redis are where the servers are, with user and password.
+	Postgres, RabbitMQ, Redis string
+	// Consul is the agent's address; DiscoveryFile takes its place if it is empty.
+	Consul, DiscoveryFile string
+	// AdminPassword and OperatorPassword are those of the first members of staff.
+	AdminPassword, OperatorPassword string
+	// Lease is how long after the death of a process another takes over its work.
+	Lease time.Duration
+}
+
+// variable is one setting: who needs it, what is wanted of it, and where it goes.
+type variable struct {
+	name string
+	// neededBy tells which services cannot do without. Nil means none.
+	neededBy func(service string) bool
+	want     string
+	check    func(value string) error
+	set      func(s *Settings, value string)
+}
+
+func everybody(string) bool              { return true }
+func withDatabase(service string) bool   { return service != assembly.Gateway }
+func withBroker(service string) bool     { return service != assembly.Gateway && service != "provider" }
+func withQuotas(service string) bool     { return service == assembly.Gateway || service == "customer" }
+func withAccounts(service string) bool   { return service == "customer" }
+func anything(string) error              { return nil }
+func parsed[T any](_ T, err error) error { return err }
+
+var plainName = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}$`)
+
+var variables = []variable{
+	{
+		NameVar, nil, "1 to 16 lower-case letters and digits", func(v string) error {
+			if !plainName.MatchString(v) {
+				return errors.New("has something else in it")
+			}
+			return nil
+		}, func(s *Settings, v string) { s.Name = v },
+	},
+	{
+		PublicURLVar, everybody, "the URL that people reach the shop at, such as https://shop.example", func(v string) error {
+			u, err := url.Parse(v)
+			if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Path != "") {
+				return errors.New("is no http or https URL without a path")
+			}
+			return err
+		}, func(s *Settings, v string) { s.PublicURL = v },
+	},
+	{
+		ServiceTokenVar, everybody, "a secret of at least 32 bytes, the same for all processes", func(v string) error {
+			if len(v) < 32 {
+				return fmt.Errorf("has %d bytes", len(v))
+			}
+			return nil
+		}, func(s *Settings, v string) { s.ServiceToken = v },
+	},
+	{
+		PostgresVar, withDatabase, "postgres://user:password@host:port/database", func(v string) error { return parsed(pgx.ParseConfig(v)) },
+		func(s *Settings, v string) { s.Postgres = v },
+	},
+	{
+		RabbitMQVar, withBroker, "amqp://user:password@host:port/vhost", func(v string) error { return parsed(amqp091.ParseURI(v)) },
+		func(s *Settings, v string) { s.RabbitMQ = v },
+	},
+	{
+		RedisVar, withQuotas, "redis://user:password@host:port/number", func(v string) error { return parsed(redis.ParseURL(v)) },
+		func(s *Settings, v string) { s.Redis = v },
+	},
+	{
+		ConsulVar, nil, "host:port of the Consul agent", func(v string) error {
+			_, _, err := net.SplitHostPort(v)
+			return err
+		}, func(s *Settings, v string) { s.Consul = v },
+	},
+	{
+		DiscoveryFileVar, nil, "a JSON file of the services' addresses", anything, func(s *Settings, v string) { s.DiscoveryFile = v },
+	},
+	{AdminPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.AdminPassword = v }},
+	{OperatorPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.OperatorPassword = v }},
+	{
+		LeaseVar, nil, "a duration of 1s or more", func(v string) error {
+			d, err := time.ParseDuration(v)
+			if err == nil && d < time.Second {
+				return errors.New("is too short")
+			}
+			return err
+		}, func(s *Settings, v string) { s.Lease, _ = time.ParseDuration(v) },
+	},
+}
+
+func password(v string) error {
+	if len(v) < 8 || len(v) > 72 {
+		return fmt.Errorf("has %d bytes", len(v))
+	}
+	return nil
+}
+
+// Load reads the settings of one service. The error names every variable that is missing or wrong, and what
+// is wanted of it. It never shows a value: many of them are secrets.
+func Load(service string, getenv func(name string) string) (Settings, error) {
+	if service != assembly.Gateway && !slices.Contains(assembly.Backends, service) {
+		return Settings{}, fmt.Errorf("there is no service %q, want one of %s, %s", service, assembly.Gateway, strings.Join(assembly.Backends, ", "))
+	}
+	s, err := load(getenv, func(v variable) bool { return v.neededBy != nil && v.neededBy(service) })
+	if s.Consul == "" && s.DiscoveryFile == "" {
+		err = errors.Join(err, fmt.Errorf("neither %s nor %s is set, want one of them", ConsulVar, DiscoveryFileVar))
+	}
+	return s, err
+}
+
+// LoadDatabases reads what is needed to look at the databases.
+func LoadDatabases(getenv func(name string) string) (Settings, error) {
+	return load(getenv, func(v variable) bool { return v.name == PostgresVar })
+}
+
+func load(getenv func(name string) string, needed func(v variable) bool) (Settings, error) {
+	s := Settings{Name: "shop"}
+	var wrong []error
+	for _, v := range variables {
+		value := getenv(v.name)
+		if value == "" {
+			if needed(v) {
+				wrong = append(wrong, fmt.Errorf("%s is not set, want %s", v.name, v.want))
+			}
+			continue
+		}
+		if err := v.check(value); err != nil {
+			wrong = append(wrong, fmt.Errorf("%s %s, want %s", v.name, reason(err, value), v.want))
+			continue
+		}
+		v.set(&s, value)
+	}
+	return s, errors.Join(wrong...)
+}
+
+// reason says what is wrong with a value without showing it: errors of parsers often quote what
+// they were given, passwords included.
+func reason(err error, value string) string {
+	text := err.Error()
+	if strings.ContainsAny(text, ":/@") || strings.Contains(text, value) {
+		return "cannot be read"
+	}
+	return text
+}
+
+// ReadEnv reads a file of NAME=value lines, as make stack writes it. Values may be in single
+// quotes; empty lines and those that begin with # are passed over.
+func ReadEnv(path string) (map[string]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	out := map[string]string{}
+	lines := bufio.NewScanner(f)
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, value, ok := strings.Cut(strings.TrimPrefix(line, "export "), "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("%s: line %d: want NAME=value", path, n)
+		}
+		if len(value) >= 2 && value[0] == '\'' && value[len(value)-1] == '\'' {
+			value = value[1 : len(value)-1]
+		}
+		out[name] = value
+	}
+	return out, lines.Err()
+}

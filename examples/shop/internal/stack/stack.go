@@ -1,0 +1,276 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package stack runs the shop on real servers, one process per service: PostgreSQL with a schema for
+// each of them, RabbitMQ for the events, Redis for what instances share, Consul to find each other. The services
+// are the same as in the embedded shop and do not know the difference.
+package stack
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/dovetail-go/dovetail/consulkit"
+	"github.com/dovetail-go/dovetail/discovery"
+	"github.com/dovetail-go/dovetail/discovery/balance"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/customer"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/rabbitkit"
+	"github.com/dovetail-go/dovetail/ratelimit"
+	"github.com/dovetail-go/dovetail/rediskit"
+)
+
+// Process is one service to run in this process.
+type Process struct {
+	// Service is its name, Instance tells it from others of the same service.
+	Service, Instance string
+	// Listener is where it is served.
+	Listener net.Listener
+	// Settings are those of the service.
+	Settings Settings
+	// Log is nil for slog.Default().
+	Log *slog.Logger
+	// Ready, if not nil, is called with the service's address before it is served.
+	Ready func(addr string)
+}
+
+// callsAtOnce bounds what one service has under way with another.
+const callsAtOnce = 64
+
+// grace is how long a stopping service is still there for those who have not heard yet.
+const grace = 300 * time.Millisecond
+
+// Run runs one service until ctx ends, then drains it. The error names the variable of the server
+// that does not answer.
+func Run(ctx context.Context, p Process) error {
+	log := p.Log
+	if log == nil {
+		log = slog.Default()
+	}
+	log = log.With("service", p.Service, "instance", p.Instance)
+	s := p.Settings
+	env := platform.Env{
+		Name: p.Service, Instance: p.Instance, Lease: s.Lease, Grace: grace, Log: log,
+	}
+
+	resolver, registry, err := s.discovery(ctx)
+	if err != nil {
+		return err
+	}
+	env.Registry = registry
+	transport, err := balance.NewTransport(resolver, balance.TransportConfig{Balancer: balance.Config{KeepOnEmpty: 10 * time.Second}})
+	if err != nil {
+		return err
+	}
+	// The network outlives the service: what it has in hand may need the others.
+	network, stopNetwork := context.WithCancel(context.WithoutCancel(ctx))
+	watching := make(chan error, 1)
+	go func() { watching <- transport.Run(network) }()
+	defer func() {
+		stopNetwork()
+		<-watching
+	}()
+	concurrent := callsAtOnce
+	if p.Service == assembly.Gateway {
+		concurrent = 0 // what it passes on is bounded where it arrives
+	}
+	guards, err := platform.NewGuarded(transport, concurrent)
+	if err != nil {
+		return err
+	}
+	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, Token: s.ServiceToken}
+	env.Auth = platform.NewAuth(s.PublicURL, "http://customer/.well-known/jwks.json", s.ServiceToken, &http.Client{Transport: transport, Timeout: 5 * time.Second})
+
+	if withDatabase(p.Service) {
+		if env.DB, err = s.database(ctx, p.Service); err != nil {
+			return err
+		}
+		defer func() { _ = env.DB.Close() }()
+	}
+	if withBroker(p.Service) {
+		broker, err := s.broker(ctx, p.Instance, log)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = broker.Close() }()
+		env.Broker = broker
+	}
+	if withQuotas(p.Service) {
+		client, err := s.redis(ctx, log)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = client.Close() }()
+		env.Quotas = quotas(client, s.Name)
+	}
+
+	service, err := assembly.New(ctx, env, assembly.Config{Issuer: s.PublicURL, Accounts: s.staff()})
+	if err != nil {
+		return err
+	}
+	if err := assembly.Verify(p.Service, service.Consumers()); err != nil {
+		return err
+	}
+	if p.Ready != nil {
+		p.Ready(p.Listener.Addr().String())
+	}
+	return platform.Serve(ctx, env, service, p.Listener)
+}
+
+// staff are the first accounts, with passwords from outside. They are created once: a password
+// that is changed there later does not change here.
+func (s Settings) staff() []customer.Account {
+	var out []customer.Account
+	for _, a := range []customer.Account{
+		{Name: "Shop admin", Email: "admin@shop.example", Password: s.AdminPassword, Role: platform.RoleAdmin},
+		{Name: "Shop operator", Email: "operator@shop.example", Password: s.OperatorPassword, Role: platform.RoleOperator},
+	} {
+		if a.Password != "" {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// Schema is the name of a service's schema.
+func (s Settings) Schema(service string) string { return s.Name + "_" + service }
+
+func (s Settings) database(ctx context.Context, service string) (*sql.DB, error) {
+	db, err := platform.OpenPostgres(ctx, s.Postgres, s.Schema(service))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", PostgresVar, err)
+	}
+	return db, nil
+}
+
+// Look opens a service's schema for reading.
+func (s Settings) Look(service string) (*sql.DB, error) {
+	db, err := platform.OpenPostgresReadOnly(s.Postgres, s.Schema(service))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", PostgresVar, err)
+	}
+	return db, nil
+}
+
+// broker is RabbitMQ with every group of the shop declared.
+func (s Settings) broker(ctx context.Context, instance string, log *slog.Logger) (broker, error) {
+	client, err := rabbitkit.New(s.RabbitMQ, rabbitkit.Config{Exchange: s.Name, Name: s.Name + " " + instance, Logger: log})
+	if err == nil {
+		err = assembly.Declare(ctx, client)
+	}
+	if err != nil {
+		if client != nil {
+			_ = client.Close()
+		}
+		return broker{}, fmt.Errorf("%s: %w", RabbitMQVar, err)
+	}
+	return broker{client}, nil
+}
+
+// broker drops events that nobody wants to hear: as every group is declared before the first of
+// them, they are those that find no group.
+type broker struct{ *rabbitkit.Client }
+
+// Publish implements [messaging.Publisher].
+func (b broker) Publish(ctx context.Context, msgs ...*messaging.Message) error {
+	err := b.Client.Publish(ctx, msgs...)
+	var failed *messaging.PublishError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	wanted := slices.DeleteFunc(slices.Clone(failed.Failed), func(f messaging.Failed) bool { return errors.Is(f.Err, messaging.ErrUnroutable) })
+	if len(wanted) == 0 {
+		return nil
+	}
+	return &messaging.PublishError{Failed: wanted}
+}
+
+// redis is the client, once the server has let it in. A server that is away does not keep the shop
+// from opening: quotas are then kept by each instance for its share.
+func (s Settings) redis(ctx context.Context, log *slog.Logger) (*redis.Client, error) {
+	options, err := redis.ParseURL(s.Redis)
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be read", RedisVar)
+	}
+	client := redis.NewClient(options)
+	err = client.Ping(ctx).Err()
+	if refused := redis.Error(nil); errors.As(err, &refused) {
+		_ = client.Close()
+		return nil, fmt.Errorf("%s: %w", RedisVar, err)
+	}
+	if err != nil {
+		log.Warn("Redis does not answer: quotas are this instance's own until it does", "error", err)
+	}
+	return client, nil
+}
+
+// quotas are kept in Redis, so that all instances share them.
+func quotas(client *redis.Client, prefix string) func(name string, limit ratelimit.Limit) (platform.Quota, error) {
+	return func(name string, limit ratelimit.Limit) (platform.Quota, error) {
+		buckets, err := rediskit.NewBuckets(client, rediskit.Config{Prefix: prefix + ":" + name})
+		if err != nil {
+			return nil, err
+		}
+		return ratelimit.NewLeased(buckets, limit, ratelimit.LeasedConfig{Name: name})
+	}
+}
+
+// discovery is Consul, or a file that somebody else keeps: then nobody registers.
+func (s Settings) discovery(ctx context.Context) (discovery.Resolver, discovery.Registry, error) {
+	if s.Consul == "" {
+		file, err := discovery.NewFile(s.DiscoveryFile, discovery.FileConfig{})
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", DiscoveryFileVar, err)
+		}
+		return file, nil, nil
+	}
+	client, err := consulkit.New(&api.Config{Address: s.Consul})
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", ConsulVar, err)
+	}
+	if _, err := client.API().Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx)); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", ConsulVar, err)
+	}
+	// The agent's own look finds a process that hangs sooner than its lease would.
+	registry, err := consulkit.NewRegistry(client, consulkit.RegistryConfig{Checks: consulkit.HTTPCheck("/readyz", 2*time.Second)})
+	if err != nil {
+		return nil, nil, err
+	}
+	resolver, err := consulkit.NewResolver(client, consulkit.ResolverConfig{})
+	if err != nil {
+		return nil, nil, err
+	}
+	names := named{registry, resolver, s.Name + "-"}
+	return names, names, nil
+}
+
+// named keeps the services of several shops on one Consul apart by the beginning of their names.
+type named struct {
+	registry discovery.Registry
+	resolver discovery.Resolver
+	prefix   string
+}
+
+// Register implements [discovery.Registry].
+func (n named) Register(ctx context.Context, in discovery.Instance) (discovery.Lease, error) {
+	in.Service, in.ID = n.prefix+in.Service, n.prefix+in.ID
+	return n.registry.Register(ctx, in)
+}
+
+// Watch implements [discovery.Resolver].
+func (n named) Watch(ctx context.Context, service string) iter.Seq2[discovery.Set, error] {
+	return n.resolver.Watch(ctx, n.prefix+service)
+}

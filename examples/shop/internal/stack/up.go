@@ -1,0 +1,322 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package stack
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+)
+
+// UpConfig says what to run.
+type UpConfig struct {
+	// Listen is the address of the gateway. Port 0 takes a free one.
+	Listen string
+	// Instances is how many of a service, by name. A service that is not named has one.
+	Instances map[string]int
+	// Getenv reads the settings. PublicURLVar may be missing: it is then where the gateway listens.
+	Getenv func(name string) string
+	// Binary is the program that has the run command. Empty means this one.
+	Binary string
+	// Env is what the processes find in their environment beside the settings. Nil means what this
+	// process has.
+	Env []string
+	// Output receives what the processes write to standard error. Nil means this process's.
+	Output io.Writer
+	// Log is nil for slog.Default().
+	Log *slog.Logger
+	// Started, if not nil, is called each time a process has started and says where it listens.
+	Started func(Instance)
+	// Ready, if not nil, is called with the shop's URL once every service answers.
+	Ready func(url string)
+}
+
+// Instance is one process of the stack.
+type Instance struct {
+	Service  string `json:"service"`
+	Instance string `json:"instance"`
+	Addr     string `json:"addr"`
+	PID      int    `json:"pid"`
+}
+
+const (
+	// restartMin and restartMax bound the growing pause before a process that died is started again;
+	// one that lived for restartAfter begins with the shortest.
+	restartMin, restartMax = 200 * time.Millisecond, 10 * time.Second
+	restartAfter           = 20 * time.Second
+	// firstTries is how often a process may end before it was up for once.
+	firstTries = 5
+	// killAfter is how long a process may take to drain.
+	killAfter = 45 * time.Second
+)
+
+// Up runs the stack until ctx ends: one process per service, or several, started again when they die.
+// Then it drains them, the gateway first.
+//
+// All gateways accept from one listener, which is Up's own: a gateway that is started again refuses
+// nobody.
+func Up(ctx context.Context, cfg UpConfig) error {
+	u := &up{UpConfig: cfg, states: map[string]*state{}}
+	if u.Log == nil {
+		u.Log = slog.Default()
+	}
+	if u.Output == nil {
+		u.Output = os.Stderr
+	}
+	if u.Env == nil {
+		u.Env = os.Environ()
+	}
+	services := append(slices.Clone(assembly.Backends), assembly.Gateway)
+	for service, n := range cfg.Instances {
+		if !slices.Contains(services, service) {
+			return fmt.Errorf("instances: there is no service %q, want some of %v", service, services)
+		}
+		if n < 1 || n > 20 {
+			return fmt.Errorf("instances: %s=%d, want 1 to 20", service, n)
+		}
+	}
+	if u.Binary == "" {
+		var err error
+		if u.Binary, err = os.Executable(); err != nil {
+			return err
+		}
+	}
+	front, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	defer func() { _ = front.Close() }()
+	if u.front, err = front.(*net.TCPListener).File(); err != nil {
+		return err
+	}
+	defer func() { _ = u.front.Close() }()
+	u.url = cfg.Getenv(PublicURLVar)
+	if u.url == "" {
+		u.url = "http://" + front.Addr().String()
+	}
+	settings, err := u.settings(services)
+	if err != nil {
+		return err
+	}
+	return u.run(ctx, settings, services, "http://"+front.Addr().String())
+}
+
+type up struct {
+	UpConfig
+	url   string   // as people see it
+	front *os.File // the gateway's listener
+
+	mu     sync.Mutex
+	states map[string]*state // by instance
+}
+
+// state is what is known of one instance: the process that it is now.
+type state struct {
+	Instance
+	wasUp bool
+}
+
+func (u *up) getenv(name string) string {
+	if name == PublicURLVar {
+		return u.url
+	}
+	return u.Getenv(name)
+}
+
+// settings checks those of every service before anything is started.
+func (u *up) settings(services []string) (s Settings, err error) {
+	seen := map[string]bool{}
+	var wrong []error
+	for _, service := range services {
+		if s, err = Load(service, u.getenv); err != nil && !seen[err.Error()] {
+			seen[err.Error()] = true
+			wrong = append(wrong, err)
+		}
+	}
+	if s.Consul == "" && len(wrong) == 0 {
+		wrong = append(wrong, fmt.Errorf("%s is not set: the processes listen where there is room, and have to tell each other", ConsulVar))
+	}
+	return s, errors.Join(wrong...)
+}
+
+// run keeps all processes running. The services outlive the gateway, so that what it accepted can
+// still be answered.
+func (u *up) run(ctx context.Context, settings Settings, services []string, local string) error {
+	running, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBehind()
+	var gateways, others errgroup.Group
+	for _, service := range services {
+		for i := range max(u.Instances[service], 1) {
+			group, life := &others, behind
+			if service == assembly.Gateway {
+				group, life = &gateways, running
+			}
+			name := fmt.Sprintf("%s-%d", service, i+1)
+			u.states[name] = &state{Instance: Instance{Service: service, Instance: name}}
+			group.Go(func() error {
+				err := u.keep(life, service, name)
+				if err != nil {
+					fail(err)
+				}
+				return err
+			})
+		}
+	}
+	if err := u.await(running, settings, local); err == nil && u.Ready != nil {
+		u.Ready(u.url)
+	}
+	<-running.Done()
+	err := gateways.Wait()
+	stopBehind()
+	err = errors.Join(err, others.Wait())
+	if ctx.Err() == nil {
+		return errors.Join(context.Cause(running), err)
+	}
+	return err
+}
+
+// keep runs one instance again and again until ctx ends.
+func (u *up) keep(ctx context.Context, service, name string) error {
+	pause, tries := restartMin, 0
+	for {
+		began := time.Now()
+		err := u.process(ctx, service, name)
+		if ctx.Err() != nil {
+			return nil
+		}
+		u.mu.Lock()
+		wasUp := u.states[name].wasUp
+		u.mu.Unlock()
+		if tries++; !wasUp && tries >= firstTries {
+			return fmt.Errorf("%s does not start: %w", name, err)
+		}
+		if time.Since(began) > restartAfter {
+			pause = restartMin
+		}
+		u.Log.Warn("a process ended and is started again", "instance", name, "error", err, "in", pause)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, restartMax)
+	}
+}
+
+// process runs one instance once. When ctx ends it is told to drain, and killed if that
+// takes too long.
+func (u *up) process(ctx context.Context, service, name string) error {
+	args := []string{"run", service, "--instance", name, "--supervised"}
+	cmd := exec.CommandContext(ctx, u.Binary, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = killAfter
+	cmd.Env = u.Env
+	for _, v := range variables {
+		if value := u.getenv(v.name); value != "" {
+			cmd.Env = append(slices.Clip(cmd.Env), v.name+"="+value)
+		}
+	}
+	cmd.Stderr = u.Output
+	cmd.SysProcAttr = ownGroup() // Ctrl-C is for us: we decide who stops when
+	if service == assembly.Gateway {
+		cmd.Args = append(cmd.Args, "--listen", inheritedListener)
+		cmd.ExtraFiles = []*os.File{u.front}
+	}
+	// A process whose standard input ends knows that we are gone.
+	if _, err := cmd.StdinPipe(); err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		var said Instance
+		if json.Unmarshal(lines.Bytes(), &said) != nil || said.Instance != name {
+			continue
+		}
+		u.mu.Lock()
+		u.states[name].Instance, u.states[name].wasUp = said, true
+		u.mu.Unlock()
+		if u.Started != nil {
+			u.Started(said)
+		}
+	}
+	return cmd.Wait()
+}
+
+// await returns when every service answers through the gateway.
+func (u *up) await(ctx context.Context, settings Settings, local string) error {
+	caller := &platform.Caller{Client: &http.Client{Timeout: 5 * time.Second}, Token: settings.ServiceToken}
+	defer caller.Client.CloseIdleConnections()
+	for {
+		if u.allUp() {
+			var services struct {
+				Items []struct {
+					Service string
+					Ready   bool
+				}
+			}
+			err := caller.Do(ctx, http.MethodGet, local+"/ops/api/services", nil, nil, &services)
+			ready := err == nil && len(services.Items) > 0
+			for _, s := range services.Items {
+				ready = ready && s.Ready
+			}
+			if ready {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (u *up) allUp() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, s := range u.states {
+		if !s.wasUp {
+			return false
+		}
+	}
+	return true
+}
+
+// inheritedListener, as an address to listen on, is the listener that Up has passed on.
+const inheritedListener = "inherited"
+
+// Listen returns the listener at addr, or the one that Up has passed on.
+func Listen(ctx context.Context, addr string) (net.Listener, error) {
+	if addr != inheritedListener {
+		return (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	}
+	f := os.NewFile(3, "listener")
+	defer func() { _ = f.Close() }()
+	return net.FileListener(f)
+}

@@ -1,0 +1,161 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
+)
+
+// stackOptions are those of the shop on real servers.
+type stackOptions struct {
+	envFile   string
+	instances map[string]int
+}
+
+func (o *stackOptions) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.envFile, "env-file", "", "file of NAME=value lines for what the environment lacks (default stack.env in the --data folder, if it is there)")
+	cmd.Flags().StringToIntVar(&o.instances, "instances", nil, "how many processes of a service, such as order=2,inventory=2; one of each otherwise")
+}
+
+// getenv reads a setting from the environment, or else from the file.
+func (o *stackOptions) getenv(data string) (func(name string) string, error) {
+	path := o.envFile
+	if path == "" {
+		path = filepath.Join(data, "stack.env")
+	}
+	file, err := stack.ReadEnv(path)
+	if err != nil && (o.envFile != "" || !errors.Is(err, fs.ErrNotExist)) {
+		return nil, err
+	}
+	return func(name string) string {
+		if value := os.Getenv(name); value != "" {
+			return value
+		}
+		return file[name]
+	}, nil
+}
+
+func upCommand() *cobra.Command {
+	var o stackOptions
+	var listen, data string
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run the shop on real servers, one process per service",
+		Long: `Up starts one process per service on PostgreSQL, RabbitMQ, Redis and Consul, starts again what dies, and
+drains all of them on Ctrl-C. "shop --stack" is the same. make stack installs and starts the servers and writes
+the settings to shop-data/stack.env.`,
+		Example: `  make stack && shop up --instances order=2,inventory=2,payment=2`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return up(cmd, o, data, listen, logger(cmd.ErrOrStderr(), verbose), verbose)
+		},
+	}
+	o.add(cmd)
+	cmd.Flags().StringVar(&data, "data", "shop-data", "folder in which stack.env is looked for")
+	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:8080", "address of the gateway; port 0 takes a free one")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
+	return cmd
+}
+
+func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logger, verbose bool) error {
+	getenv, err := o.getenv(data)
+	if err != nil {
+		return err
+	}
+	env := os.Environ()
+	if verbose {
+		env = append(env, verboseVar+"=1")
+	}
+	out := cmd.OutOrStdout()
+	return stack.Up(cmd.Context(), stack.UpConfig{
+		Listen: listen, Instances: o.instances, Getenv: getenv, Env: env, Output: cmd.ErrOrStderr(), Log: log,
+		Started: func(i stack.Instance) {
+			log.Info("started", "service", i.Service, "instance", i.Instance, "addr", i.Addr, "pid", i.PID)
+		},
+		Ready: func(url string) {
+			fmt.Fprintf(out, "The shop is open: %s\n\nThe passwords of admin@shop.example and operator@shop.example are yours (%s, %s).\nThe interface is described at %s/openapi.yaml. Ctrl-C stops the shop.\n",
+				url, stack.AdminPasswordVar, stack.OperatorPasswordVar, url)
+		},
+	})
+}
+
+// verboseVar tells the processes of the stack to log every request.
+const verboseVar = "SHOP_VERBOSE"
+
+func runCommand() *cobra.Command {
+	var instance, listen string
+	var supervised bool
+	cmd := &cobra.Command{
+		Use:   "run SERVICE",
+		Short: "Run one service on real servers, in this process",
+		Long: `Run runs a single service, configured by its environment; the shop's README has the variables. It prints one
+line of JSON that tells where it listens, registers itself with Consul, answers /livez, /readyz and /metrics, and on
+SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in hand finished, the outbox flushed.`,
+		Example: `  SHOP_POSTGRES_DSN=... SHOP_RABBITMQ_URL=... SHOP_CONSUL_ADDR=... shop run inventory --instance inventory-2`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			service := args[0]
+			settings, err := stack.Load(service, os.Getenv)
+			if err != nil {
+				return err
+			}
+			ln, err := stack.Listen(cmd.Context(), listen)
+			if err != nil {
+				return fmt.Errorf("listen: %w", err)
+			}
+			defer func() { _ = ln.Close() }()
+			if instance == "" {
+				instance = fmt.Sprintf("%s-%d", service, os.Getpid())
+			}
+			ctx := cmd.Context()
+			if supervised {
+				ctx = untilEOF(ctx, cmd.InOrStdin())
+			}
+			log := logger(cmd.ErrOrStderr(), os.Getenv(verboseVar) != "")
+			slog.SetDefault(log)
+			return stack.Run(ctx, stack.Process{
+				Service: service, Instance: instance, Listener: ln, Settings: settings, Log: log,
+				Ready: func(addr string) {
+					_ = json.NewEncoder(cmd.OutOrStdout()).Encode(stack.Instance{Service: service, Instance: instance, Addr: addr, PID: os.Getpid()})
+				},
+			})
+		},
+	}
+	cmd.Flags().StringVar(&instance, "instance", "", "name of this instance, unique within the service (default the service and the process's number)")
+	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address to listen on, which the others must be able to reach; port 0 takes a free one")
+	cmd.Flags().BoolVar(&supervised, "supervised", false, "also drain when standard input ends: the supervisor is gone")
+	_ = cmd.Flags().MarkHidden("supervised")
+	return cmd
+}
+
+// untilEOF returns a context that also ends when in does.
+func untilEOF(ctx context.Context, in io.Reader) context.Context {
+	ctx, stop := context.WithCancel(ctx)
+	go func() {
+		_, _ = io.Copy(io.Discard, in)
+		stop()
+	}()
+	return ctx
+}
+
+func logger(w io.Writer, verbose bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
