@@ -5,13 +5,17 @@ package rabbitkit_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
-	"net/http/httptest"
 	"net/url"
 	"runtime"
 	"strings"
@@ -499,57 +503,213 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	eventually(t, func() bool { return runtime.NumGoroutine() <= base }, "the goroutines are gone")
 }
 
+// A message that no handler can handle: retried on schedule, past it the others go on, then
+// set aside with all that is known, and brought back when the handler is mended.
+func TestAPoisonMessage(t *testing.T) {
+	s := open(t, quick)
+	sub := group()
+	sub.MaxDeliveries = 4
+	sub.Backoff = messaging.Backoff{Base: 50 * time.Millisecond, Max: 100 * time.Millisecond}
+	other := group()
+	other.Group = "other"
+	s.declare(t, sub, other)
+	poison := msg("t", "k")
+	poison.Header = messaging.Header{"traceparent": messaging.NewTrace().String()}
+	var good []*messaging.Message
+	for range 50 {
+		good = append(good, msg("t", "k"))
+	}
+	s.publish(t, append([]*messaging.Message{poison}, good...)...)
+
+	var got, handled, elsewhere counts
+	var mended atomic.Bool
+	var attempts sync.Map
+	s.subscribe(t, other, func(_ context.Context, d *messaging.Delivery) error { elsewhere.add(d); return nil })
+	s.subscribe(t, sub, func(_ context.Context, d *messaging.Delivery) error {
+		n := got.add(d)
+		if d.Message.ID != poison.ID {
+			return nil
+		}
+		if mended.Load() {
+			handled.add(d)
+			return nil
+		}
+		attempts.Store(d.Attempt, n)
+		panic("cannot read the order")
+	})
+	for _, m := range good {
+		eventually(t, func() bool { return got.of(m) == 1 }, "the others are handled")
+	}
+	var dead []messaging.DeadLetter
+	eventually(t, func() bool {
+		dead, _ = s.other.DeadLetters(t.Context(), "g", 0)
+		return len(dead) == 1
+	}, "the message is a dead letter")
+	for n := 1; n <= 4; n++ {
+		if was, ok := attempts.Load(n); !ok || was != n {
+			t.Errorf("attempt %d was delivery %v, want each attempt once, in order", n, was)
+		}
+	}
+	dl := dead[0]
+	if dl.Message.ID != poison.ID || dl.Message.Topic != "t" || dl.Message.Key != "k" || string(dl.Message.Body) != poison.ID ||
+		dl.Message.Header["traceparent"] != poison.Header["traceparent"] {
+		t.Errorf("dead letter = %+v, want the message as it was published", dl.Message)
+	}
+	if dl.Group != "g" || dl.Attempt != 4 || !strings.Contains(dl.Reason, "gave up after 4 deliveries") ||
+		!strings.Contains(dl.Reason, "cannot read the order") || !strings.Contains(string(dl.Stack), "TestAPoisonMessage") {
+		t.Errorf("dead letter of group %q after %d attempts, reason %q, stack %.80q, want g, 4, why, and where", dl.Group, dl.Attempt, dl.Reason, dl.Stack)
+	}
+	if age := time.Since(dl.At); age < 0 || age > time.Hour {
+		t.Errorf("dead letter of %v, want of now", dl.At)
+	}
+	if dead, err := s.other.DeadLetters(t.Context(), "other", 0); len(dead) != 0 || err != nil {
+		t.Errorf("DeadLetters of the other group = %v, %v, want none", dead, err)
+	}
+	mended.Store(true)
+	if err := s.other.Replay(t.Context(), dead...); err != nil {
+		t.Fatalf("Replay = %v, want nil", err)
+	}
+	eventually(t, func() bool { return handled.of(poison) == 1 }, "the replayed message is handled")
+	if dead, err := s.other.DeadLetters(t.Context(), "g", 0); len(dead) != 0 || err != nil {
+		t.Errorf("DeadLetters after the replay = %v, %v, want none", dead, err)
+	}
+	if n := elsewhere.of(poison); n != 1 {
+		t.Errorf("the other group had the message %d times, want once: a replay is for one group", n)
+	}
+}
+
+// authority is a certificate authority made for a test.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T, name string) *authority {
+	a := &authority{}
+	a.cert, a.key = issue(t, &x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, nil)
+	return a
+}
+
+// issue returns a certificate by an authority, or by itself.
+func issue(t *testing.T, c *x509.Certificate, by *authority) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SerialNumber = big.NewInt(time.Now().UnixNano())
+	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	if by == nil {
+		by = &authority{c, key}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, by.cert, &key.PublicKey, by.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+func (a *authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// leaf returns a certificate for a server at 127.0.0.1, or for a client.
+func (a *authority) leaf(t *testing.T, use x509.ExtKeyUsage) tls.Certificate {
+	cert, key := issue(t, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "leaf"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{use},
+	}, a)
+	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
+}
+
+// TestTLS puts a terminator of TLS in front of the broker.
 func TestTLS(t *testing.T) {
 	u, err := url.Parse(broker(t))
 	if err != nil {
 		t.Fatal("DOVETAIL_RABBITMQ_URL is not a URL")
 	}
-	// httptest has a certificate at hand. What it decrypts goes on to the broker.
-	server := httptest.NewUnstartedServer(nil)
-	server.StartTLS()
-	defer server.Close()
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: server.TLS.Certificates})
+	ours, others := newAuthority(t, "ours"), newAuthority(t, "others")
+	server := ours.leaf(t, x509.ExtKeyUsageServerAuth)
+	trust := &tls.Config{RootCAs: ours.pool()}
+	withClient := trust.Clone()
+	withClient.Certificates = []tls.Certificate{ours.leaf(t, x509.ExtKeyUsageClientAuth)}
+	stranger := trust.Clone()
+	stranger.Certificates = []tls.Certificate{others.leaf(t, x509.ExtKeyUsageClientAuth)}
+	otherName := trust.Clone()
+	otherName.ServerName = "rabbit.example"
+	mutual := &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: ours.pool(), ClientAuth: tls.RequireAndVerifyClientCert}
+
+	for _, c := range []struct {
+		name   string
+		server *tls.Config
+		client *tls.Config
+		want   string // in the error; empty: it works
+	}{
+		{"a known issuer", &tls.Config{Certificates: []tls.Certificate{server}}, trust, ""},
+		{"an unknown issuer", &tls.Config{Certificates: []tls.Certificate{server}}, nil, "unknown authority"},
+		{"a certificate for another name", &tls.Config{Certificates: []tls.Certificate{server}}, otherName, "rabbit.example"},
+		{"a client's certificate", mutual, withClient, ""},
+		{"no client's certificate where one is asked for", mutual, trust, "certificate required"},
+		{"a client's certificate of an unknown issuer", mutual, stranger, "certificate required"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			at := *u
+			at.Scheme, at.Host = "amqps", terminate(t, c.server, u.Host)
+			cfg := quick
+			cfg.TLS = c.client
+			client, err := rabbitkit.New(at.String(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			switch err := client.Check(ctx); {
+			case c.want == "" && err != nil:
+				t.Errorf("Check = %v, want nil", err)
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, rabbitkit.ErrCredentials)):
+				t.Errorf("Check = %v, want an error that says %q and nothing of credentials", err, c.want)
+			}
+		})
+	}
+}
+
+// terminate listens with TLS, passes on what it decrypts, and returns its address.
+func terminate(t *testing.T, cfg *tls.Config, target string) string {
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	plain := u.Host
+	t.Cleanup(func() { _ = ln.Close() })
 	go func() {
 		for {
 			in, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			out, err := net.Dial("tcp", plain)
-			if err != nil {
-				_ = in.Close()
-				return
-			}
-			go func() { _, _ = io.Copy(out, in); _ = out.Close() }()
-			go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
+			go func() {
+				defer in.Close()
+				if in.(*tls.Conn).Handshake() != nil {
+					return
+				}
+				out, err := net.Dial("tcp", target)
+				if err != nil {
+					return
+				}
+				go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
+				_, _ = io.Copy(out, in)
+				_ = out.Close()
+			}()
 		}
 	}()
-	u.Scheme, u.Host = "amqps", ln.Addr().String()
-	roots := x509.NewCertPool()
-	roots.AddCert(server.Certificate())
-	for name, c := range map[string]struct {
-		tls *tls.Config
-		ok  bool
-	}{
-		"a known issuer":    {&tls.Config{RootCAs: roots}, true},
-		"an unknown issuer": {nil, false},
-	} {
-		cfg := quick
-		cfg.TLS = c.tls
-		client, err := rabbitkit.New(u.String(), cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := client.Check(t.Context()); (err == nil) != c.ok {
-			t.Errorf("Check with %s = %v, want nil: %t", name, err, c.ok)
-		}
-		if err := client.Close(); err != nil {
-			t.Errorf("Close = %v, want nil", err)
-		}
-	}
+	return ln.Addr().String()
 }

@@ -174,7 +174,7 @@ func (sub *subscription) apply(cn *conn) (*tenure, error) {
 	}
 	queue := sub.c.positionQueue(sub.s.Group)
 	if t.given, err = t.ch.Consume(queue, t.name, false, false, false, false, nil); err != nil {
-		return nil, declareError(err, "queue", queue)
+		return nil, consumeError(err, queue)
 	}
 	return t, nil
 }

@@ -489,7 +489,7 @@ func (sub *subscription) consume(cn *conn, queue string, moved func(uint64), arg
 		return nil, err
 	}
 	if ses.deliveries, err = ses.ch.Consume(queue, ses.name, false, false, false, false, args); err != nil {
-		return nil, declareError(err, "queue", queue)
+		return nil, consumeError(err, queue)
 	}
 	go ses.acknowledge()
 	return ses, nil

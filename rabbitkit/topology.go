@@ -249,6 +249,15 @@ func declareError(err error, what, name string) error {
 	return fmt.Errorf("rabbitkit: %s %q: %w", what, name, err)
 }
 
+// consumeError gives what the broker says to a consumer its type. A precondition that fails
+// is no mismatch here: a stream, for one, has no replica while its node is starting.
+func consumeError(err error, queue string) error {
+	if ae := (*amqp.Error)(nil); errors.As(err, &ae) && ae.Server && ae.Code == amqp.AccessRefused {
+		return fmt.Errorf("rabbitkit: queue %q: %w: %w", queue, ErrAccess, err)
+	}
+	return fmt.Errorf("rabbitkit: queue %q: %w", queue, err)
+}
+
 // Remove deletes a group with all its messages, those that wait for a retry and its dead
 // letters included. Its subscribers must have ended.
 func (c *Client) Remove(ctx context.Context, group string) error {

@@ -30,6 +30,9 @@ func TestNew(t *testing.T) {
 		"Heartbeat":         {Heartbeat: time.Millisecond},
 		"Timeout":           {Timeout: -1},
 		"MaxReconnectDelay": {MaxReconnectDelay: -1},
+		"Log.MaxAge":        {Log: Log{MaxAge: time.Millisecond}},
+		"Log.MaxBytes":      {Log: Log{MaxBytes: -1}},
+		"Log.SegmentBytes":  {Log: Log{SegmentBytes: 1}},
 	} {
 		if _, err := New("amqp://127.0.0.1:1", cfg); err == nil || !strings.Contains(err.Error(), "Config."+field) {
 			t.Errorf("New = %v, want an error that names Config.%s", err, field)
@@ -82,6 +85,27 @@ func TestRung(t *testing.T) {
 	} {
 		if got := rung(d); got != want {
 			t.Errorf("rung(%v) = %d, want %d", d, got, want)
+		}
+	}
+}
+
+func TestPositionsOnlyGrow(t *testing.T) {
+	// In the order of their worth: whichever comes first, the last one is kept.
+	all := []position{{Time: time.Unix(7, 0)}, {}, {Next: 1}, {Next: 1000}}
+	for i, p := range all {
+		for j, q := range all {
+			if got := p.before(q); got != (i < j) {
+				t.Errorf("%+v before %+v = %t, want %t", p, q, got, i < j)
+			}
+		}
+	}
+	ten := &tenure{first: 1, done: position{Next: 100}, offsets: []int64{98, 99, 100, 101, 105}}
+	for _, c := range []struct {
+		low  uint64
+		want int64
+	}{{0, 100}, {2, 100}, {3, 101}, {3, 101}, {5, 106}} {
+		if ten.moved(c.low); ten.position().Next != c.want {
+			t.Errorf("after tag %d the position is %d, want %d", c.low, ten.position().Next, c.want)
 		}
 	}
 }

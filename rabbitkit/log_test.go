@@ -1,0 +1,214 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package rabbitkit_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/dovetail-go/dovetail/fault"
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/rabbitkit"
+)
+
+// logged is quick with a log.
+func logged() rabbitkit.Config {
+	cfg := quick
+	cfg.Log = rabbitkit.Log{MaxAge: time.Hour}
+	return cfg
+}
+
+func fromFirst() messaging.Subscription {
+	sub := group()
+	sub.From = messaging.FromFirst()
+	return sub
+}
+
+// numbered returns n messages with their number as body.
+func numbered(n, bytes int) []*messaging.Message {
+	all := make([]*messaging.Message, n)
+	for i := range all {
+		all[i] = msg("t", "")
+		all[i].Body = append(make([]byte, 0, bytes), strconv.Itoa(i)+" "...)[:bytes]
+	}
+	return all
+}
+
+func number(d *messaging.Delivery) int64 {
+	n, _, _ := strings.Cut(string(d.Message.Body), " ")
+	i, err := strconv.ParseInt(n, 10, 64)
+	if err != nil {
+		return -1
+	}
+	return i
+}
+
+// A client that is closed in the middle of its work leaves its position as it was saved,
+// held by nobody.
+func TestTheNextReaderTakesOverFromOneThatDied(t *testing.T) {
+	s := open(t, logged())
+	sub := fromFirst()
+	sub.Concurrency, sub.Prefetch = 1, 50
+	s.declare(t, sub)
+	const n = 200
+	s.publish(t, numbered(n, 20)...)
+
+	first, err := rabbitkit.New(s.url, func() rabbitkit.Config { c := logged(); c.Exchange = s.exchange; return c }())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var all []int64
+	record := func(d *messaging.Delivery) {
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, number(d))
+		if number(d) != d.Offset {
+			t.Errorf("Offset = %d of message %d, want the same", d.Offset, number(d))
+		}
+	}
+	stuck := make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- first.Subscribe(context.Background(), sub, messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
+			record(d)
+			if number(d) == n/2 {
+				close(stuck)
+				<-ctx.Done()
+			}
+			return nil
+		}))
+	}()
+	<-stuck
+	// As a process that dies: nothing is finished, nothing said.
+	closing := make(chan struct{})
+	go func() { _ = first.Close(); close(closing) }()
+	finished := make(chan struct{})
+	s.subscribe(t, sub, func(_ context.Context, d *messaging.Delivery) error {
+		record(d)
+		if number(d) == n-1 {
+			close(finished)
+		}
+		return nil
+	})
+	<-finished
+	<-closing
+	if err := <-done; !errors.Is(err, messaging.ErrClosed) {
+		t.Errorf("Subscribe of the closed client = %v, want ErrClosed", err)
+	}
+	seen := make(map[int64]bool)
+	for i, v := range all {
+		if i > 0 && v > all[i-1]+1 {
+			t.Errorf("message %d came after %d: a gap", v, all[i-1])
+		}
+		seen[v] = true
+	}
+	if len(seen) != n {
+		t.Errorf("%d different messages were handled, want %d", len(seen), n)
+	}
+}
+
+// Trap: retention does not ask whether a group has read.
+func TestWhatRetentionRemovedIsSaid(t *testing.T) {
+	var out lockedBuffer
+	cfg := quick
+	cfg.Log = rabbitkit.Log{MaxBytes: 200_000, SegmentBytes: 100_000}
+	cfg.Logger = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelError}))
+	s := open(t, cfg)
+	sub := fromFirst()
+	s.declare(t, sub)
+	const n = 3000
+	for i := 0; i < n; i += 500 {
+		s.publish(t, numbered(500, 1000)...)
+	}
+	last := msg("t", "")
+	s.publish(t, last)
+	var got counts
+	s.subscribe(t, sub, func(_ context.Context, d *messaging.Delivery) error { got.add(d); return nil })
+	eventually(t, func() bool { return got.of(last) == 1 }, "the last message is handled")
+	got.mu.Lock()
+	kept := len(got.n)
+	got.mu.Unlock()
+	if kept >= n {
+		t.Errorf("%d messages are still there, want fewer than %d", kept, n)
+	}
+	if text := out.String(); !strings.Contains(text, "no longer holds") || !strings.Contains(text, "group=g") {
+		t.Errorf("logged %q, want that the log no longer holds what group g has not read", text)
+	}
+}
+
+func TestALogDeclaredOtherwiseIsAMismatch(t *testing.T) {
+	s := open(t, logged())
+	s.declare(t, group())
+	cfg := logged()
+	cfg.Exchange, cfg.Log.MaxAge = s.exchange, 2*time.Hour
+	other, err := rabbitkit.New(s.url, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.Declare(t.Context(), fromFirst()); !errors.Is(err, messaging.ErrMismatch) || !fault.IsPermanent(err) {
+		t.Errorf("Declare = %v, want ErrMismatch, permanent", err)
+	}
+	if err := other.Publish(t.Context(), msg("t", "")); !errors.Is(err, messaging.ErrMismatch) || !errors.Is(err, messaging.ErrRefused) {
+		t.Errorf("Publish = %v, want ErrRefused and ErrMismatch", err)
+	}
+}
+
+func TestWithALogNoTopicIsUnroutable(t *testing.T) {
+	s := open(t, logged())
+	m := msg("nobody.listens", "")
+	s.publish(t, m)
+	sub := fromFirst()
+	sub.Topics = []string{"nobody.*"}
+	var got counts
+	s.subscribe(t, sub, func(_ context.Context, d *messaging.Delivery) error { got.add(d); return nil })
+	eventually(t, func() bool { return got.of(m) == 1 }, "a later group has the message")
+}
+
+// The broker takes the log away under its reader.
+func TestAReaderSurvivesItsLog(t *testing.T) {
+	s := open(t, logged())
+	var got counts
+	s.subscribe(t, fromFirst(), func(_ context.Context, d *messaging.Delivery) error { got.add(d); return nil })
+	m := msg("t", "")
+	s.publish(t, m)
+	eventually(t, func() bool { return got.of(m) == 1 }, "the first message is handled")
+	for _, queue := range []string{".position.g", ".group.g"} {
+		s.raw(t, func(ch *amqp.Channel) {
+			if _, err := ch.QueueDelete(s.exchange+queue, false, false, false); err != nil {
+				t.Fatal(err)
+			}
+		})
+		m := msg("t", "")
+		s.publish(t, m)
+		eventually(t, func() bool { return got.of(m) > 0 }, "a message is handled without %s", queue)
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
