@@ -64,12 +64,12 @@ func (p *poll) next(ctx context.Context, wait time.Duration, base api.QueryOptio
 		return false, err
 	}
 	p.failures = 0
-	if meta.LastIndex < p.index {
-		p.index = 0
-		return true, nil
+	index := max(meta.LastIndex, 1) // at zero the next query would not wait
+	if reset = index < p.index; reset {
+		index = 0
 	}
-	p.index = max(meta.LastIndex, 1) // at zero the next query would not wait
-	return false, nil
+	p.index = index
+	return reset, nil
 }
 
 // pause waits after failures ever longer, and otherwise as long as the pace demands.

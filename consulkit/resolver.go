@@ -39,9 +39,9 @@ type ResolverConfig struct {
 	// Wait is the longest time that one query waits for a change. Zero means 1 minute.
 	Wait time.Duration
 	// Settle is for how long after an outage a set is held back that lacks instances known
-	// before it. An agent or server that comes back does not know all at once: registrations
-	// that it lost are made again within a second or two, and checks begin as critical.
-	// Zero means 3 seconds, negative not at all.
+	// before. An agent or server that comes back does not know all at once: registrations
+	// that it lost are made again within a second or two, and its checks begin as
+	// critical. Zero means 10 seconds, negative not at all.
 	Settle time.Duration
 	// Logger receives what is wrong with single instances. Nil means slog.Default().
 	Logger *slog.Logger
@@ -70,7 +70,7 @@ func NewResolver(c *Client, cfg ResolverConfig) (*Resolver, error) {
 	}
 	cfg.Tags = slices.Clone(cfg.Tags)
 	cfg.Wait = cmp.Or(cfg.Wait, time.Minute)
-	cfg.Settle = cmp.Or(cfg.Settle, 3*time.Second)
+	cfg.Settle = cmp.Or(cfg.Settle, 10*time.Second)
 	return &Resolver{c, cfg}, nil
 }
 
@@ -87,8 +87,8 @@ func (r *Resolver) Watch(ctx context.Context, service string) iter.Seq2[discover
 		var (
 			queries poll
 			last    discovery.Set // the one yielded last
-			outage  bool          // since then the agent could not be asked
-			until   time.Time     // while that has its effects; zero before the end of an outage
+			outage  bool
+			settled time.Time // the time from which the answers are believed whatever they lack
 			entries []*api.ServiceEntry
 		)
 		base := api.QueryOptions{Datacenter: r.cfg.Datacenter, Filter: r.cfg.Filter, AllowStale: r.cfg.AllowStale}
@@ -96,33 +96,34 @@ func (r *Resolver) Watch(ctx context.Context, service string) iter.Seq2[discover
 			entries, meta, err = r.client.api.Health().ServiceMultipleTags(service, r.cfg.Tags, !r.cfg.Warning, opts)
 			return meta, err
 		}
-		for {
+		for held := false; ; {
 			wait := r.cfg.Wait
-			if outage && !until.IsZero() {
-				wait = min(wait, max(time.Until(until), time.Millisecond))
+			if held {
+				wait = min(wait, max(time.Until(settled), time.Millisecond))
 			}
 			reset, err := queries.next(ctx, wait, base, ask)
 			if ctx.Err() != nil {
 				return
 			}
+			var set discovery.Set
 			if err == nil {
-				var set discovery.Set
-				if set, err = discovery.NewSet(service, r.instances(service, entries)); err == nil {
-					if outage = outage || reset; outage && until.IsZero() {
-						until = time.Now().Add(r.cfg.Settle)
-					}
-					if outage && lacks(set, last) && time.Now().Before(until) {
-						continue
-					}
-					outage, until, last = false, time.Time{}, set
-					if !feed.Set(set) {
-						return
-					}
-					continue
-				}
+				set, err = discovery.NewSet(service, r.instances(service, entries))
 			}
-			outage, until = true, time.Time{}
-			if !feed.Fail(fmt.Errorf("consulkit: instances of %s: %w", service, err)) {
+			if err != nil {
+				outage, held = true, false
+				if !feed.Fail(fmt.Errorf("consulkit: instances of %s: %w", service, err)) {
+					return
+				}
+				continue
+			}
+			if outage || reset {
+				outage, settled = false, time.Now().Add(r.cfg.Settle)
+			}
+			if held = lacks(set, last) && time.Now().Before(settled); held {
+				continue
+			}
+			last = set
+			if !feed.Set(set) {
 				return
 			}
 		}
