@@ -346,7 +346,7 @@ func TestEveryPageInEveryLook(t *testing.T) {
 func TestPageOutlivesTheShop(t *testing.T) {
 	browser := openBrowser(t)
 	data, addr := t.TempDir(), freeAddr(t)
-	p := startShop(t, data, addr)
+	p := startShop(t, data, addr, "--packing", "24h")
 	p.expect("The shop is open")
 	shop := (&api{t: t, url: "http://" + addr}).stocked()
 
@@ -357,7 +357,7 @@ func TestPageOutlivesTheShop(t *testing.T) {
 	_ = p.end(syscall.SIGKILL)
 	v.sees("The connection is lost")
 	v.picture("lost")
-	startShop(t, data, addr).expect("The shop is open")
+	startShop(t, data, addr, "--packing", "24h").expect("The shop is open")
 	v.shows("#status", "confirmed")
 	v.until("every step is done", `document.querySelectorAll('#steps [data-state=done]').length === 7`)
 	v.until("the connection is back", `document.querySelector('#connection').hidden`)

@@ -16,7 +16,7 @@ import (
 // TestCheckFindsWhatIsWrong breaks each invariant by hand: a check that cannot fail proves nothing.
 func TestCheckFindsWhatIsWrong(t *testing.T) {
 	data, addr := t.TempDir(), freeAddr(t)
-	p := startShop(t, data, addr)
+	p := startShop(t, data, addr, "--packing", "24h")
 	p.expect("The shop is open")
 	a := (&api{t: t, url: "http://" + addr}).stocked().newcomer()
 	confirmed := a.place("", lineItem{"product_id": "p-030", "quantity": 2})
@@ -41,6 +41,9 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"credit is kept", 4, "customer", `UPDATE customers SET credit_reserved = 1`},
 		{"a mail too much", 5, "notification", `INSERT INTO mails SELECT id || '2', event_id, customer_id, recipient, subject, body, written_at FROM mails`},
 		{"a mail too few", 5, "notification", `DELETE FROM mails WHERE subject LIKE '%confirmed%'`},
+		{"a parcel is lost", 1, "shipping", `DELETE FROM shipments`},
+		{"an event was applied to nothing", 6, "notification", `DELETE FROM idempotency_inbox WHERE consumer = 'notification.orders'`},
+		{"an order was counted twice", 7, "reporting", `UPDATE days SET placed = placed + 1`},
 		{"a dead letter without a reason", 8, "catalog", `INSERT INTO dead_letters VALUES ('catalog', 'm', '{}', '', 1, 1)`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -32,9 +32,9 @@ type process struct {
 }
 
 // startShop starts a shop as a process and returns when it says that it is open.
-func startShop(t *testing.T, data, listen string) *process {
+func startShop(t *testing.T, data, listen string, flags ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command(os.Args[0], "--data", data, "--listen", listen), said: make(chan string, 100)}
+	p := &process{t: t, cmd: exec.Command(os.Args[0], append([]string{"--data", data, "--listen", listen}, flags...)...), said: make(chan string, 100)}
 	p.cmd.Env = append(os.Environ(), "SHOP_TEST_AS_SHOP=1")
 	p.cmd.Stderr = t.Output()
 	out, err := p.cmd.StdoutPipe()
@@ -137,7 +137,7 @@ func TestKilledShopLosesNothing(t *testing.T) {
 		orders, kills = 40, 1
 	}
 	data, addr := t.TempDir(), freeAddr(t)
-	p := startShop(t, data, addr)
+	p := startShop(t, data, addr, "--packing", "300ms")
 	p.expect("The shop is open")
 
 	var done atomic.Int64
@@ -170,7 +170,7 @@ func TestKilledShopLosesNothing(t *testing.T) {
 		}
 		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
 		_ = p.end(syscall.SIGKILL)
-		p = startShop(t, data, addr)
+		p = startShop(t, data, addr, "--packing", "300ms")
 		p.expect("The shop is open")
 	}
 	if err := <-loaded; err != nil {

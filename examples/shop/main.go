@@ -73,6 +73,7 @@ With --stack the same services run on PostgreSQL, RabbitMQ, Redis and Consul, ea
 	}
 	root.Flags().StringVar(&cfg.Data, "data", "shop-data", "folder of the databases, created if missing")
 	root.Flags().StringVar(&cfg.Listen, "listen", "127.0.0.1:8080", "address of the gateway; port 0 takes a free one")
+	root.Flags().DurationVar(&cfg.Packing, "packing", 15*time.Second, "how long a parcel takes to leave after the order is confirmed")
 	root.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
 	root.Flags().BoolVar(&onServers, "stack", false, "run on real servers, one process per service, as shop up does")
 	o.add(root)

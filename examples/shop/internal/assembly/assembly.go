@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/catalog"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/customer"
@@ -20,6 +21,8 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/payment"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/provider"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/reporting"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/shipping"
 	"github.com/dovetail-go/dovetail/messaging"
 )
 
@@ -27,7 +30,7 @@ import (
 const Gateway = "gateway"
 
 // Backends are the services behind the gateway, each with a database of its name.
-var Backends = []string{"provider", "customer", "catalog", "inventory", "payment", "notification", "order"}
+var Backends = []string{"provider", "customer", "catalog", "inventory", "payment", "shipping", "notification", "reporting", "order"}
 
 // Config is what services need beyond their surroundings.
 type Config struct {
@@ -37,6 +40,8 @@ type Config struct {
 	Accounts []customer.Account
 	// PasswordCost is bcrypt's. Zero means its default.
 	PasswordCost int
+	// Packing is shipping's. Zero means its default.
+	Packing time.Duration
 }
 
 // New builds the service that env names.
@@ -54,8 +59,12 @@ func New(ctx context.Context, env platform.Env, cfg Config) (platform.Service, e
 		return inventory.New(ctx, env)
 	case "payment":
 		return payment.New(ctx, env, payment.Config{Provider: &payment.Provider{URL: "http://provider", Caller: env.Caller}})
+	case "shipping":
+		return shipping.New(ctx, env, shipping.Config{Packing: cfg.Packing})
 	case "notification":
 		return notification.New(ctx, env)
+	case "reporting":
+		return reporting.New(ctx, env)
 	case "order":
 		return order.New(ctx, env)
 	}
@@ -68,11 +77,16 @@ func New(ctx context.Context, env platform.Env, cfg Config) (platform.Service, e
 var listeners = map[string][]messaging.Subscription{
 	"catalog":   {platform.Group("catalog", kernel.TopicStockChanged)},
 	"inventory": {platform.Group("inventory", kernel.TopicProductChanged)},
+	"order":     {platform.Group("order", kernel.TopicShipmentDispatched)},
+	"shipping":  {platform.Group("shipping", kernel.TopicOrderConfirmed)},
 	"notification": {
 		platform.Group("notification.customers", kernel.TopicCustomerRegistered),
-		platform.Group("notification.orders", kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled),
+		platform.Group("notification.orders", kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicShipmentDispatched),
 	},
 }
+
+// Listeners returns every group by the service whose it is.
+func Listeners() map[string][]messaging.Subscription { return listeners }
 
 // Declare declares all groups of all services.
 func Declare(ctx context.Context, broker messaging.Declarer) error {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/outbox"
 	"github.com/dovetail-go/dovetail/outbox/outboxsql"
@@ -66,12 +67,19 @@ func Files(data string) func(service string) (*sql.DB, error) {
 func Run(ctx context.Context, open func(service string) (*sql.DB, error), accepted []string, patience time.Duration) ([]Invariant, error) {
 	c := &checker{db: map[string]*sql.DB{}}
 	defer c.close()
-	for _, name := range []string{"customer", "catalog", "inventory", "payment", "provider", "notification", "order"} {
+	for _, name := range assembly.Backends {
 		db, err := open(name)
 		if err != nil {
 			return nil, fmt.Errorf("check: %w", err)
 		}
 		c.db[name] = db
+	}
+	if platform.DialectOf(c.db["order"]) == platform.SQLite { // the stack's journal is in its broker
+		db, err := open("journal")
+		if err != nil {
+			return nil, fmt.Errorf("check: %w", err)
+		}
+		c.db["journal"] = db
 	}
 	deadline := time.Now().Add(patience)
 	for {
@@ -120,7 +128,7 @@ func (c *checker) check(ctx context.Context, accepted []string) ([]Invariant, er
 	var out []Invariant
 	for _, verify := range []func(ctx context.Context, orders []order) (Invariant, error){
 		func(ctx context.Context, orders []order) (Invariant, error) { return c.terminal(ctx, orders, accepted) },
-		c.money, c.stock, c.credit, c.mails, c.messages,
+		c.money, c.stock, c.credit, c.mails, c.applied, c.reporting, c.messages,
 	} {
 		i, err := verify(ctx, orders)
 		if err != nil {
@@ -147,16 +155,20 @@ func (c *checker) terminal(ctx context.Context, orders []order, accepted []strin
 			i.violated("order %s was accepted and does not exist", id)
 		}
 	}
-	// A history has one end: confirmed or rejected or cancelled, or cancelled after confirmed.
+	if err := c.shipments(ctx, &i, orders); err != nil {
+		return i, err
+	}
+	// A history has one end: rejected, or dispatched or cancelled, either after confirmed.
 	ends, err := collect(ctx, c.db["order"], `SELECT order_id, SUM(CASE WHEN what = 'order.confirmed' THEN 1 ELSE 0 END),
-		SUM(CASE WHEN what = 'order.rejected' THEN 1 ELSE 0 END), SUM(CASE WHEN what = 'order.cancelled' THEN 1 ELSE 0 END) FROM order_events GROUP BY order_id`,
-		func(e *history) []any { return []any{&e.order, &e.confirmed, &e.rejected, &e.cancelled} })
+		SUM(CASE WHEN what = 'order.rejected' THEN 1 ELSE 0 END), SUM(CASE WHEN what = 'order.cancelled' THEN 1 ELSE 0 END),
+		SUM(CASE WHEN what = 'order.dispatched' THEN 1 ELSE 0 END) FROM order_events GROUP BY order_id`,
+		func(e *history) []any { return []any{&e.order, &e.confirmed, &e.rejected, &e.cancelled, &e.dispatched} })
 	if err != nil {
 		return i, err
 	}
 	for _, e := range ends {
-		if e.confirmed > 1 || e.rejected > 1 || e.cancelled > 1 || e.rejected == 1 && e.confirmed+e.cancelled > 0 {
-			i.violated("order %s has a contradictory history: confirmed %d, rejected %d, cancelled %d times", e.order, e.confirmed, e.rejected, e.cancelled)
+		if e.confirmed > 1 || e.rejected+e.cancelled+e.dispatched > 1 || e.rejected == 1 && e.confirmed > 0 || e.dispatched > e.confirmed {
+			i.violated("order %s has a contradictory history: confirmed %d, dispatched %d, rejected %d, cancelled %d times", e.order, e.confirmed, e.dispatched, e.rejected, e.cancelled)
 		}
 	}
 	i.Checked = fmt.Sprintf("%d orders (%s), %d promised", len(orders), counts(states), len(accepted))
@@ -166,6 +178,45 @@ func (c *checker) terminal(ctx context.Context, orders []order, accepted []strin
 type history struct {
 	order                          string
 	confirmed, rejected, cancelled int
+	dispatched                     int
+}
+
+// shipments compares orders with their parcels. A confirmed order is at rest as long as its parcel
+// is being packed.
+func (c *checker) shipments(ctx context.Context, i *Invariant, orders []order) error {
+	type shipment struct {
+		order, status string
+		due           int64
+	}
+	rows, err := collect(ctx, c.db["shipping"], `SELECT order_id, status, due_at FROM shipments`, func(s *shipment) []any {
+		return []any{&s.order, &s.status, &s.due}
+	})
+	if err != nil {
+		return err
+	}
+	parcels := map[string]shipment{}
+	for _, s := range rows {
+		parcels[s.order] = s
+	}
+	now := time.Now().UnixMicro()
+	for _, o := range orders {
+		p := parcels[o.id]
+		ok := false
+		switch o.status {
+		case "confirmed":
+			ok = p.status == "packing" && p.due > now
+		case "dispatched":
+			ok = p.status == "dispatched"
+		case "cancelled":
+			ok = p.status == "" || p.status == "stopped"
+		default: // pending, rejected
+			ok = p.status == ""
+		}
+		if !ok {
+			i.violated("order %s is %s, its parcel is %q", o.id, o.status, p.status)
+		}
+	}
+	return nil
 }
 
 func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) {
@@ -191,10 +242,10 @@ func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) 
 		known[o.id] = true
 		p, charge := ours[o.id], theirs[o.id]
 		switch {
-		case o.status == "confirmed":
+		case o.status == "confirmed", o.status == "dispatched":
 			wanted += o.total
 			if p.status != "captured" || p.amount != o.total || charge.status != "captured" || charge.amount != o.total {
-				i.violated("order %s is confirmed over %d; payment: %s %d, provider: %s %d", o.id, o.total, p.status, p.amount, charge.status, charge.amount)
+				i.violated("order %s over %d is to be paid; payment: %s %d, provider: %s %d", o.id, o.total, p.status, p.amount, charge.status, charge.amount)
 			}
 		case o.status == "pending":
 		case slices.Contains([]string{"captured", "authorised", "authorising", "voiding"}, p.status), slices.Contains([]string{"captured", "authorised"}, charge.status):
@@ -254,7 +305,7 @@ func (c *checker) stock(ctx context.Context, orders []order) (Invariant, error) 
 	if err != nil {
 		return i, err
 	}
-	want := map[string][]string{"confirmed": {"sold"}, "rejected": {"", "released"}, "cancelled": {"", "released", "restocked"}}
+	want := map[string][]string{"confirmed": {"sold"}, "dispatched": {"sold"}, "rejected": {"", "released"}, "cancelled": {"", "released", "restocked"}}
 	states := map[string]string{}
 	for _, r := range reservations {
 		if states[r.order] != "" {
@@ -314,7 +365,7 @@ func (c *checker) credit(ctx context.Context, orders []order) (Invariant, error)
 		states[r.order] = r.status
 	}
 	for _, o := range orders {
-		if o.status == "confirmed" && states[o.id] != "settled" || o.status == "rejected" && states[o.id] == "settled" {
+		if (o.status == "confirmed" || o.status == "dispatched") && states[o.id] != "settled" || o.status == "rejected" && states[o.id] == "settled" {
 			i.violated("order %s is %s, its credit is %q", o.id, o.status, states[o.id])
 		}
 	}
@@ -341,7 +392,7 @@ func (c *checker) mails(ctx context.Context, _ []order) (Invariant, error) {
 		return i, err
 	}
 	want, err := c.perCustomer(ctx, "order", `SELECT o.customer_id, COUNT(*) FROM order_events e JOIN orders o ON o.id = e.order_id
-		WHERE e.what IN ('order.confirmed', 'order.rejected', 'order.cancelled') GROUP BY o.customer_id`)
+		WHERE e.what IN ('order.confirmed', 'order.dispatched', 'order.rejected', 'order.cancelled') GROUP BY o.customer_id`)
 	if err != nil {
 		return i, err
 	}
@@ -360,6 +411,77 @@ func (c *checker) mails(ctx context.Context, _ []order) (Invariant, error) {
 		}
 	}
 	i.Checked = fmt.Sprintf("%d mails to %d customers", total, len(registered))
+	return i, nil
+}
+
+// applied compares what was published, where there is a journal of it, with what each group has
+// marked as applied. Marks are kept for days; the look back is shorter.
+func (c *checker) applied(ctx context.Context, _ []order) (Invariant, error) {
+	i := Invariant{Number: 6, Name: "every event published is applied once by every group"}
+	if c.db["journal"] == nil {
+		i.Checked = "no journal of what was published"
+		return i, nil
+	}
+	type event struct{ id, topic string }
+	events, err := collect(ctx, c.db["journal"], fmt.Sprintf(`SELECT id, topic FROM messages WHERE at > %d`, time.Now().Add(-24*time.Hour).UnixMicro()),
+		func(e *event) []any { return []any{&e.id, &e.topic} })
+	if err != nil {
+		return i, err
+	}
+	groups := 0
+	for service, listeners := range assembly.Listeners() {
+		type mark struct{ group, id string }
+		marks, err := collect(ctx, c.db[service], `SELECT consumer, id FROM idempotency_inbox UNION ALL SELECT consumer, message_id FROM dead_letters`,
+			func(m *mark) []any { return []any{&m.group, &m.id} })
+		if err != nil {
+			return i, err
+		}
+		marked := map[mark]bool{}
+		for _, m := range marks {
+			marked[m] = true
+		}
+		for _, l := range listeners {
+			groups++
+			for _, e := range events {
+				if slices.Contains(l.Topics, e.topic) && !marked[mark{l.Group, e.id}] {
+					i.violated("%s has not applied event %s of %s", l.Group, e.id, e.topic)
+				}
+			}
+		}
+	}
+	i.Checked = fmt.Sprintf("%d events, %d groups", len(events), groups)
+	return i, nil
+}
+
+// reporting compares the figures that were read from the stream with the order service's own
+// books, which nobody has told reporting.
+func (c *checker) reporting(ctx context.Context, orders []order) (Invariant, error) {
+	i := Invariant{Number: 7, Name: "reporting has counted what happened, each event once"}
+	type figures struct{ placed, confirmed, dispatched, rejected, cancelled, revenue int64 }
+	scan := func(f *figures) []any {
+		return []any{&f.placed, &f.confirmed, &f.dispatched, &f.rejected, &f.cancelled, &f.revenue}
+	}
+	got, err := collect(ctx, c.db["reporting"], `SELECT COALESCE(SUM(placed), 0), COALESCE(SUM(confirmed), 0), COALESCE(SUM(dispatched), 0),
+		COALESCE(SUM(rejected), 0), COALESCE(SUM(cancelled), 0), COALESCE(SUM(revenue), 0)
+		FROM days WHERE build = (SELECT MAX(build) FROM builds WHERE status = 'serving')`, scan)
+	if err != nil {
+		return i, err
+	}
+	want, err := collect(ctx, c.db["order"], `SELECT COALESCE(SUM(CASE WHEN what = 'order.placed' THEN 1 ELSE 0 END), 0), COALESCE(SUM(CASE WHEN what = 'order.confirmed' THEN 1 ELSE 0 END), 0),
+		COALESCE(SUM(CASE WHEN what = 'order.dispatched' THEN 1 ELSE 0 END), 0), COALESCE(SUM(CASE WHEN what = 'order.rejected' THEN 1 ELSE 0 END), 0),
+		COALESCE(SUM(CASE WHEN what = 'order.cancelled' THEN 1 ELSE 0 END), 0), 0 FROM order_events`, scan)
+	if err != nil {
+		return i, err
+	}
+	for _, o := range orders {
+		if o.status == "confirmed" || o.status == "dispatched" {
+			want[0].revenue += o.total
+		}
+	}
+	if got[0] != want[0] {
+		i.violated("reporting counts %+v, order has %+v", got[0], want[0])
+	}
+	i.Checked = fmt.Sprintf("%d orders placed, %d in revenue", got[0].placed, got[0].revenue)
 	return i, nil
 }
 
@@ -384,7 +506,7 @@ func (c *checker) perCustomer(ctx context.Context, service, query string) (map[s
 func (c *checker) messages(ctx context.Context, _ []order) (Invariant, error) {
 	i := Invariant{Number: 8, Name: "no dead letter without a reason; nothing left between outbox and inbox"}
 	dead := 0
-	for _, name := range []string{"customer", "catalog", "inventory", "payment", "notification", "order"} {
+	for _, name := range speakers {
 		store, err := outboxsql.New(c.db[name], platform.DialectOf(c.db[name]), outboxsql.Config{})
 		if err != nil {
 			return i, err
@@ -413,9 +535,12 @@ func (c *checker) messages(ctx context.Context, _ []order) (Invariant, error) {
 			}
 		}
 	}
-	i.Checked = fmt.Sprintf("6 outboxes, %d dead letters", dead)
+	i.Checked = fmt.Sprintf("%d outboxes, %d dead letters", len(speakers), dead)
 	return i, nil
 }
+
+// speakers are the services with an outbox: all but the provider, which is somebody else's.
+var speakers = slices.DeleteFunc(slices.Clone(assembly.Backends), func(name string) bool { return name == "provider" })
 
 type deadLetter struct{ consumer, message, reason string }
 

@@ -29,6 +29,7 @@ import (
 	"github.com/dovetail-go/dovetail/discovery/balance"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/customer"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/journal"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/messaging/messagingmem"
@@ -60,6 +61,8 @@ type Config struct {
 	Listen string
 	// PasswordCost is bcrypt's. Zero means its default.
 	PasswordCost int
+	// Packing is how long a parcel takes to leave. Zero means shipping's default.
+	Packing time.Duration
 	// Log is nil for slog.Default().
 	Log *slog.Logger
 	// Ready, if not nil, is called with the shop's URL once it answers.
@@ -96,7 +99,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		url: "http://" + front.Addr().String(), data: cfg.Data, token: token, log: log,
 		keep: map[string]*platform.Bus{},
 	}
-	s.assembly = assembly.Config{Issuer: s.url, Accounts: DemoAccounts, PasswordCost: cfg.PasswordCost}
+	s.assembly = assembly.Config{Issuer: s.url, Accounts: DemoAccounts, PasswordCost: cfg.PasswordCost, Packing: cfg.Packing}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx); err != nil {
 		return err
@@ -109,7 +112,7 @@ type shop struct {
 	url, data, token string
 	assembly         assembly.Config
 	log              *slog.Logger
-	broker           *messagingmem.Broker
+	broker           platform.Broker
 	wire             *http.Transport // below transport
 	transport        *balance.Transport
 	auth             *platform.Auth
@@ -139,7 +142,16 @@ func (s *shop) open(ctx context.Context) (err error) {
 	}
 	// Every consumer is declared before the first message, so an event that finds no group is
 	// one that nobody wants to hear.
-	if s.broker, err = messagingmem.New(messagingmem.Config{ConfirmOnAck: true, DropUnroutable: true, DeadLetter: s.keepDeadLetter, Logger: s.log}); err != nil {
+	broker, err := messagingmem.New(messagingmem.Config{ConfirmOnAck: true, DropUnroutable: true, DeadLetter: s.keepDeadLetter, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	stream, err := platform.OpenSQLite(filepath.Join(s.data, "journal.db"))
+	if err != nil {
+		return err
+	}
+	s.databases = append(s.databases, stream)
+	if s.broker, err = journal.Open(ctx, stream, broker, s.keepDeadLetter); err != nil {
 		return err
 	}
 	s.auth = platform.NewAuth(s.url, "http://customer/.well-known/jwks.json", s.token, &http.Client{Transport: s.transport, Timeout: 5 * time.Second})

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,15 +20,21 @@ import (
 // whose service is down, is left out and named.
 const partBudget = time.Second
 
-// orderPage puts the order and its payment together.
+// orderPage puts the order, its payment and its shipment together.
 func (s *Service) orderPage(w http.ResponseWriter, r *http.Request) error {
 	id := url.PathEscape(r.PathValue("id"))
 	var page map[string]json.RawMessage
-	var payment json.RawMessage
-	var orderErr, paymentErr error
+	var orderErr error
 	var parts sync.WaitGroup
 	parts.Go(func() { orderErr = s.ask(r, "http://order/orders/"+id, &page) })
-	parts.Go(func() { paymentErr = s.ask(r, "http://payment/payments/"+id, &payment) })
+	others := []struct {
+		name, url string
+		body      json.RawMessage
+		err       error
+	}{{name: "payment", url: "http://payment/payments/" + id}, {name: "shipment", url: "http://shipping/shipments/" + id}}
+	for i := range others {
+		parts.Go(func() { others[i].err = s.ask(r, others[i].url, &others[i].body) })
+	}
 	parts.Wait()
 	var answer *platform.Error
 	switch {
@@ -36,14 +43,20 @@ func (s *Service) orderPage(w http.ResponseWriter, r *http.Request) error {
 	case orderErr != nil: // no answer, or too late
 		return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: orderErr}
 	}
-	switch {
-	case paymentErr == nil:
-		page["payment"] = payment
-	case errors.As(paymentErr, &answer) && answer.Status == http.StatusNotFound:
-		page["payment"] = json.RawMessage(`null`) // payment has not been asked yet
-	default:
-		page["partial"] = json.RawMessage(`["payment"]`)
-		w.Header().Set("X-Partial", "payment")
+	var missing []string
+	for _, part := range others {
+		switch {
+		case part.err == nil:
+			page[part.name] = part.body
+		case errors.As(part.err, &answer) && answer.Status == http.StatusNotFound:
+			page[part.name] = json.RawMessage(`null`) // the service has not heard of the order yet
+		default:
+			missing = append(missing, part.name)
+		}
+	}
+	if missing != nil {
+		page["partial"], _ = json.Marshal(missing)
+		w.Header().Set("X-Partial", strings.Join(missing, ", "))
 	}
 	return platform.WriteJSON(w, http.StatusOK, page)
 }

@@ -162,6 +162,8 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/sagas", operator, s.proxy("order", "/ops/api", "/ops")},
 		{"GET /ops/api/sagas/{id}", operator, s.proxy("order", "/ops/api", "/ops")},
 		{"GET /ops/api/mails", operator, s.proxy("notification", "/ops/api")},
+		{"GET /ops/api/reporting", operator, s.proxy("reporting", "/ops/api", "/ops")},
+		{"POST /ops/api/reporting/rebuild", operator, s.proxy("reporting", "/ops/api", "/ops")},
 		{"GET /ops/api/outbox", operator, platform.Handle(s.everywhere("/ops/outbox"))},
 		{"GET /ops/api/breakers", operator, platform.Handle(s.everywhere("/ops/breakers"))},
 		{"GET /ops/api/dead-letters", operator, platform.Handle(s.everywhere("/ops/dead-letters"))},

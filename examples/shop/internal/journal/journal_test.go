@@ -145,7 +145,11 @@ func TestAFailingMessageIsRetriedAndThenSetAside(t *testing.T) {
 			}
 		}
 		return nil
-	}), func() bool { mu.Lock(); defer mu.Unlock(); return len(attempts) == 10 && attempts["m004"] == 3 && len(dead()) == 1 })
+	}), func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(attempts) == 10 && attempts["m004"] == 3 && len(dead()) == 1
+	})
 	if attempts["m003"] != 3 || dead()[0].Message.ID != "m003" || dead()[0].Reason == "" {
 		t.Errorf("m003 was tried %d times, dead letters %v, want 3 and m003 with a reason", attempts["m003"], dead())
 	}

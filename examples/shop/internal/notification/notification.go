@@ -60,7 +60,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 func (s *Service) Consumers() []platform.Consumer {
 	return []platform.Consumer{
 		s.bus.On("notification.customers", []string{kernel.TopicCustomerRegistered}, s.customerRegistered),
-		s.bus.On("notification.orders", []string{kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled}, s.orderChanged),
+		s.bus.On("notification.orders", []string{kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicShipmentDispatched}, s.orderChanged),
 	}
 }
 
@@ -90,7 +90,10 @@ func (s *Service) customerRegistered(ctx context.Context, tx *sql.Tx, d *messagi
 }
 
 func (s *Service) orderChanged(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
-	var e kernel.OrderChanged
+	var e struct {
+		kernel.OrderChanged
+		Tracking string `json:"tracking"` // of a shipment
+	}
 	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
 		return messaging.Reject(err)
 	}
@@ -104,15 +107,17 @@ func (s *Service) orderChanged(ctx context.Context, tx *sql.Tx, d *messaging.Del
 		return err
 	}
 	var subject, body string
-	switch e.What {
+	switch d.Message.Topic {
 	case kernel.TopicOrderConfirmed:
 		subject, body = "Your order is confirmed", fmt.Sprintf("we have received %v and are packing %d article(s).", e.Total, len(e.Lines))
 	case kernel.TopicOrderRejected:
 		subject, body = "We could not take your order", fmt.Sprintf("your order over %v was not accepted: %s. You have not been charged.", e.Total, e.Reason)
 	case kernel.TopicOrderCancelled:
 		subject, body = "Your order is cancelled", fmt.Sprintf("your order over %v is cancelled; what you paid comes back to you.", e.Total)
+	case kernel.TopicShipmentDispatched:
+		subject, body = "Your order is on its way", fmt.Sprintf("your parcel has left us. Its number is %s.", e.Tracking)
 	default:
-		return messaging.Reject(fmt.Errorf("there is no mail for %s", e.What))
+		return messaging.Reject(fmt.Errorf("there is no mail for %s", d.Message.Topic))
 	}
 	return s.write(ctx, tx, d.Message.ID, e.CustomerID, email, subject, fmt.Sprintf("Dear %s,\n\n%s\n\nOrder %s\n", name, body, e.OrderID))
 }

@@ -37,10 +37,11 @@ var paymentMethods = []string{"pm_visa", "pm_declined", "pm_insufficient_funds",
 
 // Order states as the shop shows them.
 const (
-	statusPending   = "pending"
-	statusConfirmed = "confirmed"
-	statusRejected  = "rejected"
-	statusCancelled = "cancelled"
+	statusPending    = "pending"
+	statusConfirmed  = "confirmed"
+	statusDispatched = "dispatched"
+	statusRejected   = "rejected"
+	statusCancelled  = "cancelled"
 )
 
 // Service is the order service.
@@ -57,7 +58,7 @@ const schema = `
 CREATE TABLE IF NOT EXISTS orders (
 	id TEXT PRIMARY KEY,
 	customer_id TEXT NOT NULL,
-	status TEXT NOT NULL CHECK (status IN ('pending', 'confirmed', 'rejected', 'cancelled')),
+	status TEXT NOT NULL CHECK (status IN ('pending', 'confirmed', 'dispatched', 'rejected', 'cancelled')),
 	reason TEXT NOT NULL DEFAULT '',
 	total BIGINT NOT NULL,
 	method TEXT NOT NULL,
@@ -113,8 +114,10 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	return s, err
 }
 
-// Consumers implements [platform.Service]: the saga asks, it does not listen.
-func (s *Service) Consumers() []platform.Consumer { return nil }
+// Consumers implements [platform.Service]: the sagas ask, but nobody asked shipping.
+func (s *Service) Consumers() []platform.Consumer {
+	return []platform.Consumer{s.bus.On("order", []string{kernel.TopicShipmentDispatched}, s.dispatched)}
+}
 
 // Run implements [platform.Service].
 func (s *Service) Run(ctx context.Context) error {
@@ -322,6 +325,8 @@ func (s *Service) cancelOrder(w http.ResponseWriter, r *http.Request) error {
 	switch v.Status {
 	case statusRejected:
 		return &platform.Error{Status: http.StatusConflict, Code: "wrong-state", Detail: "the order was rejected; there is nothing to cancel"}
+	case statusDispatched:
+		return &platform.Error{Status: http.StatusConflict, Code: "wrong-state", Detail: "the order is on its way to you; it cannot be cancelled any more"}
 	case statusPending:
 		err := s.engine.Cancel(ctx, v.ID, cancelledByCustomer)
 		if takeBack = errors.Is(err, saga.ErrPastPivot); err != nil && !takeBack {

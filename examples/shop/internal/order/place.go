@@ -6,6 +6,7 @@ package order
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/saga"
 	"github.com/dovetail-go/dovetail/saga/barrier"
 )
@@ -130,8 +132,26 @@ type cancelOrder struct {
 	OrderID string `json:"order_id"`
 }
 
+// dispatched marks an order whose parcel has left. Shipping has heard of it only because it was
+// confirmed, and cancel-order stops the parcel before anything else.
+func (s *Service) dispatched(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	var e kernel.ShipmentDispatched
+	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
+		return messaging.Reject(err)
+	}
+	v, err := scanOrder(tx.QueryRowContext(ctx, selectOrder+` WHERE id = $1`, e.OrderID))
+	if err != nil {
+		return err
+	}
+	if v.Status != statusConfirmed {
+		return messaging.Reject(fmt.Errorf("order %s is %s, want it confirmed when its parcel leaves", v.ID, v.Status))
+	}
+	whole := placeOrder{OrderID: v.ID, CustomerID: v.customerID, Lines: v.Items, Total: v.Total}
+	return s.end(ctx, tx, statusDispatched, whole.event(kernel.TopicOrderDispatched, e.Tracking))
+}
+
 // defineCancelOrder takes back what place-order has done. It waits for an order that is past
-// its pivot but not yet confirmed.
+// its pivot but not yet confirmed, and gives up on one whose parcel has left.
 func (s *Service) defineCancelOrder() (*saga.Definition[cancelOrder], error) {
 	post := func(url string) func(ctx context.Context, a saga.Attempt, d *cancelOrder) error {
 		return func(ctx context.Context, a saga.Attempt, d *cancelOrder) error {
@@ -144,11 +164,16 @@ func (s *Service) defineCancelOrder() (*saga.Definition[cancelOrder], error) {
 			if err := tx.QueryRowContext(ctx, `SELECT status FROM orders WHERE id = $1`, d.OrderID).Scan(&status); err != nil {
 				return err
 			}
+			if status == statusDispatched {
+				return saga.Refuse(status)
+			}
 			if status != statusConfirmed {
 				return fmt.Errorf("order %s is %s, want it confirmed first", d.OrderID, status)
 			}
 			return nil
 		}, saga.NoUndo[cancelOrder]()),
+		saga.Call("stop-shipment", post("http://shipping/internal/shipments/stop"),
+			saga.Undo(post("http://shipping/internal/shipments/resume")), saga.Timeout[cancelOrder](stepTimeout)),
 		saga.Pivot(saga.Call("refund-payment", post("http://payment/internal/payments/refund"), saga.Timeout[cancelOrder](stepTimeout))),
 		saga.Call("restock", post("http://inventory/internal/stock/restock"), saga.Timeout[cancelOrder](stepTimeout)),
 		saga.Local("mark-cancelled", func(ctx context.Context, tx *sql.Tx, _ saga.Attempt, d *cancelOrder) error {

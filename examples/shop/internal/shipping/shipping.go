@@ -23,8 +23,8 @@ import (
 
 // Config is how the warehouse works.
 type Config struct {
-	// Packing is how long a parcel takes from the confirmed order to the carrier. Zero means 2
-	// seconds, negative no time.
+	// Packing is how long a parcel takes from the confirmed order to the carrier. Zero means 15
+	// seconds, which leaves a customer time to change their mind; negative no time.
 	Packing time.Duration
 }
 
@@ -59,7 +59,7 @@ func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
 		return nil, err
 	}
 	if cfg.Packing == 0 {
-		cfg.Packing = 2 * time.Second
+		cfg.Packing = 15 * time.Second
 	}
 	return &Service{env: env, bus: bus, packing: max(cfg.Packing, 0), news: make(chan struct{}, 1)}, nil
 }

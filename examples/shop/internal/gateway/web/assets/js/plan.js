@@ -16,6 +16,7 @@ export const placing = [
 
 export const cancelling = [
   { step: 'await-confirmed', title: 'Wait until the order is confirmed', who: 'order' },
+  { step: 'stop-shipment', title: 'Keep the parcel back', who: 'shipping', undo: 'let go' },
   { step: 'refund-payment', title: 'Give the money back', who: 'payment' },
   { step: 'restock', title: 'Put the articles back on the shelf', who: 'inventory' },
   { step: 'mark-cancelled', title: 'Mark the order cancelled and tell everybody', who: 'order' },
@@ -26,6 +27,7 @@ const reasons = {
   'insufficient-funds': 'there is not enough money in the account',
   'credit-limit': 'the order is above your free credit',
   'out-of-stock': 'not enough of it is in stock',
+  dispatched: 'the parcel has left',
 };
 
 // inWords says a reason as a person would. A step's own detail has "refused: " before the reason.

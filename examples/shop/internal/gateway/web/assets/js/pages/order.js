@@ -35,8 +35,9 @@ const placed = plan($('steps'), placing);
 const cancelled = plan($('cancel-steps'), cancelling);
 
 const ended = () => order && ['rejected', 'cancelled'].includes(order.status);
-const settled = () => ended() || (order && order.status !== 'pending' && fold(moments).get('settle-credit')?.state === 'done' && !takingBack());
-const takingBack = () => order?.status !== 'cancelled' && (asked || moments.some((m) => m.what.startsWith('await-confirmed')));
+const gone = () => order?.status === 'dispatched';
+const settled = () => ended() || (gone() && fold(moments).get('settle-credit')?.state === 'done');
+const takingBack = () => order?.status !== 'cancelled' && !gone() && (asked || moments.some((m) => m.what.startsWith('await-confirmed')));
 
 function show() {
   if (!order) return;
@@ -50,7 +51,7 @@ function show() {
   set($('status'), order.status);
   $('status').dataset.status = order.status;
   set($('reason'), order.reason ? sentence(inWords(order.reason)) : '');
-  $('cancel').disabled = ended() || takingBack();
+  $('cancel').disabled = ended() || gone() || takingBack();
   set($('cancel'), takingBack() && !ended() ? 'Cancelling …' : 'Cancel the order');
 }
 
@@ -124,6 +125,8 @@ async function showRest() {
     const whole = await api('GET', path);
     if (whole.partial?.includes('payment')) set($('payment'), 'not known: the payment service does not answer');
     else set($('payment'), whole.payment ? whole.payment.status : whole.status === 'pending' ? 'not asked yet' : 'not asked for');
+    if (whole.partial?.includes('shipment')) set($('shipment'), 'not known: the shipping service does not answer');
+    else set($('shipment'), whole.shipment ? [whole.shipment.status, whole.shipment.tracking].filter(Boolean).join(', ') : 'nothing to send');
     if (account().role !== 'customer') return;
     const { items } = await api('GET', '/api/me/mails');
     const about = items.filter((m) => m.body.includes(id));
@@ -148,7 +151,7 @@ function hear({ name, data }) {
       const first = !order;
       order = JSON.parse(data);
       if (first) showOnce();
-      if (order.status === 'cancelled') asked = false;
+      if (order.status === 'cancelled' || gone()) asked = false;
       showRest();
       break;
     }
