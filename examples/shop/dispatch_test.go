@@ -51,7 +51,7 @@ func TestDispatch(t *testing.T) {
 			id := a.place("", lineItem{"product_id": "p-002", "quantity": 1})
 			accepted = append(accepted, id)
 			a.ends(id, "confirmed")
-			time.Sleep(time.Duration(i) * 40 * time.Millisecond) // the race is the test
+			time.Sleep(time.Duration(i) * 90 * time.Millisecond) // the race is the test
 			answer := a.send("POST", "/api/orders/"+id+"/cancel", http.Header{"Idempotency-Key": {"cancel"}}, nil)
 			if answer.status != http.StatusAccepted && answer.status != http.StatusConflict {
 				t.Fatalf("cancel = %d %s, want 202 or 409", answer.status, answer.body)

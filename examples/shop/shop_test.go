@@ -182,12 +182,18 @@ type orderPage struct {
 	Shipment *struct{ Status, Tracking string }
 }
 
-// ends polls an order until it has the wanted status.
+// ends polls an order until it has the wanted status; confirmed is also one that has gone on from
+// there. A busy machine may answer 503 in between.
 func (a *api) ends(id, status string) orderPage {
 	a.t.Helper()
 	var page orderPage
 	eventually(a.t, func() error {
-		a.want(http.StatusOK, a.send("GET", "/api/orders/"+id, nil, nil), &page)
+		answer := a.send("GET", "/api/orders/"+id, nil, nil)
+		if answer.status == http.StatusServiceUnavailable {
+			return fmt.Errorf("order %s: %s", id, answer.body)
+		}
+		page = orderPage{}
+		a.want(http.StatusOK, answer, &page)
 		if page.Status != status && (status != "confirmed" || page.Status != "dispatched") {
 			return fmt.Errorf("order %s is %s (%s), want %s", id, page.Status, page.Reason, status)
 		}

@@ -167,7 +167,10 @@ func (s Settings) Look(service string) (*sql.DB, error) {
 
 // broker is RabbitMQ with every group of the shop declared.
 func (s Settings) broker(ctx context.Context, instance string, log *slog.Logger) (broker, error) {
-	client, err := rabbitkit.New(s.RabbitMQ, rabbitkit.Config{Exchange: s.Name, Name: s.Name + " " + instance, Logger: log})
+	client, err := rabbitkit.New(s.RabbitMQ, rabbitkit.Config{
+		Exchange: s.Name, Name: s.Name + " " + instance, Logger: log,
+		Log: rabbitkit.Log{MaxAge: 10 * 365 * 24 * time.Hour}, // reporting reads from the very beginning
+	})
 	if err == nil {
 		err = assembly.Declare(ctx, client)
 	}
