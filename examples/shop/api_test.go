@@ -47,8 +47,10 @@ func (a *api) stocked() *api {
 	return a
 }
 
-func TestOrder(t *testing.T) {
-	shop := openShop(t).stocked()
+func TestOrder(t *testing.T) { testOrder(t, openShop(t).stocked()) }
+
+// testOrder holds for every way to run the shop.
+func testOrder(t *testing.T, shop *api) {
 
 	t.Run("an order is confirmed: money captured, stock sold, credit free, mail written", func(t *testing.T) {
 		a := shop.newcomer()
@@ -135,8 +137,10 @@ func TestOrder(t *testing.T) {
 	})
 }
 
-func TestIdempotencyKey(t *testing.T) {
-	shop := openShop(t).stocked()
+func TestIdempotencyKey(t *testing.T) { testIdempotencyKey(t, openShop(t).stocked()) }
+
+// testIdempotencyKey holds for every way to run the shop.
+func testIdempotencyKey(t *testing.T, shop *api) {
 	a := shop.newcomer()
 	order := map[string]any{"items": []lineItem{{"product_id": "p-010", "quantity": 1}}}
 

@@ -22,7 +22,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 	confirmed := a.place("", lineItem{"product_id": "p-030", "quantity": 2})
 	a.ends(confirmed, "confirmed")
 	a.ends(a.place("pm_declined", lineItem{"product_id": "p-031", "quantity": 1}), "rejected")
-	verify(t, data, []string{confirmed})
+	verify(t, check.Files(data), []string{confirmed})
 	_ = p.end(15)
 
 	for _, tt := range []struct {

@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -34,8 +35,7 @@ type process struct {
 // startShop starts a shop as a process and returns when it says that it is open.
 func startShop(t *testing.T, data, listen string, flags ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command(os.Args[0], append([]string{"--data", data, "--listen", listen}, flags...)...), said: make(chan string, 100)}
-	p.cmd.Env = append(os.Environ(), "SHOP_TEST_AS_SHOP=1")
+	p := &process{t: t, cmd: exec.Command(buildShop(t), append([]string{"--data", data, "--listen", listen}, flags...)...), said: make(chan string, 100)}
 	p.cmd.Stderr = t.Output()
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -120,8 +120,7 @@ func TestShopSaysWhereToLook(t *testing.T) {
 func TestOnlyOneShopPerData(t *testing.T) {
 	data := t.TempDir()
 	startShop(t, data, "127.0.0.1:0").expect("The shop is open")
-	second := exec.Command(os.Args[0], "--data", data, "--listen", "127.0.0.1:0")
-	second.Env = append(os.Environ(), "SHOP_TEST_AS_SHOP=1")
+	second := exec.Command(buildShop(t), "--data", data, "--listen", "127.0.0.1:0")
 	if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "another shop runs on it") {
 		t.Errorf("a second shop on the same data ended with %v and said %q, want it to refuse", err, out)
 	}
@@ -181,7 +180,7 @@ func TestKilledShopLosesNothing(t *testing.T) {
 	if !report.OK() {
 		t.Errorf("unfinished %v, answered differently %v, want none", report.Unfinished, report.Mismatches)
 	}
-	verify(t, data, report.Accepted)
+	verify(t, check.Files(data), report.Accepted)
 }
 
 // TestStoppedShopResumes stops the shop politely in the middle of orders: it drains, exits
@@ -202,12 +201,12 @@ func TestStoppedShopResumes(t *testing.T) {
 	for _, id := range ids {
 		a.ends(id, "confirmed")
 	}
-	verify(t, data, ids)
+	verify(t, check.Files(data), ids)
 }
 
-func verify(t *testing.T, data string, accepted []string) {
+func verify(t *testing.T, open func(service string) (*sql.DB, error), accepted []string) {
 	t.Helper()
-	invariants, err := check.Run(t.Context(), check.Files(data), accepted, 30*time.Second)
+	invariants, err := check.Run(t.Context(), open, accepted, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,21 +12,54 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/bcrypt"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 )
 
-// TestMain lets the test binary be the shop itself, so that tests can kill it.
-func TestMain(m *testing.M) {
-	if os.Getenv("SHOP_TEST_AS_SHOP") != "" {
-		main()
-		return
+// binary is the shop built as a program of its own, so that tests can kill it. It has no race
+// detector, which would make each of its dozens of starts many times slower: the shops that run inside the
+// tests have it.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "shop")
+	if err != nil {
+		return "", err
 	}
-	os.Exit(m.Run())
+	path := filepath.Join(dir, "shop")
+	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+func buildShop(t *testing.T) string {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	built.Store(true)
+	return path
+}
+
+var built atomic.Bool
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.Load() {
+		path, _ := binary()
+		_ = os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
 }
 
 // api speaks to a running shop as one person.
@@ -47,7 +80,7 @@ func openShopWith(t *testing.T, cfg embedded.Config) *api {
 	ready, ended := make(chan string, 1), make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	go func() {
-		cfg.Listen, cfg.Log, cfg.Ready = "127.0.0.1:0", log, func(url string) { ready <- url }
+		cfg.Listen, cfg.PasswordCost, cfg.Log, cfg.Ready = "127.0.0.1:0", bcrypt.MinCost, log, func(url string) { ready <- url }
 		ended <- embedded.Run(ctx, cfg)
 	}()
 	t.Cleanup(func() {
@@ -65,6 +98,9 @@ func openShopWith(t *testing.T, cfg embedded.Config) *api {
 		return nil
 	}
 }
+
+// seenBy returns the same shop for a subtest.
+func (a *api) seenBy(t *testing.T) *api { return &api{t, a.url, a.token} }
 
 // as returns the same shop seen by another person.
 func (a *api) as(email, password string) *api {

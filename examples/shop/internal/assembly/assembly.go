@@ -98,6 +98,17 @@ func Declare(ctx context.Context, broker messaging.Declarer) error {
 	return nil
 }
 
+// Groups returns the names of all groups.
+func Groups() []string {
+	var out []string
+	for _, groups := range listeners {
+		for _, g := range groups {
+			out = append(out, g.Group)
+		}
+	}
+	return out
+}
+
 // Verify returns an error if a service listens otherwise than everybody thinks.
 func Verify(service string, consumers []platform.Consumer) error {
 	want := listeners[service]

@@ -32,6 +32,9 @@ const (
 	maxStock = 1_000_000
 )
 
+// maxQuote bounds how many products one quote names.
+const maxQuote = 1000
+
 // Service is the catalog service.
 type Service struct {
 	env platform.Env
@@ -194,17 +197,20 @@ func (s *Service) quote(w http.ResponseWriter, r *http.Request) error {
 	if err := platform.Decode(w, r, &in); err != nil {
 		return err
 	}
+	if n := len(in.ProductIDs); n > maxQuote {
+		return platform.Invalid("product_ids", "has %d, want at most %d", n, maxQuote)
+	}
 	out := page{Items: []Product{}}
-	for _, id := range in.ProductIDs {
-		p, err := s.product(r.Context(), id)
-		var e *platform.Error
-		if errors.As(err, &e) && e.Status == http.StatusNotFound {
-			continue
+	if len(in.ProductIDs) > 0 {
+		args, marks := make([]any, len(in.ProductIDs)), make([]string, len(in.ProductIDs))
+		for i, id := range in.ProductIDs {
+			args[i], marks[i] = id, fmt.Sprintf("$%d", i+1)
 		}
+		items, err := platform.Collect(r.Context(), s.env.DB, scanProduct, selectProduct+` WHERE p.id IN (`+strings.Join(marks, ", ")+`)`, args...)
 		if err != nil {
 			return err
 		}
-		out.Items = append(out.Items, p)
+		out.Items = append(out.Items, items...)
 	}
 	return platform.WriteJSON(w, http.StatusOK, out)
 }

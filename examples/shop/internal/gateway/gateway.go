@@ -167,6 +167,7 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/outbox", operator, platform.Handle(s.everywhere("/ops/outbox"))},
 		{"GET /ops/api/breakers", operator, platform.Handle(s.everywhere("/ops/breakers"))},
 		{"GET /ops/api/dead-letters", operator, platform.Handle(s.everywhere("/ops/dead-letters"))},
+		{"POST /ops/api/dead-letters/{consumer}/{message}/replay", operator, s.ofConsumer(s.services)},
 		{"POST /ops/api/chaos/provider", operator, s.proxy("provider", "/ops/api/chaos/provider", "/v1/mood")},
 		{"GET /ops/api/services", operator, platform.Handle(s.health)},
 		{"/api/", anyone, unknown()},
@@ -198,6 +199,23 @@ func (s *Service) proxy(service, prefix string, replacement ...string) http.Hand
 			}).ServeHTTP(w, r)
 		},
 	}
+}
+
+// ofConsumer passes a request about a consumer on to its service: a consumer is named after its service,
+// and a part of it after a dot.
+func (s *Service) ofConsumer(services []string) http.Handler {
+	to := map[string]http.Handler{}
+	for _, service := range services {
+		to[service] = s.proxy(service, "/ops/api", "/ops")
+	}
+	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
+		service, _, _ := strings.Cut(r.PathValue("consumer"), ".")
+		if to[service] == nil {
+			return platform.NotFound("consumer", r.PathValue("consumer"))
+		}
+		to[service].ServeHTTP(w, r)
+		return nil
+	})
 }
 
 var requestID = regexp.MustCompile(`^[A-Za-z0-9_-]{8,64}$`)

@@ -110,10 +110,11 @@ type reservation struct {
 func (s *Service) reserve(ctx context.Context, tx *sql.Tx, in reservation) error {
 	// Always in the same order, so that two orders cannot wait for each other's rows.
 	slices.SortFunc(in.Lines, func(a, b line) int { return strings.Compare(a.ProductID, b.ProductID) })
+	var changes []kernel.Event
 	for _, l := range in.Lines {
-		var available, revision int64
+		e := kernel.StockChanged{ProductID: l.ProductID}
 		err := tx.QueryRowContext(ctx, `UPDATE stock SET available = available - $1, reserved = reserved + $1, revision = revision + 1
-			WHERE product_id = $2 AND available >= $1 RETURNING available, revision`, l.Quantity, l.ProductID).Scan(&available, &revision)
+			WHERE product_id = $2 AND available >= $1 RETURNING available, revision`, l.Quantity, l.ProductID).Scan(&e.Available, &e.Revision)
 		if errors.Is(err, sql.ErrNoRows) {
 			return s.cannotReserve(ctx, tx, l)
 		}
@@ -124,11 +125,9 @@ func (s *Service) reserve(ctx context.Context, tx *sql.Tx, in reservation) error
 			in.OrderID, l.ProductID, l.Quantity); err != nil {
 			return err
 		}
-		if err := s.bus.Emit(ctx, tx, kernel.StockChanged{ProductID: l.ProductID, Revision: revision, Available: available}); err != nil {
-			return err
-		}
+		changes = append(changes, e)
 	}
-	return nil
+	return s.bus.Emit(ctx, tx, changes...)
 }
 
 // cannotReserve tells a product that is out of stock from one that this service has
@@ -161,19 +160,17 @@ func (s *Service) move(from, to, change string) func(ctx context.Context, tx *sq
 			return err
 		}
 		slices.SortFunc(lines, func(a, b line) int { return strings.Compare(a.ProductID, b.ProductID) })
+		var changes []kernel.Event
 		for _, l := range lines {
-			var available, revision int64
+			e := kernel.StockChanged{ProductID: l.ProductID}
 			if err := tx.QueryRowContext(ctx, `UPDATE stock SET `+change+`, revision = revision + 1 WHERE product_id = $2 RETURNING available, revision`,
-				l.Quantity, l.ProductID).Scan(&available, &revision); err != nil {
+				l.Quantity, l.ProductID).Scan(&e.Available, &e.Revision); err != nil {
 				return err
 			}
-			if to == "sold" {
-				continue // nothing changes for those who want to buy
-			}
-			if err := s.bus.Emit(ctx, tx, kernel.StockChanged{ProductID: l.ProductID, Revision: revision, Available: available}); err != nil {
-				return err
+			if to != "sold" { // which changes nothing for those who want to buy
+				changes = append(changes, e)
 			}
 		}
-		return nil
+		return s.bus.Emit(ctx, tx, changes...)
 	}
 }

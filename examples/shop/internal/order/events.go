@@ -8,16 +8,17 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/saga"
 )
 
-// streamPoll is how often a stream looks for news; streamKeep how often it says that it
-// is still there.
+// streamPoll is how often a stream looks for news without having been told of any: what another
+// instance does to an order is not told here. StreamKeep is how often it says that it is still there.
 const (
-	streamPoll = 200 * time.Millisecond
+	streamPoll = 500 * time.Millisecond
 	streamKeep = 15 * time.Second
 )
 
@@ -52,6 +53,8 @@ func (s *Service) stream(w http.ResponseWriter, r *http.Request, v view) error {
 	// later moment may come to stand before an earlier one.
 	sent := map[moment]bool{}
 	status := ""
+	news, stop := s.watchers.watch(v.ID)
+	defer stop()
 	for {
 		history, err := s.history(r.Context(), v.ID)
 		if err != nil {
@@ -88,6 +91,50 @@ func (s *Service) stream(w http.ResponseWriter, r *http.Request, v view) error {
 				return nil
 			}
 		case <-poll.C:
+		case <-news:
+		}
+	}
+}
+
+// cancelPrefix and an order's ID name the saga that takes the order back.
+const cancelPrefix = "cancel-"
+
+// watchers are the streams that want to know at once when something has happened to an order.
+type watchers struct {
+	mu      sync.Mutex
+	byOrder map[string]map[chan struct{}]bool
+}
+
+// watch returns a channel that has something in it after each tell of the order.
+func (w *watchers) watch(order string) (news <-chan struct{}, stop func()) {
+	ch := make(chan struct{}, 1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.byOrder == nil {
+		w.byOrder = map[string]map[chan struct{}]bool{}
+	}
+	if w.byOrder[order] == nil {
+		w.byOrder[order] = map[chan struct{}]bool{}
+	}
+	w.byOrder[order][ch] = true
+	return ch, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.byOrder[order], ch)
+		if len(w.byOrder[order]) == 0 {
+			delete(w.byOrder, order)
+		}
+	}
+}
+
+// tell wakes those who watch the order of a saga.
+func (w *watchers) tell(sagaID string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ch := range w.byOrder[strings.TrimPrefix(sagaID, cancelPrefix)] {
+		select {
+		case ch <- struct{}{}:
+		default:
 		}
 	}
 }
@@ -119,6 +166,19 @@ type sagaView struct {
 	Stuck   string    `json:"stuck,omitempty"`
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated"`
+}
+
+// entryView is one line of a saga's history as an operator sees it.
+type entryView struct {
+	N           int64     `json:"n"`
+	At          time.Time `json:"at"`
+	Step        string    `json:"step,omitempty"`
+	Op          string    `json:"op"`
+	Attempt     int       `json:"attempt,omitempty"`
+	Outcome     string    `json:"outcome"`
+	Text        string    `json:"text,omitempty"`
+	TookSeconds float64   `json:"took_seconds"`
+	Node        string    `json:"node"`
 }
 
 func viewOf(in saga.Instance) sagaView {
@@ -160,5 +220,12 @@ func (s *Service) saga(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return platform.WriteJSON(w, http.StatusOK, map[string]any{"saga": viewOf(in), "history": history})
+	entries := make([]entryView, len(history))
+	for i, e := range history {
+		entries[i] = entryView{
+			N: e.N, At: e.At.UTC(), Step: e.Step, Op: e.Op, Attempt: e.Attempt, Outcome: e.Outcome, Text: e.Text,
+			TookSeconds: e.Took.Seconds(), Node: e.Node,
+		}
+	}
+	return platform.WriteJSON(w, http.StatusOK, map[string]any{"saga": viewOf(in), "history": entries})
 }

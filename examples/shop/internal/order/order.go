@@ -52,6 +52,8 @@ type Service struct {
 	once   func(http.Handler) http.Handler
 	place  *saga.Definition[placeOrder]
 	cancel *saga.Definition[cancelOrder]
+	// watchers are told what this instance does to an order.
+	watchers watchers
 }
 
 const schema = `
@@ -100,7 +102,11 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 		return nil, err
 	}
 	if s.engine, err = saga.NewEngine(store, saga.Config{
-		Node: env.Name, Lease: env.Lease, Logger: env.Log,
+		Node: env.Instance, Lease: env.Lease, Logger: env.Log,
+		Hooks: saga.Hooks{
+			StepEnd: func(_ context.Context, e saga.StepEnd) { s.watchers.tell(e.Saga) },
+			Ended:   func(e saga.Ended) { s.watchers.tell(e.Saga) },
+		},
 		// A customer waits: what is down is asked again soon after it may be back.
 		Backoff: saga.Backoff{Base: 100 * time.Millisecond, Max: 5 * time.Second},
 	}, s.place, s.cancel); err != nil {
@@ -341,6 +347,6 @@ func (s *Service) cancelOrder(w http.ResponseWriter, r *http.Request) error {
 		if !takeBack {
 			return nil
 		}
-		return saga.Start(ctx, s.engine, tx, s.cancel, "cancel-"+v.ID, cancelOrder{OrderID: v.ID})
+		return saga.Start(ctx, s.engine, tx, s.cancel, cancelPrefix+v.ID, cancelOrder{OrderID: v.ID})
 	})
 }

@@ -91,6 +91,9 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 // Emit enqueues events in the caller's transaction: they are published if and only if it
 // commits. Call Wake after the commit to have them on their way at once.
 func (b *Bus) Emit(ctx context.Context, tx *sql.Tx, events ...kernel.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
 	msgs := make([]*messaging.Message, len(events))
 	for i, e := range events {
 		m, err := kernel.NewMessage(b.service, e)

@@ -1,0 +1,393 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rabbitmq/amqp091-go"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/load"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/rabbitkit"
+)
+
+// stackLease is how soon the stack of the tests takes over from the dead.
+const stackLease = 2 * time.Second
+
+// server returns where a real server is.
+func server(t *testing.T, variable, name string) string {
+	t.Helper()
+	value := os.Getenv(variable)
+	if value == "" {
+		const how = "%s is not set: run scripts/services up %s && eval \"$(scripts/services env)\""
+		if os.Getenv("DOVETAIL_REQUIRE_SERVICES") == "1" {
+			t.Fatalf(how, variable, name)
+		}
+		t.Skipf(how, variable, name)
+	}
+	return value
+}
+
+// stackSettings are those of a shop of its own on the real servers. What it leaves there is removed when
+// the test ends.
+func stackSettings(t *testing.T) map[string]string {
+	t.Helper()
+	random := make([]byte, 5)
+	_, _ = rand.Read(random)
+	settings := map[string]string{
+		stack.NameVar:             "test" + hex.EncodeToString(random),
+		stack.PostgresVar:         server(t, "DOVETAIL_POSTGRES_DSN", "postgres"),
+		stack.RabbitMQVar:         server(t, "DOVETAIL_RABBITMQ_URL", "rabbitmq"),
+		stack.RedisVar:            server(t, "DOVETAIL_REDIS_URL", "redis"),
+		stack.ConsulVar:           server(t, "DOVETAIL_CONSUL_ADDR", "consul"),
+		stack.ServiceTokenVar:     rand.Text() + rand.Text(),
+		stack.AdminPasswordVar:    "dovetail-admin",
+		stack.OperatorPasswordVar: "dovetail-operator",
+		stack.LeaseVar:            stackLease.String(),
+	}
+	t.Cleanup(func() { removeStack(t, settings) })
+	return settings
+}
+
+func removeStack(t *testing.T, settings map[string]string) {
+	t.Helper()
+	ctx := context.Background()
+	name := settings[stack.NameVar]
+	db, err := sql.Open("pgx", settings[stack.PostgresVar])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	for _, service := range assembly.Backends {
+		if _, err := db.ExecContext(ctx, "DROP SCHEMA IF EXISTS "+name+"_"+service+" CASCADE"); err != nil {
+			t.Error(err)
+		}
+	}
+	broker, err := rabbitkit.New(settings[stack.RabbitMQVar], rabbitkit.Config{Exchange: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = broker.Close() }()
+	for _, group := range assembly.Groups() {
+		if err := broker.Remove(ctx, group); err != nil {
+			t.Error(err)
+		}
+	}
+	conn, err := amqp091.Dial(settings[stack.RabbitMQVar])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	channel, err := conn.Channel()
+	if err == nil {
+		err = channel.ExchangeDelete(name, false, false)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// stackShop is a shop of one process per service.
+type stackShop struct {
+	*api
+	settings map[string]string
+
+	mu       sync.Mutex
+	pids     map[string]int // by instance: the process that it is now
+	restarts atomic.Int64
+}
+
+// openStack runs a stack until the test ends.
+func openStack(t *testing.T, instances map[string]int) *stackShop {
+	t.Helper()
+	settings := stackSettings(t)
+	shop := &stackShop{settings: settings, pids: map[string]int{}}
+	ctx, stop := context.WithCancel(context.Background())
+	ready, ended := make(chan string, 1), make(chan error, 1)
+	cfg := stack.UpConfig{
+		Listen: "127.0.0.1:0", Instances: instances, Binary: buildShop(t), Output: t.Output(),
+		Getenv: func(name string) string { return settings[name] },
+		Log:    slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Ready:  func(url string) { ready <- url },
+		Started: func(i stack.Instance) {
+			shop.mu.Lock()
+			defer shop.mu.Unlock()
+			if shop.pids[i.Instance] != 0 {
+				shop.restarts.Add(1)
+			}
+			shop.pids[i.Instance] = i.PID
+		},
+	}
+	begin := time.Now()
+	go func() { ended <- stack.Up(ctx, cfg) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("the stack ended with %v, want nil", err)
+		}
+	})
+	select {
+	case url := <-ready:
+		shop.api = &api{t: t, url: url}
+		t.Logf("%d processes, open after %v", len(shop.pids), time.Since(begin).Round(time.Millisecond))
+	case err := <-ended:
+		ended <- nil
+		t.Fatalf("the stack did not open: %v", err)
+	case <-time.After(2 * time.Minute):
+		t.Fatal("the stack does not open")
+	}
+	return shop
+}
+
+func (s *stackShop) signal(t *testing.T, instance string, signal syscall.Signal) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := syscall.Kill(s.pids[instance], signal); err != nil {
+		t.Errorf("%s, process %d: %v", instance, s.pids[instance], err)
+	}
+}
+
+func (s *stackShop) look(service string) (*sql.DB, error) {
+	settings, err := stack.LoadDatabases(func(name string) string { return s.settings[name] })
+	if err != nil {
+		return nil, err
+	}
+	return settings.Look(service)
+}
+
+// TestStack runs the shop on real servers, two processes each of the services that a sale goes through.
+// They are killed, and one is stopped until the others take it for dead, while customers order; in the
+// end everything is as if nothing had happened.
+//
+// SHOP_STACK_ORDERS and SHOP_STACK_ROUNDS make it longer.
+func TestStack(t *testing.T) {
+	shop := openStack(t, map[string]int{"gateway": 2, "customer": 2, "catalog": 2, "order": 2, "inventory": 2, "payment": 2})
+	shop.stocked()
+
+	t.Run("what starts twice is made once", func(t *testing.T) {
+		var products, keys, accounts int
+		for _, q := range []struct {
+			service, query string
+			n              *int
+			want           int
+		}{
+			{"catalog", `SELECT COUNT(*) FROM products`, &products, 240},
+			{"customer", `SELECT COUNT(*) FROM signing_keys`, &keys, 1},
+			{"customer", `SELECT COUNT(*) FROM customers WHERE role <> 'customer'`, &accounts, 2},
+		} {
+			db, err := shop.look(q.service)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := db.QueryRowContext(t.Context(), q.query).Scan(q.n); err != nil || *q.n != q.want {
+				t.Errorf("%s: %s = %d (%v), want %d", q.service, q.query, *q.n, err, q.want)
+			}
+			_ = db.Close()
+		}
+	})
+	t.Run("order", func(t *testing.T) { testOrder(t, shop.seenBy(t)) })
+	t.Run("key", func(t *testing.T) { testIdempotencyKey(t, shop.seenBy(t)) })
+	t.Run("dead letters", func(t *testing.T) { testDeadLetters(t, shop) })
+	t.Run("killed and stopped", func(t *testing.T) { testKilledStack(t, shop) })
+}
+
+func testKilledStack(t *testing.T, shop *stackShop) {
+	orders, rounds := number(t, "SHOP_STACK_ORDERS", 120), number(t, "SHOP_STACK_ROUNDS", 1)
+	var done atomic.Int64
+	var report *load.Report
+	loaded := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		var err error
+		report, err = load.Run(ctx, load.Config{URL: shop.url, Orders: orders, Concurrency: 8, Patience: 4 * time.Minute, Progress: func() { done.Add(1) }})
+		loaded <- err
+	}()
+	harm := []func(){
+		func() { shop.signal(t, "order-1", syscall.SIGKILL) },
+		func() { shop.signal(t, "inventory-1", syscall.SIGKILL) },
+		func() { // past its lease: the other takes over what it holds, and then it is back and believes to hold it
+			shop.signal(t, "order-2", syscall.SIGSTOP)
+			time.Sleep(2 * stackLease)
+			shop.signal(t, "order-2", syscall.SIGCONT)
+		},
+		func() { shop.signal(t, "payment-2", syscall.SIGKILL) },
+		func() { shop.signal(t, "inventory-2", syscall.SIGTERM) }, // and one that drains
+		func() { shop.signal(t, "gateway-1", syscall.SIGKILL) },
+	}
+	if testing.Short() {
+		harm = harm[:1]
+	}
+	for i := range rounds * len(harm) {
+		at := int64(orders * (i + 1) / (rounds*len(harm) + 2))
+		for done.Load() < at && len(loaded) == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if len(loaded) > 0 {
+			t.Fatalf("the load ended before everything was harmed: %v", <-loaded)
+		}
+		harm[i%len(harm)]()
+		// A killed one must be back before it can be killed again.
+		want := int64(0)
+		for j := range i + 1 {
+			if j%len(harm) != 2 {
+				want++
+			}
+		}
+		eventually(t, func() error {
+			if n := shop.restarts.Load(); n < want {
+				return fmt.Errorf("%d processes were started again, want %d", n, want)
+			}
+			return nil
+		})
+	}
+	if err := <-loaded; err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d orders accepted in %v, ended %v, refused %v, %d requests made again, %d sent twice, %d processes started again; until accepted %+v, until ended %+v",
+		len(report.Accepted), report.Elapsed.Round(time.Millisecond), report.Ended, report.Refused, report.Retries, report.Repeats, shop.restarts.Load(), report.Accept, report.Finish)
+	if !report.OK() {
+		t.Errorf("unfinished %v, answered differently %v, want none", report.Unfinished, report.Mismatches)
+	}
+	verify(t, shop.look, report.Accepted)
+}
+
+// testDeadLetters publishes what no consumer can read: it is kept by the service whose consumer gave it up,
+// seen by the operator, and replayed when that has been mended.
+func testDeadLetters(t *testing.T, shop *stackShop) {
+	operator := shop.seenBy(t).as("operator@shop.example", "dovetail-operator")
+	broker, err := rabbitkit.New(shop.settings[stack.RabbitMQVar], rabbitkit.Config{Exchange: shop.settings[stack.NameVar]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = broker.Close() }()
+	bad := &messaging.Message{ID: messaging.NewID(), Topic: kernel.TopicCustomerRegistered, Type: "customer.registered.v1", Time: time.Now(), Body: []byte(`{`)}
+	if err := broker.Publish(t.Context(), bad); err != nil {
+		t.Fatal(err)
+	}
+	replay := "/ops/api/dead-letters/notification.customers/" + bad.ID + "/replay"
+	eventually(t, func() error {
+		var list struct {
+			Items []struct {
+				Service string
+				Items   []struct {
+					MessageID string `json:"message_id"`
+					Reason    string
+				}
+			}
+		}
+		operator.want(http.StatusOK, operator.send("GET", "/ops/api/dead-letters", nil, nil), &list)
+		for _, s := range list.Items {
+			for _, d := range s.Items {
+				if s.Service == "notification" && d.MessageID == bad.ID && strings.Contains(d.Reason, "JSON") {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("dead letters = %+v, want %s with its reason", list.Items, bad.ID)
+	})
+	operator.wantProblem(409, "failed-again", "", operator.send("POST", replay, nil, nil))
+	// Somebody mends the message, as a new version of the consumer would.
+	db, err := sql.Open("pgx", shop.settings[stack.PostgresVar])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	bad.Body, _ = json.Marshal(kernel.CustomerRegistered{CustomerID: "stranger", Name: "A Stranger", Email: "stranger@shop.example"})
+	mended, _ := json.Marshal(bad)
+	if _, err := db.ExecContext(t.Context(), "UPDATE "+shop.settings[stack.NameVar]+"_notification.dead_letters SET message = $1", string(mended)); err != nil {
+		t.Fatal(err)
+	}
+	operator.want(http.StatusOK, operator.send("POST", replay, nil, nil), nil)
+	operator.wantProblem(404, "not-found", "", operator.send("POST", replay, nil, nil))
+	var mails struct{ Items []struct{ Recipient string } }
+	operator.want(http.StatusOK, operator.send("GET", "/ops/api/mails", nil, nil), &mails)
+	if !slices.ContainsFunc(mails.Items, func(m struct{ Recipient string }) bool { return m.Recipient == "stranger@shop.example" }) {
+		t.Errorf("mails = %+v, want the one to the stranger", mails.Items)
+	}
+	// The stranger is nobody's customer: the books must balance again.
+	if _, err := db.ExecContext(t.Context(), "DELETE FROM "+shop.settings[stack.NameVar]+"_notification.mails WHERE customer_id = 'stranger'"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRunSaysWhatIsMissing starts services without what they need.
+func TestRunSaysWhatIsMissing(t *testing.T) {
+	good := []string{
+		"SHOP_PUBLIC_URL=http://shop.example", "SHOP_SERVICE_TOKEN=" + strings.Repeat("x", 32), "SHOP_POSTGRES_DSN=postgres://a:hidden@127.0.0.1:1/b",
+		"SHOP_RABBITMQ_URL=amqp://a:hidden@127.0.0.1:1/b", "SHOP_REDIS_URL=redis://:hidden@127.0.0.1:1/0", "SHOP_CONSUL_ADDR=127.0.0.1:1",
+		"SHOP_ADMIN_PASSWORD=hidden-password", "SHOP_OPERATOR_PASSWORD=hidden-password",
+	}
+	shop := buildShop(t)
+	run := func(t *testing.T, service string, env []string) string {
+		cmd := exec.CommandContext(t.Context(), shop, "run", service)
+		cmd.Env = env
+		out, err := cmd.CombinedOutput()
+		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+			t.Fatalf("ended with %v, want exit code 1; said %s", err, out)
+		}
+		if strings.Contains(string(out), "hidden") {
+			t.Errorf("said %s: that shows a secret", out)
+		}
+		return string(out)
+	}
+	for i, variable := range good {
+		name, _, _ := strings.Cut(variable, "=")
+		t.Run(name+" is missing", func(t *testing.T) {
+			if out := run(t, "customer", slices.Delete(slices.Clone(good), i, i+1)); !strings.Contains(out, name) {
+				t.Errorf("said %q, want the variable named", out)
+			}
+		})
+		t.Run(name+" is wrong", func(t *testing.T) {
+			wrong := slices.Clone(good)
+			wrong[i] = name + "=hidden"
+			if strings.HasSuffix(name, "PASSWORD") {
+				wrong[i] = name + "=" + strings.Repeat("hidden", 20)
+			}
+			if out := run(t, "customer", wrong); !strings.Contains(out, name) {
+				t.Errorf("said %q, want the variable named", out)
+			}
+		})
+	}
+	t.Run("nobody is there", func(t *testing.T) {
+		if out := run(t, "order", good); !strings.Contains(out, "SHOP_CONSUL_ADDR") {
+			t.Errorf("said %q, want the variable of the server that does not answer", out)
+		}
+	})
+	t.Run("there is no such service", func(t *testing.T) {
+		if out := run(t, "sales", good); !strings.Contains(out, "sales") || !strings.Contains(out, "inventory") {
+			t.Errorf("said %q, want the name and the choice", out)
+		}
+	})
+	t.Run("all that is missing at once", func(t *testing.T) {
+		out := run(t, "order", nil)
+		for _, name := range []string{"SHOP_PUBLIC_URL", "SHOP_SERVICE_TOKEN", "SHOP_POSTGRES_DSN", "SHOP_RABBITMQ_URL", "SHOP_CONSUL_ADDR"} {
+			if !strings.Contains(out, name) {
+				t.Errorf("said %q, want %s named", out, name)
+			}
+		}
+	})
+}
