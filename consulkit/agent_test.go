@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -22,9 +23,11 @@ import (
 // agent is a Consul server of the test's own, which it may kill.
 type agent struct {
 	http, dns int
+	https     int // if it was started with tls
 	// flags start it. One with -dev loses all state with its end, one with a data
 	// directory nothing.
 	flags   []string
+	locked  bool // strangers may not ask who is healthy
 	log     string
 	process *os.Process
 	exited  chan struct{}
@@ -52,19 +55,22 @@ func startAgent(t testing.TB, state bool, extra string) *agent {
 	t.Helper()
 	program := binary(t)
 	dir := t.TempDir()
-	ports := freePorts(t, 4)
+	ports := freePorts(t, 5)
+	if !strings.Contains(extra, "tls {") {
+		ports[4] = -1
+	}
 	config := fmt.Sprintf(`
 		bind_addr = "127.0.0.1"
 		client_addr = "127.0.0.1"
 		node_name = "test"
-		ports { http = %d, dns = %d, serf_lan = %d, server = %d, serf_wan = -1, grpc = -1, grpc_tls = -1 }
+		ports { http = %d, dns = %d, serf_lan = %d, server = %d, serf_wan = -1, grpc = -1, grpc_tls = -1, https = %d }
 		performance { raft_multiplier = 1 }
 		disable_update_check = true
 		leave_on_terminate = false
 		skip_leave_on_interrupt = true
 		limits { http_max_conns_per_client = 1000 }
-		%s`, ports[0], ports[1], ports[2], ports[3], extra)
-	a := &agent{http: ports[0], dns: ports[1], log: filepath.Join(dir, "log")}
+		%s`, ports[0], ports[1], ports[2], ports[3], ports[4], extra)
+	a := &agent{http: ports[0], dns: ports[1], https: ports[4], log: filepath.Join(dir, "log"), locked: strings.Contains(extra, "acl {")}
 	if state {
 		config += fmt.Sprintf("\nserver = true\nbootstrap_expect = 1\ndata_dir = %q\n", filepath.Join(dir, "data"))
 	}
@@ -114,11 +120,21 @@ func (a *agent) start(t testing.TB) {
 	client := a.client(t).API()
 	deadline := time.Now().Add(time.Minute)
 	for {
+		leader, err := client.Status().Leader()
+		if a.locked && err == nil && leader != "" {
+			return
+		}
 		nodes, _, err := client.Health().Service("consul", "", true, nil)
 		if err == nil && len(nodes) > 0 {
 			return
 		}
-		if time.Now().After(deadline) {
+		ended := false
+		select {
+		case <-a.exited:
+			ended = true
+		default:
+		}
+		if ended || time.Now().After(deadline) {
 			log, _ := os.ReadFile(a.log)
 			t.Fatalf("the agent does not answer: %v\n%s", err, log)
 		}

@@ -24,7 +24,7 @@ type Client struct {
 // consul/api's own rule.
 //
 // A timeout in cfg.HttpClient, or cfg.Transport.ResponseHeaderTimeout, is refused: it would cut
-// off every query that waits for a change. Timeouts of single requests are in the configs here.
+// off every query that waits for a change. Queries have limits of their own here.
 func New(cfg *api.Config) (*Client, error) {
 	own := api.Config{}
 	if cfg != nil {

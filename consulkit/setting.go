@@ -116,10 +116,10 @@ func (s *Setting[T]) Run(ctx context.Context) error {
 		pair, meta, err = s.client.api.KV().Get(s.key, opts)
 		return meta, err
 	}
-	for ctx.Err() == nil {
+	for {
 		_, err := queries.next(ctx, s.cfg.Wait, api.QueryOptions{}, ask)
 		if ctx.Err() != nil {
-			break
+			return nil //nolint:nilerr // its end was asked for
 		}
 		s.reachable(err)
 		switch {
@@ -136,7 +136,6 @@ func (s *Setting[T]) Run(ctx context.Context) error {
 		}
 		s.once.Do(func() { close(s.read) })
 	}
-	return nil
 }
 
 // Read is closed when the key has been read for the first time, and its value applied or
