@@ -35,7 +35,7 @@ var blocks = []struct {
 	{name: "eventsource", may: []string{"messaging", "outbox"}},
 	{name: "discovery"},
 	{name: "gateway", may: []string{"resilience", "discovery"}},
-	{name: "cache", may: []string{"messaging"}},
+	{name: "cache", may: []string{"messaging", "breaker"}}, // around the shared store
 	{name: "health"},
 }
 

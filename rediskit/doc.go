@@ -9,7 +9,8 @@
 //	limiter, err := ratelimit.NewLeased(buckets, ratelimit.PerSecond(1000), ratelimit.LeasedConfig{Replicas: 4})
 //
 // [Buckets] is the store of a rate limit that many processes share. [Commands] is the
-// store of idempotency keys. Both work on a single server, with Sentinel and on a Cluster.
+// store of idempotency keys. [Cache] is the tier of a cache that many processes share. All work on a
+// single server, with Sentinel and on a Cluster.
 //
 // # Guarantees
 //
@@ -26,8 +27,9 @@
 //
 // Redis replicates after it has answered: a failover may forget the last writes. A bucket is
 // then as full as it was a moment before, and a command may run a second time. Where that must
-// not happen keep commands in the database that holds their effect: see idempotencysql.
+// not happen keep commands in the database that holds their effect: see idempotencysql. A value that
+// was invalidated in that moment may be there again until it expires.
 //
-// A server with a maxmemory policy that evicts keys may evict these. Use noeviction, or a
-// database of their own.
+// A server with a maxmemory policy that evicts keys may evict buckets and commands. Use noeviction for
+// them, and a server of its own for the cache, which any policy suits.
 package rediskit
