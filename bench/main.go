@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dovetail-go/dovetail/bench/caching"
 	"github.com/dovetail-go/dovetail/bench/guards"
 	"github.com/dovetail-go/dovetail/bench/internal/run"
 	"github.com/dovetail-go/dovetail/bench/promises"
@@ -37,6 +38,7 @@ type section struct {
 var sections = []section{
 	{"guards", guards.Report, guards.Peers},
 	{"promises", promises.Report, nil},
+	{"caching", caching.Report, caching.Peers},
 }
 
 func main() {
