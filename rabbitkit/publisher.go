@@ -464,7 +464,11 @@ func (s *channel) collect(p *publisher) {
 	s.cause = errors.New("rabbitkit: the connection was closed")
 	select {
 	case err := <-s.closed:
-		if err != nil {
+		switch {
+		case err == nil:
+		case err.Server && err.Code == amqp.AccessRefused: // to write to the exchange
+			s.cause = fmt.Errorf("%w: %w", ErrAccess, err)
+		default:
 			s.cause = fmt.Errorf("rabbitkit: connection lost: %w", err)
 		}
 	default:
