@@ -66,8 +66,18 @@ func (m *Machine) Result(now time.Time, c Command, result any, err error) {
 	}
 }
 
-// OnCancel has f called when the scheduler cancels a Publish.
-func (c Command) OnCancel(f func()) { c.c.(*publishCommand).row.cancel = f }
+// OnCancel has f called when the scheduler cancels what it has published of the shard,
+// whether it is done by then or not.
+func (c Command) OnCancel(f func()) {
+	sh := c.c.(*publishCommand).row.shard
+	others := sh.cancel
+	sh.cancel = func() {
+		if others != nil {
+			others()
+		}
+		f()
+	}
+}
 
 // Wake, Stop and Finished are the rest of a run.
 func (m *Machine) Wake()              { m.s.wake() }

@@ -219,6 +219,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		relay:  r,
 		ctx:    work,
 		events: make(chan func(now time.Time), r.cfg.Window),
+		rows:   make(chan *row),
 		ended:  make(chan struct{}),
 	}
 	defer close(run.ended)
@@ -250,7 +251,10 @@ type run struct {
 	relay  *Relay
 	ctx    context.Context //nolint:containedctx // the context of the run, which ends with it
 	events chan func(now time.Time)
-	ended  chan struct{}
+	// rows are for goroutines that have published before and wait for more: a new one would
+	// have to grow its stack each time.
+	rows  chan *row
+	ended chan struct{}
 }
 
 func (r *run) loop(done, wakes <-chan struct{}, s *scheduler) {
@@ -316,17 +320,37 @@ func (r *run) start(s *scheduler, c command) {
 			return func(now time.Time) { s.parked(now, c, lost, err) }
 		})
 	case *publishCommand:
-		ctx, cancel := context.WithCancel(r.ctx)
-		c.row.cancel = cancel
-		go func() {
-			err := errEnded
-			defer func() {
-				cancel()
-				r.tell(func(now time.Time) { s.published(now, c.row, err) })
-			}()
-			err = r.publish(ctx, c.row.Message)
-		}()
+		sh := c.row.shard
+		if sh.ctx == nil {
+			sh.ctx, sh.cancel = context.WithCancel(r.ctx)
+		}
+		select {
+		case r.rows <- c.row:
+		default:
+			go r.publisher(s, c.row)
+		}
 	}
+}
+
+// publisher publishes a row, and then others that come up, until the run ends.
+func (r *run) publisher(s *scheduler, next *row) {
+	for {
+		r.attempt(s, next)
+		select {
+		case next = <-r.rows:
+		case <-r.ended:
+			return
+		}
+	}
+}
+
+// attempt publishes a row once.
+func (r *run) attempt(s *scheduler, row *row) {
+	err := errEnded
+	defer func() {
+		r.tell(func(now time.Time) { s.published(now, row, err) })
+	}()
+	err = r.publish(row.shard.ctx, row.Message)
 }
 
 // errEnded is the result of a publisher that called runtime.Goexit.

@@ -124,6 +124,10 @@ type shard struct {
 	// draining since that time; zero if not.
 	draining time.Time
 	lost     bool
+	// ctx is that of its attempts, made with the first of them and ended when the shard is
+	// lost.
+	ctx    context.Context //nolint:containedctx // see above
+	cancel context.CancelFunc
 }
 
 // key is a queue of rows, of which the first is being dealt with.
@@ -178,7 +182,6 @@ type row struct {
 	index  int
 	youth  *list.Element
 	flight *list.Element
-	cancel context.CancelFunc
 }
 
 // The commands.
@@ -334,11 +337,11 @@ func (s *scheduler) lose(sh *shard, why string) {
 		if r.state == flying {
 			s.strays[sh.Shard]++
 			s.flying.Remove(r.flight)
-			if r.cancel != nil {
-				r.cancel()
-			}
 		}
 		s.forget(r)
+	}
+	if sh.cancel != nil {
+		sh.cancel()
 	}
 	s.parks = slices.DeleteFunc(s.parks, func(r *row) bool { return r.shard == sh })
 	s.notes = append(s.notes, Leased{Lease: sh.Lease, Why: why})

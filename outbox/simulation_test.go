@@ -667,8 +667,10 @@ func (n *node) publish(name string, c outbox.Command, reply func(any, error)) {
 		}
 	}
 	c.OnCancel(func() {
-		w.note("%s cancels %s", name, m.ID)
-		answer(context.Canceled)
+		if !answered {
+			w.note("%s cancels %s", name, m.ID)
+			answer(context.Canceled)
+		}
 	})
 	life := n.life
 	w.after(w.travel(), func() {
