@@ -90,10 +90,15 @@ func removeStack(t *testing.T, settings map[string]string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = broker.Close() }()
-	for _, group := range assembly.Groups() {
-		if err := broker.Remove(ctx, group); err != nil {
-			t.Error(err)
+	for _, groups := range assembly.Listeners() {
+		for _, g := range groups {
+			if err := broker.Remove(ctx, g.Group); err != nil {
+				t.Error(err)
+			}
 		}
+	}
+	if err := broker.Remove(ctx, "reporting.1"); err != nil {
+		t.Error(err)
 	}
 	conn, err := amqp091.Dial(settings[stack.RabbitMQVar])
 	if err != nil {
@@ -101,6 +106,9 @@ func removeStack(t *testing.T, settings map[string]string) {
 	}
 	defer func() { _ = conn.Close() }()
 	channel, err := conn.Channel()
+	if err == nil {
+		_, err = channel.QueueDelete(name+".log", false, false, false)
+	}
 	if err == nil {
 		err = channel.ExchangeDelete(name, false, false)
 	}

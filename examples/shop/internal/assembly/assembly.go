@@ -72,8 +72,8 @@ func New(ctx context.Context, env platform.Env, cfg Config) (platform.Service, e
 }
 
 // listeners are all groups of all services. Whoever publishes declares all of them first, so that an
-// event that finds no group is one that nobody wants to hear, although those who do may not
-// have started yet.
+// event reaches those too who have not started yet, and one that finds no group is one that nobody wants
+// to hear.
 var listeners = map[string][]messaging.Subscription{
 	"catalog":   {platform.Group("catalog", kernel.TopicStockChanged)},
 	"inventory": {platform.Group("inventory", kernel.TopicProductChanged)},
@@ -96,17 +96,6 @@ func Declare(ctx context.Context, broker messaging.Declarer) error {
 		}
 	}
 	return nil
-}
-
-// Groups returns the names of all groups.
-func Groups() []string {
-	var out []string
-	for _, groups := range listeners {
-		for _, g := range groups {
-			out = append(out, g.Group)
-		}
-	}
-	return out
 }
 
 // Verify returns an error if a service listens otherwise than everybody thinks.

@@ -115,6 +115,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	s.once, err = idempotency.HTTP(bus.Inbox, idempotency.HTTPConfig{
 		Required: true,
 		Scope:    func(r *http.Request) (string, error) { return platform.IdentityOf(r.Context()).Subject, nil },
+		Lease:    s.env.Lease,
 		MaxBody:  platform.MaxBody,
 	})
 	return s, err

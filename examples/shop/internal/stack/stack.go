@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -27,7 +26,6 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/customer"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
-	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/rabbitkit"
 	"github.com/dovetail-go/dovetail/ratelimit"
 	"github.com/dovetail-go/dovetail/rediskit"
@@ -165,40 +163,20 @@ func (s Settings) Look(service string) (*sql.DB, error) {
 	return db, nil
 }
 
-// broker is RabbitMQ with every group of the shop declared.
-func (s Settings) broker(ctx context.Context, instance string, log *slog.Logger) (broker, error) {
+// broker is RabbitMQ with every group of the shop declared, so that an event reaches those too who
+// have not started yet. What is published is also kept, for reporting, which reads from the very beginning.
+func (s Settings) broker(ctx context.Context, instance string, log *slog.Logger) (*rabbitkit.Client, error) {
 	client, err := rabbitkit.New(s.RabbitMQ, rabbitkit.Config{
-		Exchange: s.Name, Name: s.Name + " " + instance, Logger: log,
-		Log: rabbitkit.Log{MaxAge: 10 * 365 * 24 * time.Hour}, // reporting reads from the very beginning
+		Exchange: s.Name, Name: s.Name + " " + instance, Log: rabbitkit.Log{MaxAge: 10 * 365 * 24 * time.Hour}, Logger: log,
 	})
-	if err == nil {
-		err = assembly.Declare(ctx, client)
-	}
 	if err != nil {
-		if client != nil {
-			_ = client.Close()
-		}
-		return broker{}, fmt.Errorf("%s: %w", RabbitMQVar, err)
+		return nil, fmt.Errorf("%s: %w", RabbitMQVar, err)
 	}
-	return broker{client}, nil
-}
-
-// broker drops events that nobody wants to hear: as every group is declared before the first of
-// them, they are those that find no group.
-type broker struct{ *rabbitkit.Client }
-
-// Publish implements [messaging.Publisher].
-func (b broker) Publish(ctx context.Context, msgs ...*messaging.Message) error {
-	err := b.Client.Publish(ctx, msgs...)
-	var failed *messaging.PublishError
-	if !errors.As(err, &failed) {
-		return err
+	if err := assembly.Declare(ctx, client); err != nil {
+		_ = client.Close()
+		return nil, fmt.Errorf("%s: %w", RabbitMQVar, err)
 	}
-	wanted := slices.DeleteFunc(slices.Clone(failed.Failed), func(f messaging.Failed) bool { return errors.Is(f.Err, messaging.ErrUnroutable) })
-	if len(wanted) == 0 {
-		return nil
-	}
-	return &messaging.PublishError{Failed: wanted}
+	return client, nil
 }
 
 // redis is the client, once the server has let it in. A server that is away does not keep the shop
