@@ -15,6 +15,8 @@ import (
 	"net/url"
 	"os"
 	"runtime"
+	"runtime/pprof"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,13 +35,19 @@ const (
 )
 
 // size returns how many messages a run moves at least, and how long a publisher rests
-// between two calls. DOVETAIL_CHAOS=long asks for 200,000 without rest.
+// between two calls. DOVETAIL_CHAOS=long asks for 200,000 without rest, a number for so many.
 func size() (messages int64, rest time.Duration) {
-	if os.Getenv("DOVETAIL_CHAOS") == "long" {
+	asked := os.Getenv("DOVETAIL_CHAOS")
+	if n, err := strconv.ParseInt(asked, 10, 64); err == nil {
+		return n, 0
+	}
+	if asked == "long" {
 		return 200_000, 0
 	}
 	return 5_000, 100 * time.Millisecond
 }
+
+var logs = rabbitkit.Log{MaxAge: time.Hour}
 
 // peer is a client behind a proxy of its own.
 type peer struct {
@@ -54,7 +62,9 @@ func eventually(t *testing.T, cond func() bool, what string) {
 	t.Helper()
 	for end := time.Now().Add(patience); !cond(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited in vain until %s", what)
+			var stacks strings.Builder
+			_ = pprof.Lookup("goroutine").WriteTo(&stacks, 1)
+			t.Fatalf("waited in vain until %s; goroutines:\n%s", what, stacks.String())
 		}
 	}
 }
@@ -71,7 +81,7 @@ func connect(t *testing.T, s *server.Rabbit, name string) *peer {
 	}
 	u.Host = proxy.Addr()
 	c, err := rabbitkit.New(u.String(), rabbitkit.Config{
-		Exchange: "chaos", Name: name, Window: 500, Log: rabbitkit.Log{MaxAge: time.Hour},
+		Exchange: "chaos", Name: name, Window: 500, Log: logs,
 		Heartbeat: time.Second, Timeout: 5 * time.Second, MaxReconnectDelay: 500 * time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -93,8 +103,73 @@ func (p *peer) close() {
 // nothing is left behind: goroutines, channels, memory.
 func TestABrokenBroker(t *testing.T) {
 	s := server.StartRabbit(t)
+	t.Run("rights", func(t *testing.T) { rights(t, s) })
 	t.Run("alarm", func(t *testing.T) { alarm(t, s) })
 	t.Run("storm", func(t *testing.T) { storm(t, s) })
+}
+
+// rights asks for what a user may not do. Each no is a typed error at once.
+func rights(t *testing.T, s *server.Rabbit) {
+	s.Ctl("add_user", "limited", "limited")
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("limited", "limited")
+	sub := messaging.Subscription{Group: "rights", Topics: []string{"rights"}}
+	owner := connect(t, s, "owner")
+	defer owner.close()
+	if err := owner.Declare(t.Context(), sub); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := owner.Remove(t.Context(), "rights"); err != nil {
+			t.Errorf("Remove = %v, want nil", err)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	ask := func(configure, write, read string, do func(c *rabbitkit.Client) error) error {
+		t.Helper()
+		if configure+write+read != "" {
+			s.Ctl("set_permissions", "-p", "dovetail", "limited", configure, write, read)
+		}
+		c, err := rabbitkit.New(u.String(), rabbitkit.Config{Exchange: "chaos", Log: logs, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return do(c)
+	}
+	publish := func(c *rabbitkit.Client) error {
+		return c.Publish(ctx, &messaging.Message{ID: messaging.NewID(), Topic: "rights"})
+	}
+	subscribe := func(c *rabbitkit.Client) error {
+		return c.Subscribe(ctx, sub, messaging.HandlerFunc(func(context.Context, *messaging.Delivery) error { return nil }))
+	}
+	const none, all = "^$", ".*"
+	for _, c := range []struct {
+		name                   string
+		configure, write, read string
+		do                     func(*rabbitkit.Client) error
+		want                   []error
+	}{
+		{"Check without any right in the vhost", "", "", "", func(c *rabbitkit.Client) error { return c.Check(ctx) }, []error{rabbitkit.ErrVhost}},
+		{"Declare without the right to configure", none, all, all, func(c *rabbitkit.Client) error { return c.Declare(ctx, sub) }, []error{rabbitkit.ErrAccess}},
+		{"Publish without the right to configure", none, all, all, publish, []error{rabbitkit.ErrAccess, messaging.ErrRefused}},
+		{"Publish without the right to write", all, "group|dead|log", all, publish, []error{rabbitkit.ErrAccess, messaging.ErrUnknown}},
+		{"Subscribe without the right to read", all, all, "^chaos$|dead", subscribe, []error{rabbitkit.ErrAccess}},
+	} {
+		err := ask(c.configure, c.write, c.read, c.do)
+		for _, want := range c.want {
+			if !errors.Is(err, want) {
+				t.Errorf("%s = %v, want %v", c.name, err, want)
+			}
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("%s took too long, want its error at once", c.name)
+		}
+	}
 }
 
 // alarm lets the broker run out of the memory that it is allowed.
@@ -167,11 +242,11 @@ func storm(t *testing.T, s *server.Rabbit) {
 	subscribed, stopSubscribers := context.WithCancel(context.Background())
 	defer stopSubscribers()
 	var subscriptions, sending sync.WaitGroup
-	var deliveries atomic.Int64
+	deliveries := map[string]*atomic.Int64{ordered.Group: new(atomic.Int64), shared.Group: new(atomic.Int64), replayed.Group: new(atomic.Int64)}
 	for _, r := range receivers {
 		for _, sub := range []messaging.Subscription{ordered, shared, shared, replayed} {
 			h := check.Handler(sub, messaging.HandlerFunc(func(_ context.Context, d *messaging.Delivery) error {
-				deliveries.Add(1)
+				deliveries[d.Group].Add(1)
 				switch rand.IntN(100) {
 				case 0: // holds its message over what comes
 					time.Sleep(50 * time.Millisecond)
@@ -242,19 +317,27 @@ func storm(t *testing.T, s *server.Rabbit) {
 		sending.Wait()
 	}()
 
-	// What stands when all is connected is what must stand at the end.
 	flows := func(what string) {
 		t.Helper()
-		before, handled := sent.Load(), deliveries.Load()
-		eventually(t, func() bool {
-			return sent.Load() >= before+2*publishers*batch && deliveries.Load() > handled+2*publishers*batch
-		}, "messages flow "+what)
+		const some = 2 * publishers * batch
+		before := sent.Load()
+		eventually(t, func() bool { return sent.Load() >= before+some }, "messages are confirmed "+what)
+		for group, n := range deliveries {
+			before := n.Load()
+			eventually(t, func() bool { return n.Load() >= before+some }, "group "+group+" gets messages "+what)
+		}
 	}
 	flows("at first")
 	s.Restart() // what was declared is on disk now: see server.Rabbit
 	flows("after the first restart")
 	eventually(t, func() bool { return allConnected(senders, receivers) }, "all are connected")
-	goroutines, channels, memory := runtime.NumGoroutine(), countChannels(s), heap()
+	// What stands when all is connected is what may stand at the end.
+	goroutines, channels, memory := 0, 0, heap()
+	for range 10 {
+		time.Sleep(200 * time.Millisecond)
+		goroutines = max(goroutines, runtime.NumGoroutine())
+	}
+	channels = countChannels(s)
 
 	all := func(do func(*peer)) func() {
 		return func() {
