@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -89,7 +90,7 @@ func TestStepsDescribeTheDefinition(t *testing.T) {
 	}
 	got := d.Steps()
 	for i := range want {
-		if got[i] != want[i] {
+		if !reflect.DeepEqual(got[i], want[i]) {
 			t.Errorf("Steps()[%d] = %+v, want %+v", i, got[i], want[i])
 		}
 	}

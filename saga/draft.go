@@ -18,6 +18,7 @@ import (
 // draft is what a series of events makes of a saga, before it is written.
 type draft struct {
 	state   core.State
+	notes   notes
 	step    string
 	data    []byte
 	entries []Entry
@@ -26,11 +27,14 @@ type draft struct {
 	backoff Backoff
 	after   time.Duration
 	release bool
+	// rest lets the saga wait, looking again after again if that is not zero.
+	rest  bool
+	again time.Duration
 }
 
 // draft returns the saga as it is.
 func (j *job) draft() draft {
-	return draft{state: j.state, step: j.rec.Step, data: j.rec.Data}
+	return draft{state: j.state, notes: j.notes, step: j.rec.Step, data: j.rec.Data}
 }
 
 // apply returns d after one more event. Data is what a successful operation left.
@@ -38,7 +42,10 @@ func (j *job) apply(d draft, ev core.Event, data []byte, took time.Duration) dra
 	next, out, _ := j.shape.Decide(d.state, ev)
 	if out.Op != "" {
 		e := Entry{Step: d.step, Op: out.Op, Outcome: out.Outcome, Text: ev.Text, Took: took, Node: j.r.node}
-		if ev.Kind != core.Park {
+		if j.shape.Last(d.state.Step) > d.state.Step && d.state.Status == core.Running && ev.Kind != core.Park {
+			e.Step = j.def.steps[ev.Branch].Name
+		}
+		if ev.Kind != core.Park && ev.Kind != core.Waits {
 			e.Attempt = d.state.Attempt + 1
 		}
 		d.entries = append(d.entries, e)
@@ -49,18 +56,25 @@ func (j *job) apply(d draft, ev core.Event, data []byte, took time.Duration) dra
 	if ev.Kind == core.Done {
 		d.data = data
 	}
-	d.wait, d.backoff = out.Wait, j.def.backoff(d.state, j.r.cfg.Backoff)
+	stays := next.Status == d.state.Status && next.Step == d.state.Step
+	d.wait, d.backoff = out.Wait || d.wait && stays, j.def.backoff(d.state, j.r.cfg.Backoff)
 	d.state, d.step = next, j.def.stepName(next)
+	if next.Chosen|next.Finished|next.Waiting != 0 || next.Cause != 0 || d.notes.Waits != nil {
+		d.notes = j.def.notesOf(next, d.notes)
+	}
 	return d
 }
 
 // change returns d in the form in which the store takes it.
 func (j *job) change(d draft) Change {
-	c := changeTo(j.rec, d.state, d.step, d.data)
+	c := changeTo(j.rec, d.state, d.notes, d.step, d.data)
 	c.Entries, c.Release = d.entries, d.release
 	switch {
 	case d.state.Parked || Status(d.state.Status).Ended():
 		c.Due, c.Release = DueNever, true
+	case d.rest:
+		c.Due, c.Release, c.Signals = DueWait, true, j.rec.Signals
+		c.After = j.patience(d)
 	case d.wait:
 		c.Due, c.Release = DueAfter, true
 		c.After = max(delay(d.backoff, d.state.Attempt), d.after)
@@ -71,12 +85,35 @@ func (j *job) change(d draft) Change {
 	return c
 }
 
+// patience returns how long a saga may wait before somebody looks at it. Zero is for ever.
+func (j *job) patience(d draft) time.Duration {
+	least := d.again
+	limit := func(t time.Duration) {
+		if t = max(t, time.Millisecond); least == 0 || t < least {
+			least = t
+		}
+	}
+	for name := range d.notes.Waits {
+		if until := d.notes.until(name); !until.IsZero() {
+			limit(until.Sub(j.now()))
+		}
+	}
+	if d.wait {
+		limit(max(delay(d.backoff, d.state.Attempt), d.after))
+	}
+	if left, ok := j.left(); ok && j.shape.Abortable(d.state) {
+		limit(left)
+	}
+	return least
+}
+
 // changeTo returns the change of a saga to the given state.
-func changeTo(rec Record, s core.State, step string, data []byte) Change {
+func changeTo(rec Record, s core.State, n notes, step string, data []byte) Change {
 	return Change{
 		ID: rec.ID, Epoch: rec.Epoch, Revision: rec.Revision,
 		Status: Status(s.Status), Step: step, Attempt: s.Attempt, Reason: s.Reason,
 		Stuck: s.Stuck, Parked: s.Parked, Cancel: s.Cancel, Data: data,
+		Notes: n.encode(),
 	}
 }
 
@@ -103,7 +140,7 @@ func (j *job) commit(build func() draft) bool {
 		case !j.owns(rec):
 			return false
 		}
-		moved := rec.Status != j.rec.Status || rec.Step != j.rec.Step
+		moved := rec.Status != j.rec.Status || rec.Step != j.rec.Step || rec.Version != j.rec.Version
 		if !j.adopt(rec) {
 			return false
 		}
@@ -124,17 +161,23 @@ func results(rec Record, c Change) bool {
 // still ours.
 func (j *job) accept(d draft, c Change) bool {
 	was := j.state
-	j.state = d.state
+	j.state, j.notes = d.state, d.notes
 	j.rec.Status, j.rec.Step, j.rec.Attempt, j.rec.Data = c.Status, c.Step, c.Attempt, c.Data
 	j.rec.Reason, j.rec.Stuck, j.rec.Parked, j.rec.Cancel = c.Reason, c.Stuck, c.Parked, c.Cancel
-	j.rec.Revision, j.rec.Takeovers = c.NewRevision(), 0
+	j.rec.Revision, j.rec.Takeovers, j.rec.Notes = c.NewRevision(), 0, c.Notes
 	if c.Release {
 		j.rec.Owner = ""
 	}
-	if c.Due == DueAfter {
+	if c.Due == DueAfter || c.Due == DueWait && c.After > 0 {
 		j.r.wakeIn(c.After)
 	}
-	j.r.announce(j.rec.Instance, was)
+	if c.Due == DueWait {
+		j.r.stats.waiting.Add(1)
+	}
+	if c.Status.Ended() && (j.notes.Parent != "" || j.def != nil && j.def.locks) {
+		j.r.Wake() // somebody waits for it
+	}
+	j.r.announce(reveal(j.rec), was)
 	return !c.Release
 }
 
@@ -142,6 +185,12 @@ func (j *job) accept(d draft, c Change) bool {
 func (e *Engine) announce(in Instance, was core.State) {
 	if in.Status.Ended() || in.Parked {
 		defer e.waiters.tell(in.ID)
+	}
+	if was.Status == core.Running && (in.Status == Compensating || in.Status == Compensated) {
+		e.stats.compensating.Add(1)
+		if h := e.cfg.Hooks.Compensating; h != nil {
+			h(Turned{Saga: in.ID, Name: in.Name, Version: in.Version, Cause: in.Cause, Reason: in.Reason})
+		}
 	}
 	if in.Status.Ended() && !Status(was.Status).Ended() {
 		if in.Status == Completed {
@@ -152,7 +201,7 @@ func (e *Engine) announce(in Instance, was core.State) {
 		if h := e.cfg.Hooks.Ended; h != nil {
 			end := End{Saga: in.ID, Status: in.Status}
 			if in.Status == Compensated {
-				end.Reason = in.Reason
+				end.Cause, end.Reason = in.Cause, in.Reason
 			}
 			h(Ended{End: end, Name: in.Name, Version: in.Version})
 		}
@@ -170,7 +219,7 @@ func (e *Engine) announce(in Instance, was core.State) {
 func (j *job) report(ctx context.Context, a Attempt, err error, took time.Duration) {
 	outcome := "done"
 	switch kind := eventKind(err); {
-	case kind == core.Refused:
+	case kind == core.Refused || kind == core.TimedOut:
 		outcome = "refused"
 		j.r.stats.refused.Add(1)
 	case kind != core.Done:
@@ -189,6 +238,10 @@ func (j *job) event(err error) core.Event {
 	if err != nil {
 		ev.Text = clean(err.Error())
 	}
+	var no *refusal
+	if errors.As(err, &no) && no.reason != "" {
+		ev.Why = clean(no.reason)
+	}
 	return ev
 }
 
@@ -202,6 +255,8 @@ func eventKind(err error) core.Kind {
 		return core.Failed
 	case errors.As(err, &bad):
 		return core.Park
+	case errors.Is(err, errTimedOut):
+		return core.TimedOut
 	case errors.Is(err, ErrRefused), !v.Retry && !v.Unknown:
 		return core.Refused
 	case !v.Retry:

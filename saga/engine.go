@@ -13,8 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/outbox"
 )
 
 // Config tunes an [Engine]. The zero value is a sound default.
@@ -47,10 +51,27 @@ type Config struct {
 	// Writers is how many transactions may record progress at once, one connection each.
 	// While all are busy, progress gathers and commits together. Zero means 2.
 	Writers int
+	// Retain is how long sagas are kept when they have ended, with their history. Zero means
+	// for ever, or until somebody calls Prune.
+	Retain time.Duration
+	// Outbox takes the commands of [Send] steps: an *outbox.Outbox on the same database.
+	// Required if a definition has such a step.
+	Outbox Outbox
+	// ReplyTo is the topic for the replies to commands whose messages name none in
+	// [HeaderReplyTo].
+	ReplyTo string
 	// Hooks observe the engine.
 	Hooks Hooks
 	// Logger receives what nobody else hears of. Nil means slog.Default().
 	Logger *slog.Logger
+}
+
+// Outbox sends messages as a part of a transaction. An *outbox.Outbox is one.
+type Outbox interface {
+	// Enqueue writes messages that are sent if and only if tx commits.
+	Enqueue(ctx context.Context, tx outbox.Tx, msgs ...*messaging.Message) error
+	// Wake is called after the commit.
+	Wake()
 }
 
 // Engine runs sagas. It is safe for concurrent use. Several engines, in as many
@@ -85,11 +106,29 @@ func NewEngine(store Store, cfg Config, defs ...Registered) (*Engine, error) {
 		e.defs[key] = d.definition()
 		e.keys = append(e.keys, key)
 	}
+	for _, d := range e.defs {
+		if err := e.checkNeeds(d, cfg); err != nil {
+			return nil, err
+		}
+	}
 	var err error
 	if e.cfg, err = cfg.withDefaults(); err != nil {
 		return nil, err
 	}
 	return e, nil
+}
+
+// checkNeeds returns what a definition lacks.
+func (e *Engine) checkNeeds(d *definition, cfg Config) error {
+	for _, s := range d.steps {
+		switch {
+		case (s.Kind == KindSend || s.Undo == KindSend) && cfg.Outbox == nil:
+			return fmt.Errorf("saga: Config.Outbox is nil, want one for step %q of %s", s.Name, d.name)
+		case s.Kind == KindChild && e.defs[DefinitionKey{s.child.name, s.child.version}] == nil:
+			return fmt.Errorf("saga: definition %s version %d is missing, want it for step %q of %s", s.child.name, s.child.version, s.Name, d.name)
+		}
+	}
+	return nil
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -117,6 +156,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Timeout < 0 {
 		return c, fmt.Errorf("saga: Config.Timeout is %v, want more than 0", c.Timeout)
+	}
+	if c.Retain < 0 {
+		return c, fmt.Errorf("saga: Config.Retain is %v, want 0 or more", c.Retain)
 	}
 	if c.Backoff.Base < 0 || c.Backoff.Max < 0 || c.Backoff.Attempts != 0 {
 		return c, fmt.Errorf("saga: Config.Backoff is %+v, want nothing negative and no Attempts", c.Backoff)
@@ -152,18 +194,22 @@ func Start[T any](ctx context.Context, e *Engine, tx Tx, def *Definition[T], id 
 	if err != nil {
 		return fmt.Errorf("saga %s: start: data: %w", id, err)
 	}
-	sum := sha256.Sum256(encoded)
-	err = e.store.Start(ctx, tx, Beginning{
-		ID: id, Name: d.name, Version: d.version, Step: d.steps[0].Name, Data: encoded,
-		Input: base64.RawURLEncoding.EncodeToString(sum[:]), Deadline: d.deadline,
-	})
-	if err != nil {
+	if err := e.store.Start(ctx, tx, d.beginning(id, encoded)); err != nil {
 		return fmt.Errorf("saga %s: start: %w", id, err)
 	}
 	return nil
 }
 
 const maxID = 200
+
+func (d *definition) beginning(id string, data []byte) Beginning {
+	sum := sha256.Sum256(data)
+	return Beginning{
+		ID: id, Name: d.name, Version: d.version, Step: d.steps[0].Name, Data: data,
+		Input: base64.RawURLEncoding.EncodeToString(sum[:]), Deadline: d.deadline,
+		Waits: slices.ContainsFunc(d.steps, func(s erased) bool { return s.Kind.waits() || s.Undo.waits() }),
+	}
+}
 
 // Wake makes a running engine look for due sagas now. It never blocks.
 func (e *Engine) Wake() {

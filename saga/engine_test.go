@@ -78,10 +78,10 @@ func TestARefusalCompensatesInReverse(t *testing.T) {
 				w.start(d, "s", data{})
 				in := w.end("s", saga.Compensated)
 				w.noted(c.calls...)
-				if in.Reason != c.err.Error() {
-					t.Errorf("reason = %q, want %q", in.Reason, c.err)
+				if in.Reason != "no" || in.Cause != saga.CauseRefused {
+					t.Errorf("cause = %v, reason = %q, want refused, no", in.Cause, in.Reason)
 				}
-				if h := w.history("s"); !slices.Contains(h, "/compensate accepted "+c.err.Error()) || !slices.Contains(h, "c/do refused "+c.err.Error()) {
+				if h := w.history("s"); !slices.Contains(h, "/compensate accepted no") || !slices.Contains(h, "c/do refused "+c.err.Error()) {
 					t.Errorf("history is %q", h)
 				}
 			})
@@ -166,7 +166,7 @@ func TestAttemptsAreLimitedBeforeThePivot(t *testing.T) {
 		w.start(d, "s", data{})
 		in := w.end("s", saga.Compensated)
 		w.noted("a/do", "b/do", "b/do", "b/do", "b/undo", "a/undo")
-		if want := "gave up after 3 attempts: oops"; in.Reason != want {
+		if want := "gave up after 3 attempts: oops"; in.Reason != want || in.Cause != saga.CauseFailed {
 			t.Errorf("reason = %q, want %q", in.Reason, want)
 		}
 	})
@@ -182,7 +182,7 @@ func TestARefusalBehindThePivotParksTheSaga(t *testing.T) {
 	w.run(func() {
 		w.start(d, "s", data{})
 		in := w.end("s", saga.Running)
-		if !in.Parked || in.Stuck != "refused where there is no way back: refused: no" || in.Step != "b" {
+		if !in.Parked || in.Stuck != "refused where there is no way back: no" || in.Step != "b" {
 			t.Errorf("the saga is %+v, want it parked at b", in)
 		}
 		if len(stuck) != 1 || stuck[0].Saga != "s" || stuck[0].Step != "b" || !stuck[0].Parked {
@@ -247,7 +247,7 @@ func TestAnUndoIsNeverGivenUp(t *testing.T) {
 		for w.get("s").Stuck == "" {
 			time.Sleep(time.Millisecond)
 		}
-		if in := w.get("s"); in.Parked || in.Attempt < 5 || in.Status != saga.Compensating || in.Stuck != "oops" || in.Reason != "refused: no" {
+		if in := w.get("s"); in.Parked || in.Attempt < 5 || in.Status != saga.Compensating || in.Stuck != "oops" || in.Reason != "no" {
 			t.Errorf("the saga is %+v, want it stuck after 5 attempts, and not parked", in)
 		}
 		in := w.end("s", saga.Compensated)
@@ -262,7 +262,7 @@ func TestARefusedUndoParksTheSaga(t *testing.T) {
 		err  error
 		want string
 	}{
-		{saga.Refuse("too late"), "refused where there is no way back: refused: too late"},
+		{saga.Refuse("too late"), "refused where there is no way back: too late"},
 		{fault.Permanent(errOops), "refused where there is no way back: oops"},
 		{fault.Judged(errOops, fault.Verdict{Unknown: true}), "failed for good where there is no way back: oops"},
 	} {
@@ -360,7 +360,7 @@ func TestTheDeadlineCompensatesBeforeThePivot(t *testing.T) {
 			begin := time.Now()
 			w.start(d, "s", data{})
 			in := w.end("s", saga.Compensated)
-			if took := time.Since(begin); in.Reason != "deadline passed" || took < time.Minute || took > time.Minute+time.Second {
+			if took := time.Since(begin); in.Reason != "deadline passed" || in.Cause != saga.CauseDeadline || took < time.Minute || took > time.Minute+time.Second {
 				t.Errorf("compensated after %v because of %q, want 1m, deadline passed", took, in.Reason)
 			}
 			w.noted("a/do", "b/do", "b/undo", "a/undo")
@@ -430,11 +430,11 @@ func TestCancel(t *testing.T) {
 			w.start(d, "s", data{})
 			in := w.end("s", saga.Compensated)
 			w.noted("a/do", "undo with [a/do]")
-			if in.Reason != "cancelled: ann changed her mind" {
+			if in.Reason != "ann changed her mind" || in.Cause != saga.CauseCancelled {
 				t.Errorf("reason = %q", in.Reason)
 			}
 			w.same("history", w.history("s"), []string{"a/cancel accepted ann changed her mind", "a/do done",
-				"/compensate accepted cancelled: ann changed her mind", "a/undo done"})
+				"/compensate accepted ann changed her mind", "a/undo done"})
 			if err := w.engine.Cancel(t.Context(), "s", "ann"); err != nil {
 				t.Errorf("Cancel of a compensated saga = %v, want nil", err)
 			}
@@ -464,7 +464,7 @@ func TestCancel(t *testing.T) {
 				t.Errorf("Cancel = %v, want nil", err)
 			}
 			in := w.end("s", saga.Compensated)
-			if took := time.Since(begin); took != 0 || in.Reason != "cancelled: no reason given" {
+			if took := time.Since(begin); took != 0 || in.Reason != "no reason given" {
 				t.Errorf("compensated after %v because of %q, want at once", took, in.Reason)
 			}
 			w.noted("a/do", "a/undo")
@@ -546,7 +546,7 @@ func TestOnEnd(t *testing.T) {
 				}
 				want := saga.End{Saga: "s", Status: c.want}
 				if c.want == saga.Compensated {
-					want.Reason = "refused: no"
+					want.Cause, want.Reason = saga.CauseRefused, "no"
 				}
 				for _, e := range ends {
 					if e != want {

@@ -65,14 +65,14 @@ func Example() {
 			fmt.Println(err)
 			return
 		}
-		fmt.Printf("%s: %s (%s)\n", in.ID, in.Status, in.Reason)
+		fmt.Printf("%s: %s (%s) %q\n", in.ID, in.Status, in.Cause, in.Reason)
 	}
 	// Output:
 	// reserve order-20/reserve/do
 	// pay 20
 	// ship order-20/ship/do
-	// order-20: completed ()
+	// order-20: completed (none) ""
 	// reserve order-30/reserve/do
 	// release order-30/reserve/undo
-	// order-30: compensated (refused: card declined)
+	// order-30: compensated (refused) "card declined"
 }

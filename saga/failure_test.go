@@ -186,7 +186,7 @@ func TestAMissingDefinitionWaitsForANodeThatHasIt(t *testing.T) {
 			t.Errorf("the saga is %+v, reported %d times; want it stuck for want of a definition, reported once", in, len(stuck))
 		}
 		w.noted()
-		if err := w.engine.Retry(t.Context(), "s", "ann"); err == nil || !strings.Contains(err.Error(), "definition x version 2 is not registered") {
+		if err := w.engine.Retry(t.Context(), "s", "ann"); !errors.Is(err, saga.ErrUnknownDefinition) || !strings.Contains(err.Error(), "no such definition: x version 2") {
 			t.Errorf("Retry by a node without the definition = %v, want an error that says so", err)
 		}
 		// A new node starts.

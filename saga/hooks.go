@@ -17,6 +17,10 @@ type Hooks struct {
 	// StepEnd is called when an attempt has ended and its outcome is stored, with the
 	// attempt's context.
 	StepEnd func(ctx context.Context, s StepEnd)
+	// TakenOver is called when the engine has taken a saga from a node that died.
+	TakenOver func(TakenOver)
+	// Compensating is called when a saga has turned back.
+	Compensating func(Turned)
 	// Ended is called when a saga has ended.
 	Ended func(Ended)
 	// Stuck is called when a saga has got stuck: alarm somebody.
@@ -43,6 +47,31 @@ type StepEnd struct {
 	Err error
 	// Took is how long the attempt took.
 	Took time.Duration
+}
+
+// TakenOver is a saga taken from a node that died.
+type TakenOver struct {
+	// Saga is the saga's ID.
+	Saga string
+	// Name and Version are those of the definition.
+	Name    string
+	Version int
+	// Step is the current step, which may have happened.
+	Step string
+	// Takeovers counts the nodes that died over it in a row.
+	Takeovers int
+}
+
+// Turned is a saga that compensates from now on.
+type Turned struct {
+	// Saga is the saga's ID.
+	Saga string
+	// Name and Version are those of the definition.
+	Name    string
+	Version int
+	// Cause and Reason tell why.
+	Cause  Cause
+	Reason string
 }
 
 // Ended is a saga that has ended.

@@ -20,15 +20,16 @@ type job struct {
 	shape *core.Shape
 	rec   Record
 	state core.State
+	notes notes
 	read  time.Time // when rec was read, by this process's clock
 }
 
 // work takes the saga as far as it goes now: to its end, into a backoff, or to the
 // moment at which it belongs to somebody else.
 func (r *run) work(rec Record) {
-	j := &job{r: r, def: r.defs[DefinitionKey{rec.Name, rec.Version}]}
-	if j.def != nil {
-		j.shape = j.def.shape(r.cfg.StuckAfter)
+	j := &job{r: r, rec: rec, def: r.defs[DefinitionKey{rec.Name, rec.Version}]}
+	if rec.Takeovers > 0 && r.cfg.Hooks.TakenOver != nil {
+		r.cfg.Hooks.TakenOver(TakenOver{Saga: rec.ID, Name: rec.Name, Version: rec.Version, Step: rec.Step, Takeovers: rec.Takeovers})
 	}
 	if !j.adopt(rec) {
 		return
@@ -61,9 +62,15 @@ func (j *job) step() bool {
 	switch j.shape.Next(j.state) {
 	case core.Do:
 		s := &j.def.steps[j.state.Step]
+		if s.Parallel > 0 || s.Kind.waits() {
+			return j.round(OpDo)
+		}
 		return j.attempt(OpDo, s.Name, s.Kind, s.timeout, s.do)
 	case core.Undo:
 		s := &j.def.steps[j.state.Step]
+		if s.Undo.waits() {
+			return j.round(OpUndo)
+		}
 		return j.attempt(OpUndo, s.Name, s.Undo, s.timeout, s.undo)
 	case core.End:
 		return j.attempt(OpEnd, "", KindLocal, 0, nil)
@@ -145,63 +152,71 @@ func (j *job) end(ctx context.Context, a Attempt, build func() draft, took time.
 // local runs an operation in the transaction that records it, together with the end
 // of the saga if it is the last.
 func (j *job) local(ctx context.Context, a Attempt, fn function) bool {
-	var d draft
-	var c Change
-	var failed error
-	entered, start := false, time.Now()
-	err := j.r.store.SaveTx(ctx, func(ctx context.Context, tx *sql.Tx) (Change, error) {
-		entered, d = true, j.draft()
+	start := time.Now()
+	more, failed, settled := j.inTx(ctx, func(ctx context.Context, tx *sql.Tx) (draft, error) {
+		d := j.draft()
 		if fn != nil {
-			var data []byte
-			if data, failed = j.invoke(a, func() ([]byte, error) { return fn(ctx, tx, a, d.data) }); failed != nil {
-				return Change{}, failed
+			data, err := j.invoke(a, func() ([]byte, error) { return fn(ctx, tx, a, d.data) })
+			if err != nil {
+				return d, err
 			}
 			d = j.apply(d, j.event(nil), data, time.Since(start))
 		}
 		if j.shape.Next(d.state) == core.End {
-			if d, failed = j.applyEnd(ctx, tx, a, d); failed != nil {
-				return Change{}, failed
-			}
+			return j.applyEnd(ctx, tx, a, d)
+		}
+		return d, nil
+	}, func(failed error) draft {
+		d := j.apply(j.draft(), j.event(failed), nil, time.Since(start))
+		d.after = retryAfter(failed)
+		return d
+	})
+	if settled {
+		j.report(ctx, a, failed, time.Since(start))
+	}
+	return more
+}
+
+// inTx makes what build returns the next state of the saga, in one transaction with
+// what build does. If that fails, what instead returns is recorded. It reports whether
+// the job may go on, with what error build failed, and whether either was recorded.
+func (j *job) inTx(ctx context.Context, build func(ctx context.Context, tx *sql.Tx) (draft, error), instead func(error) draft) (more bool, failed error, settled bool) {
+	var d draft
+	var c Change
+	entered := false
+	err := j.r.store.SaveTx(ctx, func(ctx context.Context, tx *sql.Tx) (Change, error) {
+		entered = true
+		if d, failed = build(ctx, tx); failed != nil {
+			return Change{}, failed
 		}
 		c = j.change(d)
 		return c, nil
 	})
-	took := time.Since(start)
 	switch {
 	case err == nil:
-		more := j.accept(d, c)
-		j.report(ctx, a, nil, took)
-		return more
+		return j.accept(d, c), nil, true
 	case j.r.attempts.Err() != nil:
-		return j.release()
+		return j.release(), nil, false
 	case !entered:
 		// No transaction was to be had, which says nothing about the step.
-		return j.trouble("no transaction", err) && pause(j.r.writing, delay(storeBackoff, 3)) && j.reload()
+		return j.trouble("no transaction", err) && pause(j.r.writing, delay(storeBackoff, 3)) && j.reload(), nil, false
 	case failed == nil:
 		// The change was not accepted, or may have been made all the same.
 		revision := j.rec.Revision
 		rec, ok := j.load()
 		switch {
 		case !ok:
-			return false
+			return false, nil, false
 		case results(rec, c):
-			more := j.accept(d, c)
-			j.report(ctx, a, nil, took)
-			return more
+			return j.accept(d, c), nil, true
 		case !j.owns(rec) || !j.adopt(rec):
-			return false
+			return false, nil, false
 		case rec.Revision != revision || errors.Is(err, ErrLost):
-			return true
+			return true, nil, false
 		}
 		failed = err
 	}
-	more := j.commit(func() draft {
-		d := j.apply(j.draft(), j.event(failed), nil, took)
-		d.after = retryAfter(failed)
-		return d
-	})
-	j.report(ctx, a, failed, took)
-	return more
+	return j.commit(func() draft { return instead(failed) }), failed, true
 }
 
 // applyEnd runs the user's function for the end of a saga whose draft calls for it.
@@ -209,11 +224,24 @@ func (j *job) applyEnd(ctx context.Context, tx *sql.Tx, a Attempt, d draft) (dra
 	start := time.Now()
 	end := End{Saga: j.rec.ID, Status: Completed}
 	if d.state.Status == core.Compensating {
-		end.Status, end.Reason = Compensated, d.state.Reason
+		end.Status, end.Cause, end.Reason = Compensated, Cause(d.state.Cause), d.state.Reason
 	}
-	data, err := j.invoke(a, func() ([]byte, error) { return j.def.onEnd(ctx, tx, end, d.data) })
-	if err != nil {
-		return d, &endError{err}
+	data := d.data
+	if j.def.onEnd != nil {
+		var err error
+		if data, err = j.invoke(a, func() ([]byte, error) { return j.def.onEnd(ctx, tx, end, d.data) }); err != nil {
+			return d, &endError{err}
+		}
+	}
+	if j.def.locks {
+		if err := j.r.store.Unlock(ctx, tx, j.rec.ID); err != nil {
+			return d, &endError{err}
+		}
+	}
+	if j.notes.Parent != "" {
+		if err := j.tellParent(ctx, tx, end, data); err != nil {
+			return d, &endError{err}
+		}
 	}
 	return j.apply(d, core.Event{Kind: core.Done}, data, time.Since(start)), nil
 }
@@ -248,13 +276,23 @@ func (j *job) postpone() {
 
 // adopt makes rec what the job works on.
 func (j *job) adopt(rec Record) bool {
+	if rec.Version != j.rec.Version {
+		return false // migrated meanwhile
+	}
 	j.rec, j.read = rec, time.Now()
+	n, err := readNotes(rec.Notes)
+	j.notes = n
 	if j.def == nil {
-		j.state = stateOf(rec, 0)
+		j.state = (&definition{}).stateOf(rec, n, 0)
 		return true
 	}
+	j.shape = j.def.shape(j.r.cfg.StuckAfter, n.Parent != "")
 	step, ok := j.def.index(rec.Instance)
-	j.state = stateOf(rec, step)
+	j.state = j.def.stateOf(rec, n, step)
+	if err != nil && !j.state.Parked {
+		j.park("notes: " + err.Error())
+		return false
+	}
 	if !ok && !j.state.Parked {
 		j.park(fmt.Sprintf("%s version %d has no step %q", rec.Name, rec.Version, rec.Step))
 	}
@@ -316,17 +354,20 @@ func (j *job) trouble(what string, err error) bool {
 	return true
 }
 
+// now returns the time by the store's clock: what it was when the saga was read, and
+// what has passed since.
+func (j *job) now() time.Time { return j.rec.Now.Add(time.Since(j.read)) }
+
 // late reports whether the saga's deadline has passed by the store's clock.
 func (j *job) late() bool {
 	left, ok := j.left()
 	return ok && left <= 0
 }
 
-// left returns the time to the deadline, if there is one: what it was by the store's
-// clock when the saga was read, less what has passed since.
+// left returns the time to the deadline, if there is one.
 func (j *job) left() (time.Duration, bool) {
 	if j.rec.Deadline.IsZero() {
 		return 0, false
 	}
-	return j.rec.Deadline.Sub(j.rec.Now) - time.Since(j.read), true
+	return j.rec.Deadline.Sub(j.now()), true
 }

@@ -26,6 +26,8 @@ type run struct {
 	*Engine
 	node   string
 	writes *committer
+	// branches bounds the steps that run in parallel within sagas.
+	branches chan struct{}
 
 	// attempts is the context of attempts. It outlives Run's context by Config.Drain.
 	attempts context.Context
@@ -63,6 +65,7 @@ func newRun(ctx context.Context, e *Engine) *run {
 	r.attempts, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	r.writing, r.finish = context.WithCancel(context.WithoutCancel(ctx))
 	r.writes = newCommitter(e.store, e.cfg.Writers)
+	r.branches = make(chan struct{}, e.cfg.Concurrency)
 	r.leased.Store(&time.Time{})
 	return r
 }
@@ -78,6 +81,12 @@ func (r *run) run(ctx context.Context) error {
 	go func() {
 		defer close(beatEnded)
 		r.heartbeat(beating)
+	}()
+
+	pruned := make(chan struct{})
+	go func() {
+		defer close(pruned)
+		r.retain(ctx)
 	}()
 
 	r.schedule(ctx)
@@ -99,6 +108,7 @@ func (r *run) run(ctx context.Context) error {
 	giveUp := time.AfterFunc(3*time.Second, r.finish)
 	defer giveUp.Stop()
 	<-worked
+	<-pruned
 	endBeat()
 	<-beatEnded
 	r.leave(ctx)
@@ -155,6 +165,21 @@ func (r *run) beat(ctx context.Context) error {
 	}
 	r.leased.Store(&until)
 	return nil
+}
+
+// retain deletes what ended longer ago than Config.Retain, now and then.
+func (r *run) retain(ctx context.Context) {
+	if r.cfg.Retain == 0 {
+		return
+	}
+	every := min(max(r.cfg.Retain/10, time.Minute), time.Hour)
+	for pause(ctx, every/2+rand.N(every)) {
+		n, err := r.Prune(ctx, r.cfg.Retain)
+		r.stats.pruned.Add(uint64(n))
+		if err != nil && ctx.Err() == nil {
+			r.log().WarnContext(ctx, "saga: not pruned", "node", r.node, "error", err)
+		}
+	}
 }
 
 // schedule claims due sagas and starts a worker for each until ctx ends.

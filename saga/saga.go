@@ -23,18 +23,26 @@ var (
 	ErrNotFound = errors.New("saga: not found")
 	// ErrPastPivot is returned by [Engine.Cancel] when the saga can only go forward.
 	ErrPastPivot = errors.New("saga: past the pivot")
+	// ErrUnknownDefinition is returned for a saga whose definition the engine does not have.
+	ErrUnknownDefinition = errors.New("saga: the engine has no such definition")
 	// ErrNotStuck is returned by [Engine.Retry] and [Engine.Skip] for a saga that needs
 	// no help.
 	ErrNotStuck = errors.New("saga: not stuck")
 )
 
 // Refuse returns an error that wraps [ErrRefused]. The reason is kept with the saga.
-func Refuse(reason string) error {
-	if reason == "" {
-		return ErrRefused
+func Refuse(reason string) error { return &refusal{reason} }
+
+type refusal struct{ reason string }
+
+func (r *refusal) Error() string {
+	if r.reason == "" {
+		return ErrRefused.Error()
 	}
-	return fmt.Errorf("%w: %s", ErrRefused, reason)
+	return ErrRefused.Error() + ": " + r.reason
 }
+
+func (r *refusal) Unwrap() error { return ErrRefused }
 
 // Tx is the caller's transaction: *sql.Tx, *sql.Conn and *sql.DB fit as they are.
 type Tx interface {
@@ -104,13 +112,44 @@ func (s Status) String() string {
 // Ended reports whether the status is final.
 func (s Status) Ended() bool { return s == Completed || s == Compensated }
 
+// Cause is why a saga compensates.
+type Cause uint8
+
+const (
+	// CauseNone is that of sagas that go forward.
+	CauseNone Cause = iota
+	// CauseRefused means that a step was refused: see [ErrRefused].
+	CauseRefused
+	// CauseFailed means that a step has used up its attempts, or that another one could
+	// not have helped.
+	CauseFailed
+	// CauseCancelled means that somebody called [Engine.Cancel], or that the saga's parent
+	// compensates.
+	CauseCancelled
+	// CauseDeadline means that the saga's [Definition.Deadline], or the [Timeout] of an
+	// [Await] or a [Lock], has passed.
+	CauseDeadline
+)
+
+// String returns "none", "refused", "failed", "cancelled" or "deadline".
+func (c Cause) String() string {
+	names := [...]string{"none", "refused", "failed", "cancelled", "deadline"}
+	if int(c) < len(names) {
+		return names[c]
+	}
+	return fmt.Sprintf("saga.Cause(%d)", uint8(c))
+}
+
 // End is how a saga ended.
 type End struct {
 	// Saga is the saga's ID.
 	Saga string
 	// Status is [Completed] or [Compensated].
 	Status Status
-	// Reason tells why a compensated saga was undone, such as the text of the refusal.
+	// Cause is why a compensated saga was undone.
+	Cause Cause
+	// Reason tells the cause in words: what was given to [Refuse] or [Engine.Cancel], or
+	// the error that did it.
 	Reason string
 }
 
@@ -128,9 +167,15 @@ type Instance struct {
 	Step string
 	// Attempt counts the failed attempts at the current operation.
 	Attempt int
+	// Cause is why the saga compensates.
+	Cause Cause
 	// Reason tells why the saga compensates, or the error of the last failed attempt
 	// while it runs.
 	Reason string
+	// Waits are the current steps that wait for a reply, an event, a time, a lock or a child.
+	Waits []string
+	// Parent is the ID of the saga whose [Child] this one is, or empty.
+	Parent string
 	// Stuck tells why the saga needs an operator. Empty means that it does not.
 	Stuck string
 	// Parked is true when a stuck saga waits for an operator; a stuck saga that is not
@@ -142,7 +187,8 @@ type Instance struct {
 	Data []byte
 	// Created and Updated are times of the store's clock.
 	Created, Updated time.Time
-	// WakeAt is when the saga may next be worked on. Zero when it has ended or is parked.
+	// WakeAt is when the saga may next be worked on. Zero when it has ended, is parked, or
+	// waits without a time limit.
 	WakeAt time.Time
 	// Deadline is when a saga that has not reached its pivot compensates. Zero is never.
 	Deadline time.Time
@@ -160,11 +206,12 @@ type Entry struct {
 	At time.Time
 	// Step is the step's name, empty for what concerns the saga as a whole.
 	Step string
-	// Op is "do", "undo", "end", or the verb: "start", "cancel", "retry", "skip", "deadline", "park".
+	// Op is "do", "undo", "end", or what happened to the saga as a whole: "start",
+	// "compensate", "cancel", "revert", "retry", "skip", "park", "migrate".
 	Op string
 	// Attempt is the attempt's number, from 1, or zero.
 	Attempt int
-	// Outcome is "done", "failed", "refused", or for verbs "accepted".
+	// Outcome is "done", "failed", "refused" or "waiting", or for verbs "accepted".
 	Outcome string
 	// Text is the error of an attempt, or the reason given with a verb.
 	Text string
@@ -180,10 +227,17 @@ type Filter struct {
 	Status Status
 	// Name selects one definition. Empty is all.
 	Name string
+	// Version selects one version of it. Zero is all.
+	Version int
+	// Prefix selects IDs that begin so. Empty is all.
+	Prefix string
+	// Age selects sagas that were started at least so long ago. Zero is all.
+	Age time.Duration
 	// Stuck selects only sagas that need an operator.
 	Stuck bool
 	// Limit bounds the result. Zero means 100, the most is 1,000.
 	Limit int
-	// After continues behind the saga of this ID, the last one of the page before.
+	// After continues behind the saga of this ID, the last one of the page before. What is
+	// started meanwhile does not move the pages that follow.
 	After string
 }

@@ -13,8 +13,14 @@ type Stats struct {
 	Claimed, Takeovers uint64
 	// Attempts is how many attempts ended, Failed and Refused how many of them badly.
 	Attempts, Failed, Refused uint64
+	// Waiting is how many times a saga was put away to wait for something.
+	Waiting uint64
+	// Compensating is how many sagas it turned back.
+	Compensating uint64
 	// Completed and Compensated are how many sagas it ended.
 	Completed, Compensated uint64
+	// Pruned is how many ended sagas it deleted for their age: see Config.Retain.
+	Pruned uint64
 	// Stuck is how many sagas it reported as stuck.
 	Stuck uint64
 	// Lost is how many of its writes were refused because the saga had another owner.
@@ -29,15 +35,17 @@ type counters struct {
 	attempts, failed, refused     atomic.Uint64
 	completed, compensated, stuck atomic.Uint64
 	lost, polls                   atomic.Uint64
+	waiting, compensating, pruned atomic.Uint64
 }
 
-// Stats returns the engine's counters.
+// Stats returns the engine's counters. It asks nobody: see [Engine.Count] for the store.
 func (e *Engine) Stats() Stats {
 	c := &e.stats
 	return Stats{
 		Active: int(c.active.Load()), Claimed: c.claimed.Load(), Takeovers: c.takeovers.Load(),
 		Attempts: c.attempts.Load(), Failed: c.failed.Load(), Refused: c.refused.Load(),
 		Completed: c.completed.Load(), Compensated: c.compensated.Load(), Stuck: c.stuck.Load(),
+		Waiting: c.waiting.Load(), Compensating: c.compensating.Load(), Pruned: c.pruned.Load(),
 		Lost: c.lost.Load(), Polls: c.polls.Load(),
 	}
 }

@@ -6,10 +6,15 @@ package saga
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"time"
+
+	"github.com/dovetail-go/dovetail/messaging"
 )
 
-// Step is one step of a [Definition], made by [Call], [Local] or [Pivot].
+// Step is one step of a [Definition], or several. [Call], [Local], [Send] and [Child] do
+// something; [Await], [Sleep] and [Lock] wait; [If], [Else] and [Parallel] arrange
+// others; [Pivot] marks the one that decides.
 type Step[T any] struct{ s *step[T] }
 
 type step[T any] struct {
@@ -20,6 +25,18 @@ type step[T any] struct {
 
 	call  func(ctx context.Context, a Attempt, d *T) error
 	local func(ctx context.Context, tx *sql.Tx, a Attempt, d *T) error
+
+	send, undoSend func(ctx context.Context, a Attempt, d *T) (*messaging.Message, error)
+	// on and undoOn take what a Send, an Await or a Child waits for.
+	on, undoOn func(payload []byte, d *T) error
+	onTimeout  func(d *T) error
+	sleep      func(d *T) time.Duration
+	key        func(d *T) string // of a lock
+	try        bool
+	when       func(d *T) bool
+	child      *definition
+	begin      func(d *T) any
+	body       []Step[T] // of If, Else and Parallel
 
 	undo      func(ctx context.Context, a Attempt, d *T) error
 	undoLocal func(ctx context.Context, tx *sql.Tx, a Attempt, d *T) error
@@ -32,7 +49,7 @@ type step[T any] struct {
 	problem   string // what is wrong with an option
 }
 
-// Kind is how a step's function takes part.
+// Kind is how a step takes part.
 type Kind uint8
 
 const (
@@ -42,17 +59,40 @@ const (
 	KindCall
 	// KindLocal runs in the transaction that records its outcome: exactly once.
 	KindLocal
+	// KindSend is a command through the outbox, answered by a message.
+	KindSend
+	// KindAwait waits for an event.
+	KindAwait
+	// KindSleep waits for a time.
+	KindSleep
+	// KindLock waits for a key that no other saga holds.
+	KindLock
+	// KindIf decides which steps follow.
+	KindIf
+	// KindChild is another saga.
+	KindChild
+
+	kindElse
+	kindParallel
 )
 
-// String returns "none", "call" or "local".
+// String returns "none", "call", "local", "send", "await", "sleep", "lock", "if" or "child".
 func (k Kind) String() string {
-	switch k {
-	case KindCall:
-		return "call"
-	case KindLocal:
-		return "local"
+	names := [...]string{"none", "call", "local", "send", "await", "sleep", "lock", "if", "child", "else", "parallel"}
+	if int(k) < len(names) {
+		return names[k]
 	}
-	return "none"
+	return fmt.Sprintf("saga.Kind(%d)", uint8(k))
+}
+
+// idle reports whether the step has no effect of its own.
+func (k Kind) idle() bool {
+	return k == KindAwait || k == KindSleep || k == KindLock || k == KindIf
+}
+
+// waits reports whether the step may have to wait for something other than its function.
+func (k Kind) waits() bool {
+	return k == KindSend || k == KindChild || k.idle()
 }
 
 // Call returns a step that calls another service. It runs at least once: a crash or
@@ -151,7 +191,8 @@ func UndoRetry[T any](b Backoff) Option[T] {
 }
 
 // Timeout bounds each attempt at the step and at its undo. Without it the engine's
-// Config.Timeout applies.
+// Config.Timeout applies to a [Call] and a [Local] step, while a step that waits does so
+// without an end of its own. What happens then is said at [Send], [Await] and [Lock].
 func Timeout[T any](d time.Duration) Option[T] {
 	return Option[T]{func(s *step[T]) {
 		s.timeout = d

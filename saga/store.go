@@ -49,15 +49,54 @@ type Store interface {
 	// after a failure that rolled back. The transaction is nil if the store has none.
 	SaveTx(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) (Change, error)) error
 
+	// Deliver keeps a signal as a part of tx, on which it calls nothing but ExecContext, or
+	// in a transaction of its own if tx is nil, and reports whether it was the first for its
+	// saga, step and operation; others are dropped. A first one raises the saga's Signals and
+	// makes it due, if it exists and has neither ended nor is parked.
+	Deliver(ctx context.Context, tx Tx, s Signal) (first bool, err error)
+	// Signals returns what was delivered to a saga, whether it exists or not.
+	Signals(ctx context.Context, id string) ([]Signal, error)
+
+	// Lock makes the saga the holder of a key as a part of tx, and returns the holder: another
+	// saga if the key was taken. Then the saga is noted as waiting for it. It waits for
+	// transactions in progress that take or free the key. Tx is nil if the store has none.
+	Lock(ctx context.Context, tx *sql.Tx, key, id string) (holder string, err error)
+	// Unlock frees the saga's keys as a part of tx, forgets that it waits for any, and raises
+	// the Signals of some that wait for them and makes those due. It is called once at least
+	// for a saga that has called Lock.
+	Unlock(ctx context.Context, tx *sql.Tx, id string) error
+
 	// Load returns one saga, or ErrNotFound.
 	Load(ctx context.Context, id string) (Record, error)
 	// List returns the sagas that f selects, newest first.
 	List(ctx context.Context, f Filter) ([]Record, error)
+	// Count counts the sagas that have not ended.
+	Count(ctx context.Context) (Counts, error)
 	// History returns the entries of a saga, oldest first.
 	History(ctx context.Context, id string) ([]Entry, error)
-	// Prune deletes up to limit sagas that ended longer ago than age, with their history,
-	// and returns how many.
+	// Prune deletes up to limit sagas that ended longer ago than age, with their history and
+	// signals, and returns how many. It also deletes signals that old for sagas that do not
+	// exist.
 	Prune(ctx context.Context, age time.Duration, limit int) (int, error)
+}
+
+// Counts is how many sagas have not ended.
+type Counts struct {
+	// Running and Compensating are how many have that status.
+	Running, Compensating int
+	// Stuck is how many of them need an operator.
+	Stuck int
+	// Oldest is how long ago the oldest of them was started.
+	Oldest time.Duration
+}
+
+// Signal is something from outside that a saga waits for: a reply, an event, or the
+// end of a child.
+type Signal struct {
+	// Saga, Step and Op name what waits for it.
+	Saga, Step, Op string
+	// Data is JSON.
+	Data []byte
 }
 
 // Beginning is a saga to be started.
@@ -72,6 +111,11 @@ type Beginning struct {
 	Input string
 	// Deadline is how long the saga may take to its pivot, zero for ever.
 	Deadline time.Duration
+	// Notes are the engine's own, as in Record.
+	Notes []byte
+	// Waits is true if something may be delivered to the saga. Then Signals counts what was
+	// delivered before, and a delivery in progress waits for tx, or tx for it.
+	Waits bool
 }
 
 // Claim is what a node asks for.
@@ -97,6 +141,10 @@ type Record struct {
 	Revision int64
 	// Takeovers counts how often it was claimed from a node that had died, since the last change.
 	Takeovers int
+	// Signals counts what was delivered to it.
+	Signals int64
+	// Notes are the engine's own, as JSON. Empty is none.
+	Notes []byte
 	// Now is the store's clock when the record was read.
 	Now time.Time
 }
@@ -116,14 +164,19 @@ type Change struct {
 	Parked  bool
 	Cancel  string
 	Data    []byte
+	Notes   []byte
+	// Version is the definition's new version, zero to leave it.
+	Version int
 
 	// Entries are added to the history, with N counted from Revision+1. The new revision
 	// is that of the last entry, and Revision+1 if there is none.
 	Entries []Entry
 	// Due tells when the saga may be claimed next.
 	Due Due
-	// After is the delay of DueAfter.
+	// After is the delay of DueAfter, and the longest of DueWait, where zero is none.
 	After time.Duration
+	// Signals is what DueWait has seen.
+	Signals int64
 	// Release gives up the ownership.
 	Release bool
 }
@@ -141,4 +194,7 @@ const (
 	DueAfter
 	// DueNever is for sagas that have ended or are parked.
 	DueNever
+	// DueWait is for sagas that wait: due at the next signal, at once if there was one that
+	// the change has not seen, or after a delay.
+	DueWait
 )

@@ -18,7 +18,7 @@ func (e *Engine) Get(ctx context.Context, id string) (Instance, error) {
 	if err != nil {
 		return Instance{}, fmt.Errorf("saga %s: %w", id, err)
 	}
-	return rec.Instance, nil
+	return reveal(rec), nil
 }
 
 // List returns the sagas that f selects, newest first.
@@ -33,7 +33,7 @@ func (e *Engine) List(ctx context.Context, f Filter) ([]Instance, error) {
 	}
 	list := make([]Instance, len(recs))
 	for i, rec := range recs {
-		list[i] = rec.Instance
+		list[i] = reveal(rec)
 	}
 	return list, nil
 }
@@ -72,6 +72,16 @@ func (e *Engine) Retry(ctx context.Context, id, why string) error {
 // for any other saga. Why is kept in the history: say who, too.
 func (e *Engine) Skip(ctx context.Context, id, why string) error {
 	return e.intervene(ctx, id, core.Skip, "skip", why)
+}
+
+// Count counts the sagas of the store that have not ended. It is cheap as long as these
+// are few; what has ended costs nothing.
+func (e *Engine) Count(ctx context.Context) (Counts, error) {
+	c, err := e.store.Count(ctx)
+	if err != nil {
+		return c, fmt.Errorf("saga: count: %w", err)
+	}
+	return c, nil
 }
 
 // Prune deletes sagas that ended longer ago than age, with their history, in small
@@ -114,14 +124,18 @@ func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, why str
 	}
 	def := e.defs[DefinitionKey{rec.Name, rec.Version}]
 	if def == nil {
-		return false, fmt.Errorf("definition %s version %d is not registered with the engine", rec.Name, rec.Version)
+		return false, fmt.Errorf("%w: %s version %d", ErrUnknownDefinition, rec.Name, rec.Version)
 	}
 	step, ok := def.index(rec.Instance)
 	if !ok {
 		return false, fmt.Errorf("%s version %d has no step %q", rec.Name, rec.Version, rec.Step)
 	}
-	before := stateOf(rec, step)
-	after, out, err := def.shape(0).Decide(before, core.Event{Kind: kind, Text: why})
+	noted, err := readNotes(rec.Notes)
+	if err != nil {
+		return false, fmt.Errorf("notes: %w", err)
+	}
+	before := def.stateOf(rec, noted, step)
+	after, out, err := def.shape(0, noted.Parent != "").Decide(before, core.Event{Kind: kind, Text: why})
 	switch {
 	case errors.Is(err, core.ErrPastPivot):
 		return false, ErrPastPivot
@@ -130,7 +144,7 @@ func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, why str
 	case err != nil || out.Op == "":
 		return true, err
 	}
-	c := changeTo(rec, after, def.stepName(after), rec.Data)
+	c := changeTo(rec, after, def.notesOf(after, noted), def.stepName(after), rec.Data)
 	c.Entries = []Entry{{Step: rec.Step, Op: out.Op, Outcome: out.Outcome, Text: why, Node: e.cfg.Node}}
 	c.Due = DueAfter
 	if Status(after.Status).Ended() {
@@ -140,8 +154,8 @@ func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, why str
 	if err != nil || len(lost) > 0 {
 		return false, err
 	}
-	rec.Status, rec.Stuck, rec.Step = c.Status, c.Stuck, c.Step
-	e.announce(rec.Instance, before)
+	rec.Status, rec.Stuck, rec.Step, rec.Reason, rec.Notes = c.Status, c.Stuck, c.Step, c.Reason, c.Notes
+	e.announce(reveal(rec), before)
 	e.Wake()
 	return true, nil
 }

@@ -57,7 +57,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(in.Status, "because", in.Reason)
+	fmt.Println(in.Status, "because", in.Cause, "with", in.Reason)
 	stop()
 	return <-ended
 }
@@ -69,4 +69,4 @@ func run() error {
 // cancel car
 // cancel hotel
 // cancel flight
-// compensated because refused: no car left
+// compensated because refused with no car left

@@ -15,6 +15,7 @@ import (
 	"context"
 	"database/sql"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +27,16 @@ type Store struct {
 	mu    sync.Mutex
 	sagas map[string]*row
 	nodes map[string]time.Time // until when the lease lasts
+	// signals are what was delivered, by saga; locks are the holders by key; queue are
+	// those that wait for a key, oldest first.
+	signals map[string][]signal
+	locks   map[string]string
+	queue   map[string][]string
+}
+
+type signal struct {
+	saga.Signal
+	at time.Time
 }
 
 type row struct {
@@ -36,7 +47,10 @@ type row struct {
 
 // New returns an empty store.
 func New() *Store {
-	return &Store{sagas: map[string]*row{}, nodes: map[string]time.Time{}}
+	return &Store{
+		sagas: map[string]*row{}, nodes: map[string]time.Time{},
+		signals: map[string][]signal{}, locks: map[string]string{}, queue: map[string][]string{},
+	}
 }
 
 var _ saga.Store = (*Store)(nil)
@@ -56,6 +70,7 @@ func (s *Store) Start(ctx context.Context, _ saga.Tx, b saga.Beginning) error {
 	}
 	now := time.Now()
 	r := &row{input: b.Input}
+	r.Notes, r.Signals = slices.Clone(b.Notes), int64(len(s.signals[b.ID]))
 	r.Instance = saga.Instance{
 		ID: b.ID, Name: b.Name, Version: b.Version, Status: saga.Running, Step: b.Step,
 		Data: slices.Clone(b.Data), Created: now, Updated: now, WakeAt: now,
@@ -166,7 +181,10 @@ func (s *Store) save(c saga.Change) bool {
 	now := time.Now()
 	r.Status, r.Step, r.Attempt, r.Reason = c.Status, c.Step, c.Attempt, c.Reason
 	r.Stuck, r.Parked, r.Cancel, r.Data = c.Stuck, c.Parked, c.Cancel, slices.Clone(c.Data)
-	r.Revision, r.Takeovers, r.Updated = c.NewRevision(), 0, now
+	r.Revision, r.Takeovers, r.Updated, r.Notes = c.NewRevision(), 0, now, slices.Clone(c.Notes)
+	if c.Version != 0 {
+		r.Version = c.Version
+	}
 	for i, e := range c.Entries {
 		e.N, e.At = c.Revision+1+int64(i), now
 		r.history = append(r.history, e)
@@ -176,6 +194,15 @@ func (s *Store) save(c saga.Change) bool {
 		r.WakeAt = now.Add(c.After)
 	case saga.DueNever:
 		r.WakeAt = time.Time{}
+	case saga.DueWait:
+		switch {
+		case r.Signals != c.Signals:
+			r.WakeAt = now
+		case c.After > 0:
+			r.WakeAt = now.Add(c.After)
+		default:
+			r.WakeAt = time.Time{}
+		}
 	}
 	if c.Release {
 		r.Owner = ""
@@ -220,7 +247,8 @@ func (s *Store) List(ctx context.Context, f saga.Filter) ([]saga.Record, error) 
 	defer s.mu.Unlock()
 	var rows []*row
 	for _, r := range s.sagas {
-		if (f.Status == 0 || r.Status == f.Status) && (f.Name == "" || r.Name == f.Name) && (!f.Stuck || r.Stuck != "") {
+		if (f.Status == 0 || r.Status == f.Status) && (f.Name == "" || r.Name == f.Name) && (!f.Stuck || r.Stuck != "") &&
+			(f.Version == 0 || r.Version == f.Version) && strings.HasPrefix(r.ID, f.Prefix) && !r.Created.After(time.Now().Add(-f.Age)) {
 			rows = append(rows, r)
 		}
 	}
@@ -259,16 +287,124 @@ func (s *Store) Prune(ctx context.Context, age time.Duration, limit int) (n int,
 	for id, r := range s.sagas {
 		if n < limit && r.Status.Ended() && r.Updated.Before(before) {
 			delete(s.sagas, id)
+			delete(s.signals, id)
 			n++
+		}
+	}
+	for id, list := range s.signals {
+		if s.sagas[id] == nil && list[len(list)-1].at.Before(before) {
+			delete(s.signals, id)
 		}
 	}
 	return n, ctx.Err()
 }
 
+// Deliver implements saga.Store. It does not use tx.
+func (s *Store) Deliver(ctx context.Context, _ saga.Tx, g saga.Signal) (first bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, old := range s.signals[g.Saga] {
+		if old.Step == g.Step && old.Op == g.Op {
+			return false, nil
+		}
+	}
+	g.Data = slices.Clone(g.Data)
+	s.signals[g.Saga] = append(s.signals[g.Saga], signal{g, time.Now()})
+	s.poke(g.Saga)
+	return true, nil
+}
+
+// poke tells a saga that something has come for it.
+func (s *Store) poke(id string) {
+	r := s.sagas[id]
+	if r == nil {
+		return
+	}
+	if r.Signals++; !r.Status.Ended() && !r.Parked {
+		r.WakeAt = time.Now()
+	}
+}
+
+// Signals implements saga.Store.
+func (s *Store) Signals(ctx context.Context, id string) ([]saga.Signal, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []saga.Signal
+	for _, g := range s.signals[id] {
+		g.Data = slices.Clone(g.Data)
+		list = append(list, g.Signal)
+	}
+	return list, ctx.Err()
+}
+
+// Lock implements saga.Store. It does not use tx.
+func (s *Store) Lock(ctx context.Context, _ *sql.Tx, key, id string) (holder string, err error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.locks[key] == "" {
+		s.locks[key] = id
+	}
+	s.queue[key] = slices.DeleteFunc(s.queue[key], func(w string) bool { return w == id && s.locks[key] == id })
+	if s.locks[key] != id && !slices.Contains(s.queue[key], id) {
+		s.queue[key] = append(s.queue[key], id)
+	}
+	return s.locks[key], nil
+}
+
+// Unlock implements saga.Store. It does not use tx.
+func (s *Store) Unlock(ctx context.Context, _ *sql.Tx, id string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, queue := range s.queue {
+		s.queue[key] = slices.DeleteFunc(queue, func(w string) bool { return w == id })
+	}
+	for key, holder := range s.locks {
+		if holder != id {
+			continue
+		}
+		delete(s.locks, key)
+		if len(s.queue[key]) > 0 {
+			s.poke(s.queue[key][0])
+		}
+	}
+	return nil
+}
+
+// Count implements saga.Store.
+func (s *Store) Count(ctx context.Context) (saga.Counts, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var c saga.Counts
+	for _, r := range s.sagas {
+		switch r.Status {
+		case saga.Running:
+			c.Running++
+		case saga.Compensating:
+			c.Compensating++
+		default:
+			continue
+		}
+		if r.Stuck != "" {
+			c.Stuck++
+		}
+		c.Oldest = max(c.Oldest, time.Since(r.Created))
+	}
+	return c, ctx.Err()
+}
+
 // read returns a copy for a caller.
 func (r *row) read(now time.Time) saga.Record {
 	rec := r.Record
-	rec.Data = slices.Clone(rec.Data)
+	rec.Data, rec.Notes = slices.Clone(rec.Data), slices.Clone(rec.Notes)
 	rec.Now = now
 	return rec
 }

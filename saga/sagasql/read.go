@@ -11,18 +11,20 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/dovetail-go/dovetail/saga"
 )
 
 // columns are those of a saga.Record, in the order of scan.
 const columns = "id, name, version, status, step, attempt, reason, cancel, stuck, parked, data, " +
-	"owner, epoch, revision, takeovers, wake_at, deadline, created_at, updated_at, {now}"
+	"owner, epoch, revision, takeovers, wake_at, deadline, created_at, updated_at, signals, notes, {now}"
 
 const (
 	load    = "SELECT " + columns + " FROM {i} WHERE id = ?"
 	history = "SELECT n, at, step, op, attempt, outcome, detail, took, node FROM {h} WHERE saga_id = ? ORDER BY n"
-	ended   = "SELECT id FROM {i} WHERE status IN (3, 4) AND updated_at < {now} - ? ORDER BY created_at LIMIT ?"
+	// What ended long ago was started long ago: that bounds the search by the index.
+	ended = "SELECT id FROM {i} WHERE status = ? AND created_at < {now} - ? AND updated_at < {now} - ? ORDER BY created_at, id LIMIT ?"
 )
 
 // query returns the records, all of them read before it returns, oldest wake-up first.
@@ -54,7 +56,7 @@ func scan(row interface{ Scan(...any) error }) (saga.Record, error) {
 	var wake, deadline sql.NullInt64
 	var created, updated, now int64
 	err := row.Scan(&r.ID, &r.Name, &r.Version, &r.Status, &r.Step, &r.Attempt, &r.Reason, &r.Cancel, &r.Stuck, &r.Parked, &r.Data,
-		&r.Owner, &r.Epoch, &r.Revision, &r.Takeovers, &wake, &deadline, &created, &updated, &now)
+		&r.Owner, &r.Epoch, &r.Revision, &r.Takeovers, &wake, &deadline, &created, &updated, &r.Signals, &r.Notes, &now)
 	if wake.Valid {
 		r.WakeAt = time.UnixMicro(wake.Int64)
 	}
@@ -114,6 +116,15 @@ func (s *Store) conditions(f saga.Filter, status saga.Status) (conditions []stri
 	if f.Name != "" {
 		conditions, args = append(conditions, "name = ?"), append(args, f.Name)
 	}
+	if f.Version != 0 {
+		conditions, args = append(conditions, "version = ?"), append(args, f.Version)
+	}
+	if f.Prefix != "" {
+		conditions, args = append(conditions, "SUBSTR(id, 1, ?) = ?"), append(args, utf8.RuneCountInString(f.Prefix), f.Prefix)
+	}
+	if f.Age > 0 {
+		conditions, args = append(conditions, "created_at <= {now} - ?"), append(args, f.Age.Microseconds())
+	}
 	if f.After != "" {
 		conditions = append(conditions, "(created_at, id) < (SELECT l.created_at, l.id FROM {i} l WHERE l.id = ?)")
 		args = append(args, f.After)
@@ -141,36 +152,84 @@ func (s *Store) History(ctx context.Context, id string) ([]saga.Entry, error) {
 	return entries, errors.Join(rows.Err(), rows.Close())
 }
 
-// Prune implements saga.Store.
-func (s *Store) Prune(ctx context.Context, age time.Duration, limit int) (int, error) {
-	rows, err := s.rows(ctx, nil, ended, age.Microseconds(), limit)
+// Count implements saga.Store.
+func (s *Store) Count(ctx context.Context) (saga.Counts, error) {
+	const count = "SELECT status, COUNT(*), COUNT(stuck_at), {now} - MIN(created_at) FROM {i} WHERE status IN (1, 2) GROUP BY status"
+	rows, err := s.rows(ctx, nil, count)
 	if err != nil {
-		return 0, err
+		return saga.Counts{}, err
 	}
 	defer rows.Close()
-	var ids []any
+	var c saga.Counts
 	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			return 0, err
+		var status saga.Status
+		var n, stuck int
+		var oldest int64
+		if err := rows.Scan(&status, &n, &stuck, &oldest); err != nil {
+			return saga.Counts{}, err
 		}
-		ids = append(ids, id)
+		if status == saga.Running {
+			c.Running = n
+		} else {
+			c.Compensating = n
+		}
+		c.Stuck += stuck
+		c.Oldest = max(c.Oldest, time.Duration(oldest)*time.Microsecond)
 	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil || len(ids) == 0 {
-		return 0, err
+	return c, errors.Join(rows.Err(), rows.Close())
+}
+
+// Prune implements saga.Store.
+func (s *Store) Prune(ctx context.Context, age time.Duration, limit int) (int, error) {
+	const orphans = "DELETE FROM {s} WHERE at < {now} - ? AND NOT EXISTS (SELECT 1 FROM {i} WHERE {i}.id = {s}.saga_id)"
+	total := 0
+	for _, status := range []saga.Status{saga.Completed, saga.Compensated} {
+		ids, err := s.column(ctx, nil, ended, int(status), age.Microseconds(), age.Microseconds(), limit-total)
+		if err != nil {
+			return total, err
+		}
+		n, err := s.remove(ctx, ids)
+		if total += n; err != nil || total >= limit {
+			return total, err
+		}
+	}
+	_, err := s.exec(ctx, nil, orphans, age.Microseconds())
+	return total, err
+}
+
+// remove deletes sagas that have ended. They do not change any more, so that it needs no
+// further condition.
+func (s *Store) remove(ctx context.Context, ids []any) (int, error) {
+	if len(ids) == 0 {
+		return 0, nil
 	}
 	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
 		return 0, err
 	}
 	defer tx.Rollback()
-	// What has ended does not change any more, so the IDs are still right.
-	n, err := s.exec(ctx, tx, "DELETE FROM {i} WHERE id IN ("+marks(len(ids))+")", ids...)
+	in := " IN (" + marks(len(ids)) + ")"
+	n, err := s.exec(ctx, tx, "DELETE FROM {i} WHERE id"+in, ids...)
 	if err != nil {
 		return 0, err
 	}
-	if _, err := s.exec(ctx, tx, "DELETE FROM {h} WHERE saga_id IN ("+marks(len(ids))+")", ids...); err != nil {
-		return 0, err
+	for _, table := range []string{"{h}", "{s}"} {
+		if _, err := s.exec(ctx, tx, "DELETE FROM "+table+" WHERE saga_id"+in, ids...); err != nil {
+			return 0, err
+		}
 	}
 	return int(n), tx.Commit()
+}
+
+// texts reads rows of one column to the end.
+func texts(rows *sql.Rows) ([]any, error) {
+	var list []any
+	for rows.Next() {
+		var v string
+		if err := rows.Scan(&v); err != nil {
+			return nil, err
+		}
+		list = append(list, v)
+	}
+	return list, errors.Join(rows.Err(), rows.Close())
 }

@@ -19,7 +19,9 @@ const (
 	// update makes a change, and affects no row if it is too late.
 	update = "UPDATE {i} SET status = ?, step = ?, attempt = ?, reason = ?, cancel = ?, stuck = ?, " +
 		"stuck_at = CASE WHEN ? = 0 THEN NULL ELSE COALESCE(stuck_at, {now}) END, parked = ?, data = ?, revision = ?, takeovers = 0, updated_at = {now}, " +
-		"wake_at = CASE WHEN ? = 1 THEN {now} + ? WHEN ? = 1 THEN NULL ELSE wake_at END, owner = CASE WHEN ? = 1 THEN '' ELSE owner END " +
+		"notes = ?, version = CASE WHEN ? = 0 THEN version ELSE ? END, " +
+		"wake_at = CASE 0 + ? WHEN 1 THEN {now} + ? WHEN 2 THEN NULL WHEN 3 THEN CASE WHEN signals <> ? THEN {now} ELSE {now} + ? END " +
+		"WHEN 4 THEN CASE WHEN signals <> ? THEN {now} ELSE NULL END ELSE wake_at END, owner = CASE WHEN ? = 1 THEN '' ELSE owner END " +
 		"WHERE id = ? AND epoch = ? AND revision = ?"
 	entryColumns = "saga_id, n, at, step, op, attempt, outcome, detail, took, node"
 	insertEntry  = "INSERT INTO {h} (" + entryColumns + ") VALUES (?, ?, {now}, ?, ?, ?, ?, ?, ?, ?)"
@@ -119,8 +121,25 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, changes []saga.Change) (lo
 func updateArgs(c *saga.Change) []any {
 	return []any{
 		int(c.Status), c.Step, c.Attempt, c.Reason, c.Cancel, c.Stuck, number(c.Stuck != ""), number(c.Parked), string(c.Data), c.NewRevision(),
-		number(c.Due == saga.DueAfter), c.After.Microseconds(), number(c.Due == saga.DueNever), number(c.Release), c.ID, c.Epoch, c.Revision,
+		notes(c), c.Version, c.Version, due(c), c.After.Microseconds(), c.Signals, c.After.Microseconds(), c.Signals,
+		number(c.Release), c.ID, c.Epoch, c.Revision,
 	}
+}
+
+func notes(c *saga.Change) any {
+	if len(c.Notes) == 0 {
+		return nil
+	}
+	return string(c.Notes)
+}
+
+// due returns the number under which the statements know Change.Due: that of the
+// constant, or 4 for DueWait without a limit.
+func due(c *saga.Change) int {
+	if c.Due == saga.DueWait && c.After == 0 {
+		return 4
+	}
+	return int(c.Due)
 }
 
 func entryArgs(c *saga.Change, k int) []any {
@@ -150,10 +169,12 @@ func (s *Store) saveOne(ctx context.Context, c saga.Change) (lost []int, err err
 // JSON: any driver can pass that.
 func (s *Store) saveMany(ctx context.Context, changes []saga.Change) (lost []int, err error) {
 	const many = "WITH c AS (SELECT * FROM json_to_recordset(CAST(? AS json)) AS t(k int, id text, epoch bigint, revision bigint, " +
-		"status int, step text, attempt int, reason text, cancel text, stuck text, parked int, data text, newrevision bigint, due int, after bigint, release int)), " +
+		"status int, step text, attempt int, reason text, cancel text, stuck text, parked int, data text, newrevision bigint, notes text, version int, due int, after bigint, signals bigint, release int)), " +
 		"moved AS (UPDATE {i} SET status = c.status, step = c.step, attempt = c.attempt, reason = c.reason, cancel = c.cancel, stuck = c.stuck, " +
 		"stuck_at = CASE WHEN c.stuck = '' THEN NULL ELSE COALESCE(stuck_at, {now}) END, parked = c.parked, data = c.data, revision = c.newrevision, " +
-		"takeovers = 0, updated_at = {now}, wake_at = CASE c.due WHEN 0 THEN wake_at WHEN 1 THEN {now} + c.after ELSE NULL END, " +
+		"takeovers = 0, updated_at = {now}, notes = c.notes, version = CASE WHEN c.version = 0 THEN {i}.version ELSE c.version END, " +
+		"wake_at = CASE c.due WHEN 0 THEN wake_at WHEN 1 THEN {now} + c.after WHEN 3 THEN CASE WHEN {i}.signals <> c.signals THEN {now} ELSE {now} + c.after END " +
+		"WHEN 4 THEN CASE WHEN {i}.signals <> c.signals THEN {now} ELSE NULL END ELSE NULL END, " +
 		"owner = CASE WHEN c.release = 1 THEN '' ELSE owner END " +
 		"FROM c WHERE {i}.id = c.id AND {i}.epoch = c.epoch AND {i}.revision = c.revision RETURNING c.k), " +
 		"logged AS (INSERT INTO {h} (" + entryColumns + ") SELECT e.id, e.n, {now}, e.step, e.op, e.attempt, e.outcome, e.detail, e.took, e.node " +
@@ -201,8 +222,11 @@ func encode(changes []saga.Change) (cs, es string, err error) {
 		Parked      int    `json:"parked"`
 		Data        string `json:"data"`
 		NewRevision int64  `json:"newrevision"`
+		Notes       any    `json:"notes"`
+		Version     int    `json:"version"`
 		Due         int    `json:"due"`
 		After       int64  `json:"after"`
+		Signals     int64  `json:"signals"`
 		Release     int    `json:"release"`
 	}
 	type entry struct {
@@ -223,7 +247,7 @@ func encode(changes []saga.Change) (cs, es string, err error) {
 		c := &changes[k]
 		list[k] = change{
 			k, c.ID, c.Epoch, c.Revision, int(c.Status), c.Step, c.Attempt, c.Reason, c.Cancel, c.Stuck, number(c.Parked),
-			string(c.Data), c.NewRevision(), int(c.Due), c.After.Microseconds(), number(c.Release),
+			string(c.Data), c.NewRevision(), notes(c), c.Version, due(c), c.After.Microseconds(), c.Signals, number(c.Release),
 		}
 		for n, e := range c.Entries {
 			entries = append(entries, entry{k, c.ID, c.Revision + 1 + int64(n), e.Step, e.Op, e.Attempt, e.Outcome, e.Text, e.Took.Microseconds(), e.Node})

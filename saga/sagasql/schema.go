@@ -68,6 +68,33 @@ CREATE TABLE {b}_node (
 	if d == MySQL {
 		sparseWake, sparseStuck = "", "" // it has no partial indexes
 	}
-	return []string{strings.NewReplacer("{b}", block, "{text}", text, "{options}", d.TableOptions(), "{room}", room,
-		"{sparse_wake}", sparseWake, "{sparse_stuck}", sparseStuck).Replace(first)}
+	second := `
+ALTER TABLE {b}_instance ADD COLUMN signals BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE {b}_instance ADD COLUMN notes {text} NULL;
+CREATE TABLE {b}_signal (
+  saga_id VARCHAR(200) NOT NULL,
+  step VARCHAR(100) NOT NULL,
+  op VARCHAR(4) NOT NULL,
+  data {text} NOT NULL,
+  at BIGINT NOT NULL,
+  PRIMARY KEY (saga_id, step, op)
+){options};
+CREATE INDEX {b}_signal_at ON {b}_signal (at);
+CREATE TABLE {b}_lock (
+  name VARCHAR(200) NOT NULL PRIMARY KEY,
+  saga_id VARCHAR(200) NOT NULL,
+  asked BIGINT NOT NULL
+){options};
+CREATE INDEX {b}_lock_saga ON {b}_lock (saga_id);
+CREATE TABLE {b}_lock_wait (
+  name VARCHAR(200) NOT NULL,
+  saga_id VARCHAR(200) NOT NULL,
+  at BIGINT NOT NULL,
+  PRIMARY KEY (name, saga_id)
+){options};
+CREATE INDEX {b}_lock_wait_saga ON {b}_lock_wait (saga_id);
+`
+	names := strings.NewReplacer("{b}", block, "{text}", text, "{options}", d.TableOptions(), "{room}", room,
+		"{sparse_wake}", sparseWake, "{sparse_stuck}", sparseStuck)
+	return []string{names.Replace(first), names.Replace(second)}
 }

@@ -11,8 +11,8 @@ import (
 
 const (
 	insertHead = "INSERT INTO {i} (id, name, version, status, step, data, input, attempt, reason, cancel, stuck, stuck_at, parked, " +
-		"starts, owner, epoch, revision, takeovers, wake_at, created_at, updated_at, deadline) " +
-		"VALUES (?, ?, ?, 1, ?, ?, ?, 0, '', '', '', NULL, 0, 1, '', 0, 0, 0, {now}, {now}, {now}, "
+		"starts, owner, epoch, revision, takeovers, wake_at, created_at, updated_at, notes, signals, deadline) " +
+		"VALUES (?, ?, ?, 1, ?, ?, ?, 0, '', '', '', NULL, 0, 1, '', 0, 0, 0, {now}, {now}, {now}, ?, "
 	// The update affects the row only if it is the same saga, so no row is a conflict.
 	insertTail = ") ON CONFLICT (id) DO UPDATE SET starts = {i}.starts + 1 WHERE {i}.name = excluded.name AND {i}.input = excluded.input"
 	// An inserted row counts as one, a changed one as two. A change that always changes
@@ -24,7 +24,20 @@ const (
 // Start implements saga.Store.
 func (s *Store) Start(ctx context.Context, tx saga.Tx, b saga.Beginning) error {
 	query, tail := insertHead, insertTail
-	args := []any{b.ID, b.Name, b.Version, b.Step, string(b.Data), b.Input}
+	args := []any{b.ID, b.Name, b.Version, b.Step, string(b.Data), b.Input, nil}
+	if len(b.Notes) > 0 {
+		args[6] = string(b.Notes)
+	}
+	if b.Waits {
+		// What was delivered before is counted; what is being delivered waits at the gate.
+		if _, err := affected(ctx, tx, s.text(s.gate()), b.ID); err != nil {
+			return err
+		}
+		query += "(SELECT COUNT(*) FROM {s} WHERE saga_id = ? AND step <> ''), "
+		args = append(args, b.ID)
+	} else {
+		query += "0, "
+	}
 	if b.Deadline > 0 {
 		query += "{now} + ?"
 		args = append(args, b.Deadline.Microseconds())

@@ -42,11 +42,24 @@ func newModel(def saga.Registered, b Bounds) model {
 	var steps []core.Step
 	for _, s := range infos {
 		m.steps = append(m.steps, stepModel{s, !slices.Contains(b.Unguarded, s.Name), slices.Contains(b.Forgetful, s.Name), slices.Contains(b.Harmless, s.Name)})
-		steps = append(steps, core.Step{Local: s.Kind == saga.KindLocal, Undo: s.Undo != saga.KindNone, Pivot: s.Pivot, Attempts: min(s.Attempts, 3)})
+		idle := onlyWaits(s.Kind)
+		c := core.Step{
+			Local: s.Kind == saga.KindLocal || idle, Idle: idle, Undo: s.Undo != saga.KindNone, Pivot: s.Pivot,
+			Attempts: min(s.Attempts, 3), Group: s.Parallel,
+		}
+		for _, d := range s.When {
+			c.Guards = append(c.Guards, core.Guard{Step: slices.IndexFunc(infos, func(o saga.StepInfo) bool { return o.Name == d.Step }), Want: d.Want})
+		}
+		steps = append(steps, c)
 	}
 	m.shape = core.NewShape(steps)
 	m.nodes = min(bound(b.Nodes, 2), maxNodes)
 	return m
+}
+
+// onlyWaits reports whether a step of this kind does nothing but wait or decide.
+func onlyWaits(k saga.Kind) bool {
+	return k == saga.KindAwait || k == saga.KindSleep || k == saga.KindLock || k == saga.KindIf
 }
 
 // bound returns the value of a field of Bounds.
@@ -64,12 +77,15 @@ type row struct {
 	attempt uint8
 	cancel  bool
 	parked  bool
+	// waits is true when the current steps have been sent and their replies are awaited.
+	waits  bool
+	chosen uint16 // the decisions that were positive, one bit for each step
 }
 
 func (r row) ended() bool { return r.status == core.Completed || r.status == core.Compensated }
 
 func (r row) state() core.State {
-	s := core.State{Status: r.status, Step: int(r.step), Attempt: int(r.attempt), Parked: r.parked}
+	s := core.State{Status: r.status, Step: int(r.step), Attempt: int(r.attempt), Parked: r.parked, Chosen: core.Set(r.chosen)}
 	if r.cancel {
 		s.Cancel = "x"
 	}
@@ -78,7 +94,7 @@ func (r row) state() core.State {
 
 // rowOf forgets what does not matter to what can happen next.
 func (m *model) rowOf(s core.State) row {
-	r := row{status: s.Status, step: int8(s.Step), cancel: s.Cancel != "", parked: s.Parked}
+	r := row{status: s.Status, step: int8(s.Step), cancel: s.Cancel != "", parked: s.Parked, chosen: uint16(s.Chosen), waits: s.Waiting != 0}
 	if s.Status == core.Running && s.Step < len(m.steps) && m.shape.Steps[s.Step].Attempts > 0 {
 		r.attempt = uint8(s.Attempt)
 	}
@@ -122,6 +138,9 @@ type world struct {
 	parts [maxSteps]participant
 	// astray are requests under way that nobody waits for, one bit for each step.
 	astray [2]uint16 // do, undo
+	// replies are the answers to messages that the store keeps, no those that refuse.
+	replies [2]uint16
+	no      uint16
 	// what may still go wrong
 	crashes, stalls, failures, duplicates, cancels uint8
 }
@@ -148,9 +167,12 @@ const (
 	hears    // a node receives the answer
 	commits  // a node commits a local operation
 	declines // a local operation refuses
+	arms     // a node commits a message and begins to wait
+	decides  // a node commits a positive decision
 	crashes
 	duplicates // the network copies a node's request
 	arrives    // a request that nobody waits for is handled
+	repels     // a message is refused
 	cancels
 	expires // the deadline passes
 )
@@ -160,6 +182,8 @@ type event struct {
 	node uint8 // from 1
 	step int8
 	undo bool
+	// again is true if the message stays under way.
+	again bool
 }
 
 // next calls emit with every state that can follow w.
@@ -170,10 +194,7 @@ func (m *model) next(w *world, emit func(world, event)) {
 	for op := range 2 {
 		for i := range m.steps {
 			if w.astray[op]&(1<<i) != 0 {
-				to := *w
-				to.astray[op] &^= 1 << i
-				m.handle(&to.parts[i], i, op == 1)
-				emit(to, event{kind: arrives, step: int8(i), undo: op == 1})
+				m.arrive(w, i, op, emit)
 			}
 		}
 	}
@@ -195,6 +216,66 @@ func (m *model) next(w *world, emit func(world, event)) {
 	}
 }
 
+// arrive is a request that nobody waits for, or a message, reaching its participant.
+func (m *model) arrive(w *world, i, op int, emit func(world, event)) {
+	undo := op == 1
+	deliver := func(kind kind, change func(to *world) (yes bool)) {
+		to := *w
+		to.astray[op] &^= 1 << i
+		yes := change(&to)
+		if m.message(i, undo) && to.replies[op]&(1<<i) == 0 {
+			if to.replies[op] |= 1 << i; !yes {
+				to.no |= 1 << i
+			}
+		}
+		ev := event{kind: kind, step: int8(i), undo: undo}
+		emit(to, ev)
+		if w.duplicates > 0 && m.message(i, undo) {
+			to.duplicates--
+			to.astray[op] |= 1 << i
+			ev.again = true
+			emit(to, ev)
+		}
+	}
+	waits := onlyWaits(m.steps[i].Kind)
+	deliver(arrives, func(to *world) bool { return waits || m.handle(&to.parts[i], i, undo) })
+	if m.message(i, undo) && !undo && i <= m.shape.Pivot && w.parts[i].did == 0 && m.steps[i].Kind != saga.KindSleep {
+		deliver(repels, func(to *world) bool { m.refuse(&to.parts[i], i); return false })
+	}
+}
+
+// message reports whether the operation is asked for by a message: by a Send or a Child,
+// or beside others in parallel, where the request of a Call is taken for one.
+func (m *model) message(i int, undo bool) bool {
+	if undo {
+		return m.steps[i].Undo == saga.KindSend || m.steps[i].Undo == saga.KindChild
+	}
+	if k := m.steps[i].Kind; k == saga.KindSend || k == saga.KindChild {
+		return true
+	}
+	for first := max(i-maxSteps, 0); first <= i; first++ {
+		if m.shape.Steps[first].Group > 1 && m.shape.Last(first) >= i {
+			return true
+		}
+	}
+	return false
+}
+
+// answered returns how a waiting saga stands: an answer to each of its messages, or a no.
+func (m *model) answered(w *world) (all, no bool) {
+	first, undo := m.operation(w.row)
+	last := first
+	if !undo {
+		last = m.shape.Last(first)
+	}
+	all = true
+	for i := first; i <= last; i++ {
+		all = all && w.replies[opIndex(undo)]&(1<<i) != 0
+		no = no || !undo && w.no&(1<<i) != 0
+	}
+	return all, no
+}
+
 // nodeMoves are the events of one node and of the request it has sent.
 func (m *model) nodeMoves(w *world, n int, emit func(world, event)) {
 	nd := &w.nodes[n]
@@ -210,6 +291,9 @@ func (m *model) nodeMoves(w *world, n int, emit func(world, event)) {
 		stalled := !free && w.owner != me && w.stalls > 0
 		if w.row.ended() || w.row.parked || !free && !stalled {
 			return
+		}
+		if all, no := m.answered(w); w.row.waits && !all && !no && w.failures == 0 && !m.shape.Turns(w.row.state(), w.late) {
+			return // nothing to do before an answer comes
 		}
 		if free {
 			move(claims, func(to *world) { m.claim(to, n) })
@@ -239,9 +323,14 @@ func (m *model) nodeMoves(w *world, n int, emit func(world, event)) {
 		move(hears, func(to *world) { m.record(to, n, core.Done) })
 	case nd.phase == refused:
 		move(hears, func(to *world) { m.record(to, n, core.Refused) })
+	case nd.phase == asked && m.message(step, undo):
+		move(arms, func(to *world) { m.arm(to, n) })
+	case local && !undo && m.steps[step].Kind == saga.KindIf:
+		move(commits, func(to *world) { m.commit(to, n, core.Event{}) })
+		move(decides, func(to *world) { m.commit(to, n, core.Event{Yes: true}) })
 	case local:
-		move(commits, func(to *world) { m.commit(to, n) })
-		if mayRefuse {
+		move(commits, func(to *world) { m.commit(to, n, core.Event{}) })
+		if mayRefuse && m.steps[step].Kind != saga.KindSleep {
 			move(declines, func(to *world) { m.record(to, n, core.Refused) })
 		}
 	case nd.phase == asked:
@@ -280,7 +369,7 @@ func (m *model) nodeMoves(w *world, n int, emit func(world, event)) {
 			to.failures--
 			m.record(to, n, core.Failed)
 		})
-		if !local {
+		if !local && !m.message(step, undo) {
 			move(timesOut, func(to *world) {
 				to.failures--
 				m.strand(to, n)
@@ -306,7 +395,7 @@ func (m *model) local(step int, undo bool) bool {
 	if undo {
 		return m.steps[step].Undo == saga.KindLocal
 	}
-	return m.steps[step].Kind == saga.KindLocal
+	return m.steps[step].Kind == saga.KindLocal || onlyWaits(m.steps[step].Kind)
 }
 
 // handle is the participant at work. It returns false where the barrier refuses.
@@ -363,6 +452,49 @@ func (m *model) proceed(w *world, n int) {
 		return
 	}
 	nd.phase, nd.knows, nd.fresh = asked, w.row, true
+	if w.row.waits {
+		switch all, no := m.answered(w); {
+		case no:
+			nd.phase = refused
+		case all:
+			nd.phase = accepted
+		default:
+			w.failures--
+			nd.phase = unheard
+		}
+	}
+}
+
+// arm is node n committing the messages of the current steps that have no answer yet.
+func (m *model) arm(w *world, n int) {
+	nd := &w.nodes[n]
+	if !m.wrong.noFencing {
+		if !nd.owns {
+			m.free(w, n)
+			return
+		}
+		if !nd.fresh {
+			m.proceed(w, n) // rolled back; look again
+			return
+		}
+	}
+	first, undo := m.operation(nd.knows)
+	last := first
+	if !undo {
+		last = m.shape.Last(first)
+	}
+	r := nd.knows
+	r.waits = true
+	w.row = r
+	for i := range w.nodes {
+		w.nodes[i].fresh = false
+	}
+	for i := first; i <= last; i++ {
+		if w.replies[opIndex(undo)]&(1<<i) == 0 {
+			w.astray[opIndex(undo)] |= 1 << i
+		}
+	}
+	m.free(w, n)
 }
 
 // spoil makes the engine wrong where it turns back at a step that may have happened.
@@ -392,7 +524,7 @@ func (m *model) free(w *world, n int) {
 func (m *model) strand(w *world, n int) {
 	nd := w.nodes[n]
 	step, undo := m.operation(nd.knows)
-	if nd.phase == asked && !m.local(step, undo) {
+	if nd.phase == asked && !m.local(step, undo) && !m.message(step, undo) {
 		w.astray[opIndex(undo)] |= 1 << step
 	}
 }
@@ -407,9 +539,23 @@ func (m *model) record(w *world, n int, kind core.Kind) {
 		m.free(w, n) // the store refuses
 		return
 	}
-	next, out, _ := m.shape.Decide(s, core.Event{Kind: kind, Text: "x", Late: w.late})
-	if kind != core.Done {
-		next = m.spoil(s, next)
+	m.decide(w, n, s, core.Event{Kind: kind, Text: "x", Late: w.late})
+}
+
+// decide is node n writing what follows from an event.
+func (m *model) decide(w *world, n int, s core.State, ev core.Event) {
+	last := s.Step
+	if s.Status == core.Running {
+		last = m.shape.Last(s.Step)
+	}
+	next, out := s, core.Outcome{}
+	for ev.Branch = s.Step; ev.Branch <= last; ev.Branch++ {
+		// In a group the answers of all are recorded at once; a no or a failure is one of them.
+		next, out, _ = m.shape.Decide(next, ev)
+		if ev.Kind != core.Done {
+			next = m.spoil(s, next)
+			break
+		}
 	}
 	m.write(w, n, next)
 	if out.Wait || w.row.ended() || w.row.parked {
@@ -421,7 +567,7 @@ func (m *model) record(w *world, n int, kind core.Kind) {
 
 // commit is node n committing a local operation with its outcome, if the row is as it
 // knows it.
-func (m *model) commit(w *world, n int) {
+func (m *model) commit(w *world, n int, ev core.Event) {
 	nd := &w.nodes[n]
 	if !m.wrong.noFencing && !nd.owns {
 		m.free(w, n)
@@ -432,12 +578,19 @@ func (m *model) commit(w *world, n int) {
 		return
 	}
 	step, undo := m.operation(nd.knows)
-	if p := &w.parts[step]; !undo {
+	switch p := &w.parts[step]; {
+	case !undo && onlyWaits(m.steps[step].Kind):
+	case !undo:
 		p.did = min(p.did+1, 3)
-	} else if p.undid < p.did {
+	case p.undid < p.did:
 		p.undid++
 	}
-	m.record(w, n, core.Done)
+	s := w.row.state()
+	if m.wrong.noFencing {
+		s = nd.knows.state()
+	}
+	ev.Kind, ev.Text, ev.Late = core.Done, "x", w.late
+	m.decide(w, n, s, ev)
 }
 
 // settle forgets what can no longer make a difference, so that fewer states differ.
@@ -488,6 +641,11 @@ func (m *model) check(w *world) string {
 			return fmt.Sprintf("the local step %q was done %d times", s.Name, p.did)
 		case back && i == pivot && p.did > 0:
 			return fmt.Sprintf("the saga is %v, yet its pivot %q was done", saga.Status(w.row.status), s.Name)
+		case onlyWaits(s.Kind):
+		case w.row.status == core.Completed && !m.shape.Live(w.row.state(), i):
+			if p.did != p.undid {
+				return fmt.Sprintf("the saga is completed, yet step %q was done though the decision was against it", s.Name)
+			}
 		case w.row.status == core.Completed && (p.did != 1 || p.undid != 0):
 			return fmt.Sprintf("the saga is completed, yet step %q was done %d times and undone %d times", s.Name, p.did, p.undid)
 		case w.row.status == core.Compensated && p.did != p.undid && !s.harmless && (s.Undo != saga.KindNone || i > pivot):
@@ -504,6 +662,7 @@ var kindText = map[kind]string{
 	timesOut: "node %d stops waiting for the answer to %s", hears: "node %d receives the answer to %s", commits: "node %d commits its transaction to %s",
 	declines: "node %d's own business refuses to %s", crashes: "node %d crashes in its attempt to %s",
 	duplicates: "the network copies node %d's request to %s", arrives: "a late request to %[2]s arrives",
+	repels: "a message to %[2]s is refused", arms: "node %d sends a message to %s and waits", decides: "node %d commits its decision for yes to %s",
 	cancels: "somebody cancels the saga", expires: "the deadline passes",
 }
 
@@ -521,7 +680,11 @@ func (m *model) tell(ev event) string {
 		}
 	}
 	if !strings.Contains(text, "%d") {
-		return fmt.Sprintf(text, 0, what)
+		text = fmt.Sprintf(text, 0, what)
+		if ev.again {
+			text += ", and will again"
+		}
+		return text
 	}
 	return fmt.Sprintf(text, ev.node, what)
 }

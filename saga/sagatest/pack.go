@@ -49,12 +49,14 @@ func (r row) put(b *bits) {
 	b.put(uint64(r.attempt), 2)
 	b.putBool(r.cancel)
 	b.putBool(r.parked)
+	b.putBool(r.waits)
+	b.put(uint64(r.chosen), maxSteps)
 }
 
 func getRow(b *bits) row {
 	return row{
 		status: core.Status(b.get(3)), step: int8(b.get(4)) - 1, attempt: uint8(b.get(2)),
-		cancel: b.getBool(), parked: b.getBool(),
+		cancel: b.getBool(), parked: b.getBool(), waits: b.getBool(), chosen: uint16(b.get(maxSteps)),
 	}
 }
 
@@ -84,6 +86,9 @@ func (m *model) pack(w *world) key {
 		b.putBool(p.barred)
 		b.put(uint64(w.astray[0]>>i&1), 1)
 		b.put(uint64(w.astray[1]>>i&1), 1)
+		b.put(uint64(w.replies[0]>>i&1), 1)
+		b.put(uint64(w.replies[1]>>i&1), 1)
+		b.put(uint64(w.no>>i&1), 1)
 	}
 	for _, v := range []uint8{w.crashes, w.stalls, w.failures, w.duplicates, w.cancels} {
 		b.put(uint64(v), 2)
@@ -101,6 +106,9 @@ func (m *model) unpack(k key) world {
 		w.parts[i] = participant{did: uint8(b.get(2)), undid: uint8(b.get(2)), barred: b.getBool()}
 		w.astray[0] |= uint16(b.get(1)) << i
 		w.astray[1] |= uint16(b.get(1)) << i
+		w.replies[0] |= uint16(b.get(1)) << i
+		w.replies[1] |= uint16(b.get(1)) << i
+		w.no |= uint16(b.get(1)) << i
 	}
 	for _, v := range []*uint8{&w.crashes, &w.stalls, &w.failures, &w.duplicates, &w.cancels} {
 		*v = uint8(b.get(2))

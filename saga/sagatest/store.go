@@ -29,7 +29,7 @@ type Setup struct {
 // RunStore checks a store, one subtest for each sentence of the contract. Open is
 // called once for each, and returns an empty store.
 func RunStore(t *testing.T, open func(t *testing.T) Setup) {
-	for _, c := range storeChecks {
+	for _, c := range slices.Concat(storeChecks, waitChecks) {
 		t.Run(strings.ReplaceAll(c.sentence, " ", "_"), func(t *testing.T) {
 			s := open(t)
 			if c.needsTx && s.DB == nil {

@@ -7,7 +7,8 @@
 // The state names the current step. A step becomes current in the write that records
 // the step before it, so a stored state always says: everything before the
 // current step has happened, the current one may have, nothing behind it has. The
-// compensation is thereby registered before the action.
+// compensation is thereby registered before the action. Steps of a group are current
+// together, under the index of the first: each of them may have happened.
 package core
 
 import (
@@ -37,13 +38,54 @@ type Step struct {
 	// Local steps happen in the transaction that records them: one that was not recorded
 	// as done has not happened.
 	Local bool
+	// Idle steps have no effect: they decide, or wait. They are local, too.
+	Idle bool
 	// Undo tells whether there is a compensation.
 	Undo bool
 	// Pivot marks the step that decides.
 	Pivot bool
 	// Attempts is how many may fail before the saga compensates, zero for no limit.
 	Attempts int
+	// Group is how many steps are current together from this one on, zero and one for the
+	// step alone. Only the first step of a group has it.
+	Group int
+	// Guards are the decisions that this step depends on.
+	Guards []Guard
 }
+
+// Guard makes a step depend on the decision of an earlier one.
+type Guard struct {
+	// Step is the index of the step that decides, Want the decision that lets this one
+	// take place.
+	Step int
+	Want bool
+}
+
+// Set is a set of steps by index.
+type Set uint64
+
+// MaxSteps is how many steps a definition can have.
+const MaxSteps = 64
+
+// Has reports whether step i is in the set.
+func (s Set) Has(i int) bool { return s&(1<<i) != 0 }
+
+// With returns the set with step i.
+func (s Set) With(i int) Set { return s | 1<<i }
+
+// Without returns the set without step i.
+func (s Set) Without(i int) Set { return s &^ (1 << i) }
+
+// Cause is why a saga compensates. The values are those of saga.Cause.
+type Cause uint8
+
+// The causes.
+const (
+	Refusal Cause = iota + 1
+	Failure
+	Cancellation
+	Deadline
+)
 
 // Shape is what matters here about a definition.
 type Shape struct {
@@ -66,7 +108,7 @@ func NewShape(steps []Step) *Shape {
 		}
 	}
 	// A local step that ends the saga and has no undo decides, whether it says so or not.
-	if last := len(steps) - 1; sh.Pivot > last && steps[last].Local && !steps[last].Undo {
+	if last := len(steps) - 1; sh.Pivot > last && steps[last].Local && !steps[last].Undo && !steps[last].Idle {
 		sh.Pivot = last
 	}
 	return sh
@@ -80,8 +122,12 @@ type State struct {
 	Step int
 	// Attempt counts the failed attempts at the current operation.
 	Attempt int
-	// Reason is why it compensates, or while running the last failure.
+	// Cause and Reason are why it compensates. While running, Reason is the last failure.
+	Cause  Cause
 	Reason string
+	// Chosen are the decisions that were positive. Finished are the steps of the current
+	// group that are done; Waiting those current ones that wait for something.
+	Chosen, Finished, Waiting Set
 	// Cancel is why it was cancelled, as long as that has not taken effect.
 	Cancel string
 	// Stuck is why it needs an operator. Parked means that it waits for one.
@@ -138,19 +184,30 @@ const (
 	Hopeless
 	// Failed is any other failure: it may or may not have happened.
 	Failed
+	// TimedOut is a wait that was not fulfilled in time: a definite no.
+	TimedOut
+	// Waits is the operation having begun to wait for something.
+	Waits
 	// Park is the engine giving up on its own account.
 	Park
 	// Cancel, Retry and Skip are an operator's verbs.
 	Cancel
 	Retry
 	Skip
+	// Revert is a parent's verb: like Cancel, but it also turns a completed saga back.
+	Revert
 )
 
 // Event is what happened, in which the engine includes what the time is.
 type Event struct {
 	Kind Kind
-	// Text is the error, or the operator's reason.
-	Text string
+	// Branch is the index of the step that it happened to, if a group is current.
+	Branch int
+	// Yes is the decision, when a step that decides is done.
+	Yes bool
+	// Text is the error, or the operator's reason. Why is the reason without what stands
+	// before it in the error.
+	Text, Why string
 	// Late is true when the saga's deadline has passed.
 	Late bool
 }
@@ -182,7 +239,7 @@ func (sh *Shape) decide(s State, ev Event) (State, Outcome, error) {
 	switch ev.Kind {
 	case Look:
 		return sh.look(s, ev), Outcome{}, nil
-	case Cancel:
+	case Cancel, Revert:
 		switch {
 		case s.Status == Compensating || s.Cancel != "":
 			return s, Outcome{}, nil
@@ -205,17 +262,40 @@ func (sh *Shape) decide(s State, ev Event) (State, Outcome, error) {
 	case Park:
 		s.Stuck, s.Parked = ev.Text, true
 		return s, accepted("park"), nil
+	case Waits:
+		i := sh.branch(s, ev)
+		was := s.Waiting.Has(i)
+		if s.Waiting = s.Waiting.With(i); was {
+			return s, Outcome{}, nil
+		}
+		return s, Outcome{Op: sh.op(s), Outcome: "waiting"}, nil
 	}
 	out := Outcome{Op: sh.op(s), Outcome: "failed"}
 	switch ev.Kind {
 	case Done:
 		out.Outcome = "done"
 		return sh.done(s, ev), out, nil
-	case Refused:
+	case Refused, TimedOut:
 		out.Outcome = "refused"
 	}
 	s, out.Wait = sh.failed(s, ev)
 	return s, out, nil
+}
+
+// branch returns the index of the step that ev happened to.
+func (sh *Shape) branch(s State, ev Event) int {
+	if s.Status == Running && sh.Last(s.Step) > s.Step {
+		return ev.Branch
+	}
+	return max(s.Step, 0)
+}
+
+// Last returns the index of the last step that is current together with step i.
+func (sh *Shape) Last(i int) int {
+	if i < 0 || i >= len(sh.Steps) {
+		return i
+	}
+	return i + max(sh.Steps[i].Group, 1) - 1
 }
 
 func accepted(verb string) Outcome { return Outcome{Op: verb, Outcome: "accepted"} }
@@ -233,7 +313,10 @@ func (sh *Shape) op(s State) string {
 // ended answers verbs to a saga that is over. Anything else comes too late to matter.
 func (sh *Shape) ended(s State, ev Event) (State, Outcome, error) {
 	switch {
-	case ev.Kind == Cancel && s.Status == Completed:
+	case ev.Kind == Revert && s.Status == Completed && sh.Pivot >= len(sh.Steps):
+		s = sh.back(s, len(sh.Steps)-1, Cancellation, ev.Text)
+		return s, accepted("revert"), nil
+	case (ev.Kind == Cancel || ev.Kind == Revert) && s.Status == Completed:
 		return s, Outcome{}, ErrPastPivot
 	case ev.Kind == Retry || ev.Kind == Skip:
 		return s, Outcome{}, ErrNotStuck
@@ -250,25 +333,27 @@ func (sh *Shape) Abortable(s State) bool {
 
 // Turns tells whether the event Look would turn the saga back.
 func (sh *Shape) Turns(s State, late bool) bool {
-	return !s.Parked && sh.Abortable(s) && abort(s, Event{Late: late}) != ""
+	cause, _ := abort(s, Event{Late: late})
+	return !s.Parked && sh.Abortable(s) && cause != 0
 }
 
 func (sh *Shape) look(s State, ev Event) State {
 	if sh.Turns(s, ev.Late) {
-		return sh.compensate(s, abort(s, ev))
+		cause, why := abort(s, ev)
+		return sh.compensate(s, cause, why)
 	}
 	return s
 }
 
-// abort returns why a saga that still can should turn back, or "".
-func abort(s State, ev Event) string {
+// abort returns why a saga that still can should turn back, or zero.
+func abort(s State, ev Event) (Cause, string) {
 	switch {
 	case s.Cancel != "":
-		return "cancelled: " + s.Cancel
+		return Cancellation, s.Cancel
 	case ev.Late:
-		return "deadline passed"
+		return Deadline, "deadline passed"
 	}
-	return ""
+	return 0, ""
 }
 
 func (sh *Shape) done(s State, ev Event) State {
@@ -276,23 +361,49 @@ func (sh *Shape) done(s State, ev Event) State {
 		return finish(s)
 	}
 	if s.Status == Compensating {
-		s.Step = sh.undoable(s.Step - 1)
+		s.Step = sh.undoable(s, s.Step-1)
 		return sh.arrive(s)
+	}
+	last := sh.Last(s.Step)
+	if last > s.Step && ev.Kind != Skip {
+		i := sh.branch(s, ev)
+		s.Finished, s.Waiting = s.Finished.With(i), s.Waiting.Without(i)
+		for i := s.Step; i <= last; i++ {
+			if !s.Finished.Has(i) {
+				return s
+			}
+		}
+	}
+	if ev.Yes {
+		s.Chosen = s.Chosen.With(s.Step)
 	}
 	if s.Step < sh.Pivot && s.Step < len(sh.Steps) {
 		// What follows has not begun, so that even a pivot behind this step is not too late.
-		if why := abort(s, ev); why != "" {
-			return sh.back(s, s.Step, why)
+		if cause, why := abort(s, ev); cause != 0 {
+			return sh.back(s, last, cause, why)
 		}
 	}
-	s.Step++
+	s.Step = last + 1
+	for s.Step < len(sh.Steps) && !sh.Live(s, s.Step) {
+		s.Step++
+	}
 	s.Reason = ""
 	return sh.arrive(s)
 }
 
+// Live reports whether the decisions so far let step i take place.
+func (sh *Shape) Live(s State, i int) bool {
+	for _, g := range sh.Steps[i].Guards {
+		if s.Chosen.Has(g.Step) != g.Want {
+			return false
+		}
+	}
+	return true
+}
+
 // arrive is the first moment at a new operation.
 func (sh *Shape) arrive(s State) State {
-	s.Attempt, s.Stuck, s.Parked = 0, "", false
+	s.Attempt, s.Stuck, s.Parked, s.Finished, s.Waiting = 0, "", false, 0, 0
 	if sh.ending(s) && !sh.End {
 		return finish(s)
 	}
@@ -300,33 +411,35 @@ func (sh *Shape) arrive(s State) State {
 }
 
 func finish(s State) State {
-	s.Attempt, s.Stuck, s.Parked = 0, "", false
+	s.Attempt, s.Stuck, s.Parked, s.Finished, s.Waiting = 0, "", false, 0, 0
 	s.Status = map[Status]Status{Running: Completed, Compensating: Compensated}[s.Status]
 	return s
 }
 
 func (sh *Shape) failed(s State, ev Event) (_ State, wait bool) {
 	s.Attempt++
-	final := ev.Kind == Refused || ev.Kind == Hopeless
+	s.Waiting = s.Waiting.Without(sh.branch(s, ev))
+	definite := ev.Kind == Refused || ev.Kind == TimedOut
+	final := definite || ev.Kind == Hopeless
 	forward := s.Status == Running && s.Step < len(sh.Steps)
 	switch {
 	case forward && s.Step < sh.Pivot && final,
-		forward && s.Step == sh.Pivot && (ev.Kind == Refused || final && sh.Steps[s.Step].Local):
-		return sh.compensate(s, ev.Text), false
+		forward && s.Step == sh.Pivot && (definite || final && sh.Steps[s.Step].Local):
+		return sh.compensate(s, map[Kind]Cause{Refused: Refusal, TimedOut: Deadline, Hopeless: Failure}[ev.Kind], why(ev)), false
 	case final:
-		why := "refused"
+		what := "refused"
 		if ev.Kind == Hopeless {
-			why = "failed for good"
+			what = "failed for good"
 		}
-		s.Stuck, s.Parked = fmt.Sprintf("%s where there is no way back: %s", why, ev.Text), true
+		s.Stuck, s.Parked = fmt.Sprintf("%s where there is no way back: %s", what, why(ev)), true
 		return s, false
 	}
 	if sh.Abortable(s) {
-		if why := abort(s, ev); why != "" {
-			return sh.compensate(s, why), false
+		if cause, why := abort(s, ev); cause != 0 {
+			return sh.compensate(s, cause, why), false
 		}
-		if limit := sh.Steps[s.Step].Attempts; limit > 0 && s.Attempt >= limit {
-			return sh.compensate(s, fmt.Sprintf("gave up after %d attempts: %s", s.Attempt, ev.Text)), false
+		if limit := sh.Steps[sh.branch(s, ev)].Attempts; limit > 0 && s.Attempt >= limit {
+			return sh.compensate(s, Failure, fmt.Sprintf("gave up after %d attempts: %s", s.Attempt, ev.Text)), false
 		}
 	}
 	if s.Status == Running {
@@ -338,25 +451,32 @@ func (sh *Shape) failed(s State, ev Event) (_ State, wait bool) {
 	return s, true
 }
 
+func why(ev Event) string {
+	if ev.Why != "" {
+		return ev.Why
+	}
+	return ev.Text
+}
+
 // compensate turns back at the current step, which is undone as well if it may have
 // happened. A refused step may still happen when a duplicate of its request arrives.
-func (sh *Shape) compensate(s State, why string) State {
-	from := s.Step
+func (sh *Shape) compensate(s State, cause Cause, why string) State {
+	from := sh.Last(s.Step)
 	if from < len(sh.Steps) && sh.Steps[from].Local {
 		from--
 	}
-	return sh.back(s, from, why)
+	return sh.back(s, from, cause, why)
 }
 
-func (sh *Shape) back(s State, from int, why string) State {
-	s.Status, s.Step, s.Reason, s.Cancel = Compensating, sh.undoable(from), why, ""
+func (sh *Shape) back(s State, from int, cause Cause, why string) State {
+	s.Status, s.Step, s.Cause, s.Reason, s.Cancel = Compensating, sh.undoable(s, from), cause, why, ""
 	return sh.arrive(s)
 }
 
-// undoable returns the last step up to i that has a compensation, or -1.
-func (sh *Shape) undoable(i int) int {
+// undoable returns the last step up to i that took place and has a compensation, or -1.
+func (sh *Shape) undoable(s State, i int) int {
 	for ; i >= 0; i-- {
-		if sh.Steps[i].Undo {
+		if sh.Steps[i].Undo && sh.Live(s, i) {
 			return i
 		}
 	}

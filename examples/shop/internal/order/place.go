@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
@@ -78,11 +77,10 @@ func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
 		if end.Status == saga.Completed {
 			return nil // confirm-order has said so
 		}
-		if why, ok := strings.CutPrefix(end.Reason, "cancelled: "); ok {
-			return s.end(ctx, tx, statusCancelled, d.event(kernel.TopicOrderCancelled, why))
+		if end.Cause == saga.CauseCancelled {
+			return s.end(ctx, tx, statusCancelled, d.event(kernel.TopicOrderCancelled, end.Reason))
 		}
-		why := strings.TrimPrefix(end.Reason, saga.ErrRefused.Error()+": ")
-		return s.end(ctx, tx, statusRejected, d.event(kernel.TopicOrderRejected, why))
+		return s.end(ctx, tx, statusRejected, d.event(kernel.TopicOrderRejected, end.Reason))
 	}), nil
 }
 
