@@ -154,7 +154,9 @@ func (s *shop) open(ctx context.Context) (err error) {
 	if s.broker, err = journal.Open(ctx, stream, broker, s.keepDeadLetter); err != nil {
 		return err
 	}
-	s.auth = platform.NewAuth(s.url, "http://customer/.well-known/jwks.json", s.token, &http.Client{Transport: s.transport, Timeout: 5 * time.Second})
+	if s.auth, err = platform.NewAuth(s.url, "http://customer/.well-known/jwks.json", s.token, &http.Client{Transport: s.transport, Timeout: 5 * time.Second}); err != nil {
+		return err
+	}
 	for _, name := range assembly.Backends {
 		if err := s.add(ctx, name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -6,10 +6,12 @@ package platform
 import (
 	"context"
 	"crypto/subtle"
+	"errors"
 	"net/http"
-	"strings"
+	"time"
 
-	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/dovetail-go/dovetail/fault"
+	"github.com/dovetail-go/dovetail/oidckit"
 )
 
 // Audience is the audience of every token that the shop's issuer signs.
@@ -44,18 +46,15 @@ func IdentityOf(ctx context.Context) Identity {
 // issuer, a service by the shared service token. Each service checks for itself; the gateway's
 // word is not enough.
 type Auth struct {
-	verifier     *oidc.IDTokenVerifier
+	verifier     *oidckit.Verifier
 	serviceToken string
 }
 
 // NewAuth returns an Auth that fetches the issuer's keys through client when it
 // first needs them, and again when an unknown key turns up.
-func NewAuth(issuer, keysURL, serviceToken string, client *http.Client) *Auth {
-	keys := oidc.NewRemoteKeySet(oidc.ClientContext(context.Background(), client), keysURL)
-	return &Auth{
-		verifier:     oidc.NewVerifier(issuer, keys, &oidc.Config{ClientID: Audience, SupportedSigningAlgs: []string{oidc.ES256}}),
-		serviceToken: serviceToken,
-	}
+func NewAuth(issuer, keysURL, serviceToken string, client *http.Client) (*Auth, error) {
+	v, err := oidckit.New(issuer, []string{Audience}, oidckit.Config{Algorithms: []string{"ES256"}, KeysURL: keysURL, Client: client})
+	return &Auth{v, serviceToken}, err
 }
 
 // Require admits a request only if its bearer has one of the roles. No role at all
@@ -64,8 +63,10 @@ func (a *Auth) Require(next http.Handler, roles ...string) http.Handler {
 	return Handle(func(w http.ResponseWriter, r *http.Request) error {
 		id, err := a.identify(r)
 		if err != nil {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="shop"`)
-			return err
+			if c := oidckit.Challenge("shop", err); c != "" {
+				w.Header().Set("WWW-Authenticate", c)
+			}
+			return notIdentified(err)
 		}
 		allowed := id.Role == roleService
 		for _, role := range roles {
@@ -80,22 +81,34 @@ func (a *Auth) Require(next http.Handler, roles ...string) http.Handler {
 }
 
 func (a *Auth) identify(r *http.Request) (Identity, error) {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok || token == "" {
-		return Identity{}, &Error{Status: http.StatusUnauthorized, Code: "not-signed-in", Detail: "want Authorization: Bearer and a token from POST /api/sessions"}
+	raw, err := oidckit.Bearer(r)
+	if err != nil {
+		return Identity{}, err
 	}
-	if subtle.ConstantTimeCompare([]byte(token), []byte(a.serviceToken)) == 1 {
+	if subtle.ConstantTimeCompare([]byte(raw), []byte(a.serviceToken)) == 1 {
 		return Identity{Role: roleService}, nil
 	}
-	idToken, err := a.verifier.Verify(r.Context(), token)
+	token, err := a.verifier.Verify(r.Context(), raw)
 	if err != nil {
-		return Identity{}, &Error{Status: http.StatusUnauthorized, Code: "bad-token", Detail: "the token is not valid, or no longer; sign in again"}
+		return Identity{}, err
 	}
 	var claims struct {
 		Role string `json:"role"`
 	}
-	if err := idToken.Claims(&claims); err != nil {
-		return Identity{}, &Error{Status: http.StatusUnauthorized, Code: "bad-token", Detail: "the token's claims cannot be read; sign in again"}
+	if err := token.Claims(&claims); err != nil {
+		return Identity{}, oidckit.ErrClaim
 	}
-	return Identity{Subject: idToken.Subject, Role: claims.Role}, nil
+	return Identity{Subject: token.Subject, Role: claims.Role}, nil
+}
+
+// notIdentified says why a request was not let in.
+func notIdentified(err error) error {
+	switch {
+	case errors.Is(err, oidckit.ErrNoToken), errors.Is(err, oidckit.ErrRequest):
+		return &Error{Status: http.StatusUnauthorized, Code: "not-signed-in", Detail: "want Authorization: Bearer and a token from POST /api/sessions"}
+	case errors.Is(err, oidckit.ErrInvalid):
+		return &Error{Status: http.StatusUnauthorized, Code: "bad-token", Detail: "the token is not valid, or no longer; sign in again"}
+	}
+	after := max(fault.Judge(context.Background(), err).After, time.Second)
+	return &Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "tokens cannot be checked at present; please try again", RetryAfter: after, Err: err}
 }

@@ -90,7 +90,9 @@ func Run(ctx context.Context, p Process) error {
 		return err
 	}
 	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, Token: s.ServiceToken}
-	env.Auth = platform.NewAuth(s.PublicURL, "http://customer/.well-known/jwks.json", s.ServiceToken, &http.Client{Transport: transport, Timeout: 5 * time.Second})
+	if env.Auth, err = platform.NewAuth(s.PublicURL, "http://customer/.well-known/jwks.json", s.ServiceToken, &http.Client{Transport: transport, Timeout: 5 * time.Second}); err != nil {
+		return err
+	}
 
 	if withDatabase(p.Service) {
 		if env.DB, err = s.database(ctx, p.Service); err != nil {
