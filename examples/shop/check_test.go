@@ -32,7 +32,8 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		harm      string
 	}{
 		{"an order never ends", 1, "order", `UPDATE orders SET status = 'pending' WHERE status = 'rejected'`},
-		{"an order ended twice", 1, "order", `INSERT INTO order_events SELECT order_id, n + 100, what, detail, at FROM order_events WHERE what = 'order.confirmed'`},
+		{"an order ended twice", 1, "order", `INSERT INTO eventsource_event (stream, version, bucket, event_id, event_type, happened, recorded, header, data)
+			SELECT stream, version + 100, bucket, event_id || '2', event_type, happened, recorded, header, data FROM eventsource_event WHERE event_type = 'order.confirmed.v1'`},
 		{"a charge too much", 2, "provider", `UPDATE charges SET amount = amount + 1 WHERE status = 'captured'`},
 		{"money kept for a rejected order", 2, "payment", `UPDATE payments SET status = 'captured' WHERE status = 'declined'`},
 		{"a charge for no order", 2, "provider", `INSERT INTO charges SELECT 'other', reference, amount, currency, method, status, reason, updated_at FROM charges WHERE status = 'captured'`},

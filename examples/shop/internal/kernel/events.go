@@ -91,8 +91,12 @@ type OrderChanged struct {
 	Total      Money       `json:"total"`
 	Currency   string      `json:"currency"`
 	Lines      []OrderLine `json:"lines"`
+	// Method is how the customer pays.
+	Method string `json:"payment_method,omitempty"`
 	// Reason tells why a rejected or cancelled order ended so.
 	Reason string `json:"reason,omitempty"`
+	// Tracking is the carrier's number of a dispatched order's parcel.
+	Tracking string `json:"tracking,omitempty"`
 }
 
 // Describe implements [Event].

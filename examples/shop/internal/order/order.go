@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package order is the service that takes orders and sees them through: each order is
-// a saga over customer, inventory and payment that ends confirmed, or rejected with everything given back.
+// a stream of events, and a saga over customer, inventory and payment that ends confirmed, or rejected with
+// everything given back.
 //
 // An accepted order is one transaction of this service's database: the order, the start
 // of its saga, the event that tells of it and the stored answer to the request's
@@ -48,6 +49,7 @@ const (
 type Service struct {
 	env    platform.Env
 	bus    *platform.Bus
+	orders *orders
 	engine *saga.Engine
 	once   func(http.Handler) http.Handler
 	place  *saga.Definition[placeOrder]
@@ -65,18 +67,11 @@ CREATE TABLE IF NOT EXISTS orders (
 	total BIGINT NOT NULL,
 	method TEXT NOT NULL,
 	lines TEXT NOT NULL,
+	version BIGINT NOT NULL,
 	created_at BIGINT NOT NULL,
 	updated_at BIGINT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS orders_customer ON orders (customer_id, created_at);
-CREATE TABLE IF NOT EXISTS order_events (
-	order_id TEXT NOT NULL REFERENCES orders (id),
-	n BIGINT NOT NULL,
-	what TEXT NOT NULL,
-	detail TEXT NOT NULL,
-	at BIGINT NOT NULL,
-	PRIMARY KEY (order_id, n)
-);`
+CREATE INDEX IF NOT EXISTS orders_customer ON orders (customer_id, created_at);`
 
 // New prepares the service's database and returns the service.
 func New(ctx context.Context, env platform.Env) (*Service, error) {
@@ -88,6 +83,9 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{env: env, bus: bus}
+	if s.orders, err = newOrders(ctx, env, bus); err != nil {
+		return nil, err
+	}
 	if s.place, err = s.definePlaceOrder(); err != nil {
 		return nil, err
 	}
@@ -123,7 +121,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 
 // Consumers implements [platform.Service]: the sagas ask, but nobody asked shipping.
 func (s *Service) Consumers() []platform.Consumer {
-	return []platform.Consumer{s.bus.On("order", []string{kernel.TopicShipmentDispatched}, s.dispatched)}
+	return []platform.Consumer{s.bus.On("order", []string{kernel.TopicShipmentDispatched}, s.shipmentDispatched)}
 }
 
 // Run implements [platform.Service].
@@ -172,7 +170,6 @@ func (s *Service) accept(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
 	data := placeOrder{OrderID: kernel.NewID(), CustomerID: platform.IdentityOf(ctx).Subject, Lines: lines, Total: total, Method: in.PaymentMethod}
 	answer, err := idempotency.JSON(http.StatusAccepted, map[string]string{"id": data.OrderID, "status": statusPending})
 	if err != nil {
@@ -180,16 +177,10 @@ func (s *Service) accept(w http.ResponseWriter, r *http.Request) error {
 	}
 	answer.Header.Set("Location", "/api/orders/"+data.OrderID)
 	return s.answerOnce(ctx, w, answer, func(tx *sql.Tx) error {
-		encoded, err := json.Marshal(lines)
-		if err != nil {
-			return err
+		order := kernel.OrderChanged{
+			OrderID: data.OrderID, CustomerID: data.CustomerID, Total: total, Currency: kernel.Currency, Lines: lines, Method: data.Method,
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO orders (id, customer_id, status, total, method, lines, created_at, updated_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $7)`,
-			data.OrderID, data.CustomerID, statusPending, total, data.Method, string(encoded), now.UnixMicro()); err != nil {
-			return err
-		}
-		if err := s.record(ctx, tx, data.event(kernel.TopicOrderPlaced, "")); err != nil {
+		if err := s.orders.change(ctx, tx, data.OrderID, place{order}); err != nil {
 			return err
 		}
 		return saga.Start(ctx, s.engine, tx, s.place, data.OrderID, data)

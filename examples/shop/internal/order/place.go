@@ -35,13 +35,6 @@ type placeOrder struct {
 	Method     string             `json:"method"`
 }
 
-func (d placeOrder) event(what, reason string) kernel.OrderChanged {
-	return kernel.OrderChanged{
-		What: what, OrderID: d.OrderID, CustomerID: d.CustomerID,
-		Total: d.Total, Currency: kernel.Currency, Lines: d.Lines, Reason: reason,
-	}
-}
-
 // definePlaceOrder is the business of an order, step by step. Up to the pivot, everything that
 // was done can be undone; from there on everything must be done.
 func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
@@ -66,7 +59,7 @@ func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
 
 		saga.Call("sell-stock", s.remote("http://inventory/internal/stock/sell", orderOf), saga.Timeout[placeOrder](stepTimeout)),
 		saga.Local("confirm-order", func(ctx context.Context, tx *sql.Tx, _ saga.Attempt, d *placeOrder) error {
-			return s.end(ctx, tx, statusConfirmed, d.event(kernel.TopicOrderConfirmed, ""))
+			return s.orders.change(ctx, tx, d.OrderID, confirm{})
 		}),
 		saga.Call("settle-credit", s.remote("http://customer/internal/credit/settle", orderOf), saga.Timeout[placeOrder](stepTimeout)),
 	)
@@ -78,9 +71,9 @@ func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
 			return nil // confirm-order has said so
 		}
 		if end.Cause == saga.CauseCancelled {
-			return s.end(ctx, tx, statusCancelled, d.event(kernel.TopicOrderCancelled, end.Reason))
+			return s.orders.change(ctx, tx, d.OrderID, cancel{end.Reason})
 		}
-		return s.end(ctx, tx, statusRejected, d.event(kernel.TopicOrderRejected, end.Reason))
+		return s.orders.change(ctx, tx, d.OrderID, reject{end.Reason})
 	}), nil
 }
 
@@ -102,50 +95,23 @@ func (s *Service) post(ctx context.Context, url string, a saga.Attempt, body any
 	return err
 }
 
-// record writes an event into the order's history and into the outbox.
-func (s *Service) record(ctx context.Context, tx *sql.Tx, e kernel.OrderChanged) error {
-	if _, err := tx.ExecContext(ctx, `INSERT INTO order_events (order_id, n, what, detail, at)
-		SELECT $1, COALESCE(MAX(n), 0) + 1, $2, $3, $4 FROM order_events WHERE order_id = $1`,
-		e.OrderID, e.What, e.Reason, time.Now().UnixMicro()); err != nil {
-		return err
-	}
-	return s.bus.Emit(ctx, tx, e)
-}
-
-// end moves an order to another state and records why.
-func (s *Service) end(ctx context.Context, tx *sql.Tx, status string, e kernel.OrderChanged) error {
-	res, err := tx.ExecContext(ctx, `UPDATE orders SET status = $1, reason = $2, updated_at = $3 WHERE id = $4 AND status <> $1`,
-		status, e.Reason, time.Now().UnixMicro(), e.OrderID)
-	if err != nil {
-		return err
-	}
-	if n, err := res.RowsAffected(); err != nil || n != 1 {
-		return errors.Join(err, fmt.Errorf("order %s: cannot become %s", e.OrderID, status))
-	}
-	return s.record(ctx, tx, e)
-}
-
 // cancelOrder is what the saga that takes a confirmed order back knows.
 type cancelOrder struct {
 	OrderID string `json:"order_id"`
 }
 
-// dispatched marks an order whose parcel has left. Shipping has heard of it only because it was
+// shipmentDispatched marks an order whose parcel has left. Shipping has heard of it only because it was
 // confirmed, and cancel-order stops the parcel before anything else.
-func (s *Service) dispatched(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+func (s *Service) shipmentDispatched(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
 	var e kernel.ShipmentDispatched
 	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
 		return messaging.Reject(err)
 	}
-	v, err := scanOrder(tx.QueryRowContext(ctx, selectOrder+` WHERE id = $1`, e.OrderID))
-	if err != nil {
-		return err
+	err := s.orders.change(ctx, tx, e.OrderID, dispatch{e.Tracking})
+	if errors.Is(err, errNotNow) {
+		return messaging.Reject(err)
 	}
-	if v.Status != statusConfirmed {
-		return messaging.Reject(fmt.Errorf("order %s is %s, want it confirmed when its parcel leaves", v.ID, v.Status))
-	}
-	whole := placeOrder{OrderID: v.ID, CustomerID: v.customerID, Lines: v.Items, Total: v.Total}
-	return s.end(ctx, tx, statusDispatched, whole.event(kernel.TopicOrderDispatched, e.Tracking))
+	return err
 }
 
 // defineCancelOrder takes back what place-order has done. It waits for an order that is past
@@ -175,12 +141,7 @@ func (s *Service) defineCancelOrder() (*saga.Definition[cancelOrder], error) {
 		saga.Pivot(saga.Call("refund-payment", post("http://payment/internal/payments/refund"), saga.Timeout[cancelOrder](stepTimeout))),
 		saga.Call("restock", post("http://inventory/internal/stock/restock"), saga.Timeout[cancelOrder](stepTimeout)),
 		saga.Local("mark-cancelled", func(ctx context.Context, tx *sql.Tx, _ saga.Attempt, d *cancelOrder) error {
-			v, err := scanOrder(tx.QueryRowContext(ctx, selectOrder+` WHERE id = $1`, d.OrderID))
-			if err != nil {
-				return err
-			}
-			whole := placeOrder{OrderID: v.ID, CustomerID: v.customerID, Lines: v.Items, Total: v.Total}
-			return s.end(ctx, tx, statusCancelled, whole.event(kernel.TopicOrderCancelled, cancelledByCustomer))
+			return s.orders.change(ctx, tx, d.OrderID, cancel{cancelledByCustomer})
 		}),
 	)
 }
@@ -194,12 +155,7 @@ type moment struct {
 
 // history is what became of an order: its own events, and between them the steps of its saga.
 func (s *Service) history(ctx context.Context, id string) ([]moment, error) {
-	out, err := platform.Collect(ctx, s.env.DB, func(row interface{ Scan(dest ...any) error }) (m moment, err error) {
-		var at int64
-		err = row.Scan(&m.What, &m.Detail, &at)
-		m.At = time.UnixMicro(at).UTC()
-		return m, err
-	}, `SELECT what, detail, at FROM order_events WHERE order_id = $1 ORDER BY n`, id)
+	out, err := s.orders.story(ctx, id)
 	if err != nil {
 		return nil, err
 	}

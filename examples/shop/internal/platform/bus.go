@@ -105,6 +105,9 @@ func (b *Bus) Emit(ctx context.Context, tx *sql.Tx, events ...kernel.Event) erro
 	return b.outbox.Enqueue(ctx, tx, msgs...)
 }
 
+// Outbox returns the outbox itself, for a block that enqueues by itself.
+func (b *Bus) Outbox() *outbox.Outbox { return b.outbox }
+
 // Wake tells the relay that a transaction with events has committed.
 func (b *Bus) Wake() { b.outbox.Wake() }
 
