@@ -39,8 +39,21 @@ func (a *api) me() (p profile) {
 func (a *api) stocked() *api {
 	a.t.Helper()
 	eventually(a.t, func() error {
-		if p := a.product("p-240"); p.Available != 1000 {
-			return fmt.Errorf("available = %d, want 1000", p.Available)
+		for page := 1; page != 0; {
+			var list struct {
+				Items []struct {
+					ID        string
+					Available int64
+				}
+				Next int
+			}
+			a.want(http.StatusOK, a.send("GET", fmt.Sprintf("/api/products?page=%d", page), nil, nil), &list)
+			for _, p := range list.Items {
+				if p.Available != 1000 {
+					return fmt.Errorf("product %s: available = %d, want 1000", p.ID, p.Available)
+				}
+			}
+			page = list.Next
 		}
 		return nil
 	})
