@@ -2,7 +2,7 @@
 # make help lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down bench bench-blocks fuzz
+.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down stack bench bench-blocks fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ release-check: ## pack every module and use it from outside, as a user would
 
 services-up: ## install and start the test servers (NAMES="postgres redis" for some)
 	@scripts/services up $(NAMES)
+
+stack: ## install and start the servers of the shop's stack, and write its settings for shop --stack
+	@scripts/stack
 
 services-down: ## stop the test servers; their data stays
 	@scripts/services down $(NAMES)
