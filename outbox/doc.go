@@ -109,6 +109,9 @@
 //
 // The database's clock must not jump by more than a small part of a lease.
 //
-// It does not encrypt, does not schedule messages for later, and does not keep what was
-// published; [Hooks] tell of each message that was confirmed.
+// # Not here
+//
+// It does not encrypt, and does not schedule messages for later. It keeps what was published
+// only where the store does (outboxsql's Config.Archive); [Hooks] tell of each message that was
+// confirmed. It removes no duplicates: that is the consumer's inbox.
 package outbox

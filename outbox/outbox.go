@@ -269,8 +269,9 @@ func (o *Outbox) Discarded(ctx context.Context) ([]Parked, error) {
 	return list, nil
 }
 
-// Prune forgets the messages that were discarded longer than age ago and returns how
-// many. Parked messages are never forgotten.
+// Prune forgets the messages that were discarded longer than age ago, and those published
+// longer than that ago where the store keeps them, and returns how many. Parked messages are
+// never forgotten. Nothing calls it by itself.
 func (o *Outbox) Prune(ctx context.Context, age time.Duration) (int, error) {
 	if age < 0 {
 		return 0, fmt.Errorf("outbox: age is %v, want 0 or more", age)

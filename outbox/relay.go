@@ -19,7 +19,7 @@ import (
 // RelayConfig configures a [Relay]. The zero value is a sound default.
 type RelayConfig struct {
 	// Window is how many messages may be with the publisher at the same time. One topic
-	// gets at most half of it, and half of what slower topics leave. Zero means 512.
+	// gets at most half of it, and half of what slower topics leave. Zero means 1024.
 	Window int
 	// Batch is how many rows of a shard are read at once. A shard has up to four
 	// batches in memory. Zero means 100.
@@ -75,7 +75,7 @@ func (c RelayConfig) withDefaults() (RelayConfig, error) {
 		return nil
 	}
 	err := errors.Join(
-		positive("Window", &c.Window, 512),
+		positive("Window", &c.Window, 1024),
 		positive("Batch", &c.Batch, 100),
 		duration("Poll", &c.Poll, time.Second),
 		duration("Lease", &c.Lease, 10*time.Second),

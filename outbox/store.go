@@ -56,7 +56,8 @@ type Store interface {
 	// Discard marks the parked rows with this message ID as given up, so that they block
 	// their keys no more, and returns how many.
 	Discard(ctx context.Context, id, reason string) (int, error)
-	// Prune deletes the rows that were discarded longer than age ago.
+	// Prune deletes the rows that were discarded longer than age ago, and what else the store
+	// keeps of rows that were removed longer than that ago. It returns how many.
 	Prune(ctx context.Context, age time.Duration) (int, error)
 
 	// Stats counts what waits.

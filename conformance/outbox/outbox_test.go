@@ -34,7 +34,7 @@ func open(t *testing.T, db *sql.DB, name string, cfg outboxsql.Config) *outboxsq
 
 func TestStore(t *testing.T) {
 	for _, name := range testdb.Names {
-		for config, cfg := range map[string]outboxsql.Config{"as it comes": {}, "with a prefix and 40 shards": {Prefix: "billing_", Shards: 40}} {
+		for config, cfg := range map[string]outboxsql.Config{"as it comes": {}, "with a prefix, 40 shards and an archive": {Prefix: "billing_", Shards: 40, Archive: true}} {
 			t.Run(name+" "+config, func(t *testing.T) {
 				outboxtest.Run(t, func(t *testing.T) outboxtest.Subject {
 					db := testdb.Open(t, name)

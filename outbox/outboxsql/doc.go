@@ -16,17 +16,25 @@
 //
 // outbox_message holds what is to be published, and nothing else: a row is deleted when it
 // is confirmed. outbox_parked holds what could not be published and what was discarded.
-// outbox_lease has a row for each shard, and one with a number below zero for each relay.
-// Config.Prefix goes before all the names.
+// outbox_archive holds what was published, with Config.Archive and until Outbox.Prune; else it
+// is empty. outbox_lease has a row for each shard, and one with a number below zero for each
+// relay. Config.Prefix goes before all the names.
+//
+// Times in them are microseconds since 1970 by the database's clock, but for happened, the
+// message's Time, which is nanoseconds.
 //
 // # Guarantees
 //
-// Insert is one statement per 500 messages or 4 MiB. It takes no locks but those of its own rows, so
-// producers wait neither for relays nor for each other.
+// Insert is one statement per 500 messages or 4 MiB of bodies. It takes no locks but those of
+// its own rows, so producers wait neither for relays nor for each other.
 //
 // Reading takes no locks, under any isolation level that is the server's default. Rows are
 // removed by primary key, in PostgreSQL and SQLite by one statement that checks the
-// lease's epoch in passing, in MySQL by a short READ COMMITTED transaction.
+// lease's epoch in passing, in MySQL by a short READ COMMITTED transaction. A row is archived
+// in the same step, or not at all.
+//
+// Migrate upgrades the tables of every earlier version, with the rows in them, while replicas
+// of that version go on working.
 //
 // A pool of one connection is enough, and may be the application's.
 //
@@ -37,7 +45,7 @@
 // queue, with an eager autovacuum; a transaction that stays open for hours still keeps
 // dead rows in place, over which each read has to pass.
 //
-// MySQL: VARCHAR(255) columns compare without regard to spaces at the end, so parking "a" also
+// MySQL: proved on MariaDB 10.11, which Debian has; on MySQL 8 itself it is not. VARCHAR(255) columns compare without regard to spaces at the end, so parking "a" also
 // blocks the key "a ".
 //
 // SQLite: use busy_timeout and WAL, and _txlock=immediate for the application's transactions.

@@ -52,4 +52,5 @@ func ExampleSchema() {
 	// CREATE TABLE outbox_message
 	// CREATE TABLE outbox_parked
 	// CREATE TABLE outbox_lease
+	// CREATE TABLE outbox_archive
 }

@@ -43,6 +43,11 @@ type Config struct {
 	// of the tables: every process must say the same, and it can be changed only
 	// while the outbox is empty and nobody uses it. Zero means 16; at most 256.
 	Shards int
+	// Archive has what was published moved to the table outbox_archive, in the step that
+	// removes it from the outbox, until Outbox.Prune deletes it: to answer what was said to
+	// others, and when. It costs the database about as much again as the outbox itself.
+	// False keeps nothing.
+	Archive bool
 }
 
 const (
@@ -54,6 +59,8 @@ const (
 	maxBytes = 4 << 20
 	// maxDepth is where Stats stops counting.
 	maxDepth = 1_000_000
+	// maxPruned bounds one DELETE of archived rows, and so what it locks and logs at once.
+	maxPruned = 10_000
 	// memberKept is how long the heartbeat of a relay that is gone stays in the table.
 	memberKept = time.Hour
 )
@@ -64,7 +71,7 @@ type Store struct {
 	dialect Dialect
 	cfg     Config
 	// the tables
-	message, lease, parked string
+	message, lease, parked, archive string
 }
 
 var _ outbox.Store = (*Store)(nil)
@@ -92,7 +99,7 @@ func newStore(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
 		cfg.Shards = defaultShards
 	}
 	name := cfg.Prefix + "outbox_"
-	return &Store{db: db, dialect: d, cfg: cfg, message: name + "message", lease: name + "lease", parked: name + "parked"}, nil
+	return &Store{db: db, dialect: d, cfg: cfg, message: name + "message", lease: name + "lease", parked: name + "parked", archive: name + "archive"}, nil
 }
 
 // Shards implements [outbox.Store].
@@ -397,14 +404,20 @@ func (s *Store) Settle(ctx context.Context, settlements []outbox.Settlement) ([]
 			shards, ids = append(shards, int64(t.Shard)), append(ids, id)
 		}
 	}
-	query := "DELETE FROM " + s.message + " WHERE id IN (" + join(ids) + ") AND shard IN (" + s.current(settlements) + ")"
+	var res sql.Result
+	var err error
 	if s.dialect == Postgres {
 		// The pairs drive the index; a list of IDs would be looked for in each of the shards.
 		// Without parameters it is planned each time, for the size that the table has.
-		query = "DELETE FROM " + s.message + " m USING unnest(CAST('" + array(shards) + "' AS integer[]), CAST('" + array(ids) + "' AS bigint[])) AS d (shard, id)" +
+		query := "DELETE FROM " + s.message + " m USING unnest(CAST('" + array(shards) + "' AS integer[]), CAST('" + array(ids) + "' AS bigint[])) AS d (shard, id)" +
 			" WHERE m.shard = d.shard AND m.id = d.id AND m.shard IN (" + s.current(settlements) + " FOR SHARE)"
+		if s.cfg.Archive {
+			query = "WITH gone AS (" + query + " RETURNING m.*) " + s.toArchive("gone")
+		}
+		res, err = s.db.ExecContext(ctx, query)
+	} else {
+		res, err = s.settleSQLite(ctx, " WHERE id IN ("+join(ids)+") AND shard IN ("+s.current(settlements)+")")
 	}
-	res, err := s.db.ExecContext(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -414,6 +427,30 @@ func (s *Store) Settle(ctx context.Context, settlements []outbox.Settlement) ([]
 	// Some rows were not there, or not ours.
 	current, err := s.currentShards(ctx, s.db, settlements, "")
 	return lost(settlements, current), err
+}
+
+// toArchive copies rows of from, a table or a query's name with what follows it.
+func (s *Store) toArchive(from string) string {
+	return "INSERT INTO " + s.archive + " (" + columns + ", enqueued, published) SELECT " + columns + ", enqueued, " + s.dialect.Now() + " FROM " + from
+}
+
+func (s *Store) settleSQLite(ctx context.Context, where string) (sql.Result, error) {
+	if !s.cfg.Archive {
+		return s.db.ExecContext(ctx, "DELETE FROM "+s.message+where)
+	}
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, s.toArchive(s.message+where)); err != nil {
+		return nil, err
+	}
+	res, err := tx.ExecContext(ctx, "DELETE FROM "+s.message+where)
+	if err != nil {
+		return nil, err
+	}
+	return res, tx.Commit()
 }
 
 // settleMySQL locks the leases, then deletes by primary key. Read committed, because under
@@ -442,9 +479,15 @@ func (s *Store) settleMySQL(ctx context.Context, settlements []outbox.Settlement
 		if err != nil {
 			return nil, err
 		}
-		query := "DELETE m FROM JSON_TABLE('" + string(list) + "', '$[*]' COLUMNS (id BIGINT PATH '$')) d STRAIGHT_JOIN " +
+		rows := "JSON_TABLE('" + string(list) + "', '$[*]' COLUMNS (id BIGINT PATH '$')) d STRAIGHT_JOIN " +
 			s.message + " m FORCE INDEX (PRIMARY) ON m.id = d.id"
-		if _, err := tx.ExecContext(ctx, query); err != nil {
+		if s.cfg.Archive {
+			// The rows first: the list has no other column than the ID.
+			if _, err := tx.ExecContext(ctx, s.toArchive("(SELECT m.* FROM "+rows+") gone")); err != nil {
+				return nil, err
+			}
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE m FROM "+rows); err != nil {
 			return nil, err
 		}
 	}
@@ -614,7 +657,21 @@ func (s *Store) Discard(ctx context.Context, id, reason string) (int, error) {
 
 // Prune implements [outbox.Store].
 func (s *Store) Prune(ctx context.Context, age time.Duration) (int, error) {
-	return s.count(s.exec(ctx, "DELETE FROM "+s.parked+" WHERE discarded > 0 AND discarded <= "+s.dialect.Now()+" - ?", age.Microseconds()))
+	old := s.dialect.Now() + " - " + strconv.FormatInt(age.Microseconds(), 10)
+	n, err := s.count(s.exec(ctx, "DELETE FROM "+s.parked+" WHERE discarded > 0 AND discarded <= "+old))
+	if err != nil || !s.cfg.Archive {
+		return n, err
+	}
+	first := " WHERE published <= " + old + " ORDER BY published LIMIT " + strconv.Itoa(maxPruned)
+	if s.dialect != MySQL {
+		first = " WHERE id IN (SELECT id FROM " + s.archive + first + ")"
+	}
+	for {
+		part, err := s.count(s.exec(ctx, "DELETE FROM "+s.archive+first))
+		if n += part; err != nil || part < maxPruned {
+			return n, err
+		}
+	}
 }
 
 // Stats implements [outbox.Store].

@@ -79,7 +79,7 @@ func (s *Store) steps() []string {
 	header {text} NOT NULL,
 	body {bytes} NOT NULL,
 	enqueued BIGINT NOT NULL,`
-	step := "CREATE TABLE {p}message (\n\tid " + id + "," + message + "\n\tCHECK (shard >= 0 AND shard < {shards})" + keys + "\n)" + options + ";\n" +
+	steps := []string{"CREATE TABLE {p}message (\n\tid " + id + "," + message + "\n\tCHECK (shard >= 0 AND shard < {shards})" + keys + "\n)" + options + ";\n" +
 		index +
 		"CREATE TABLE {p}parked (\n\tid BIGINT NOT NULL PRIMARY KEY," + message + `
 	reason {text} NOT NULL,
@@ -91,10 +91,19 @@ func (s *Store) steps() []string {
 )` + s.dialect.TableOptions() + ";\n" +
 		"CREATE INDEX {p}parked_key ON {p}parked (shard, message_key);\n" +
 		"CREATE TABLE {p}lease (\n\tshard INTEGER NOT NULL PRIMARY KEY,\n\towner {name} NOT NULL,\n\tepoch BIGINT NOT NULL,\n\texpires BIGINT NOT NULL\n)" + s.dialect.TableOptions() + ";\n" +
-		"INSERT INTO {p}lease (shard, owner, epoch, expires) VALUES " + strings.Join(rows, ", ") + ";\n"
+		"INSERT INTO {p}lease (shard, owner, epoch, expires) VALUES " + strings.Join(rows, ", ") + ";\n",
+
+		// Version 2: the archive, of which each process says for itself whether it is used.
+		"CREATE TABLE {p}archive (\n\tid BIGINT NOT NULL PRIMARY KEY," + message + "\n\tpublished BIGINT NOT NULL\n)" + s.dialect.TableOptions() + ";\n" +
+			"CREATE INDEX {p}archive_published ON {p}archive (published);\n",
+	}
 	replace := []string{"{p}", s.cfg.Prefix + "outbox_", "{shards}", fmt.Sprint(s.cfg.Shards)}
 	for from, to := range types {
 		replace = append(replace, from, to)
 	}
-	return []string{strings.NewReplacer(replace...).Replace(step)}
+	fill := strings.NewReplacer(replace...)
+	for i := range steps {
+		steps[i] = fill.Replace(steps[i])
+	}
+	return steps
 }
