@@ -26,9 +26,10 @@ import (
 	"github.com/dovetail-go/dovetail/outbox/outboxmem"
 )
 
-// The simulation plays producers, relays, the store and a nasty broker in one world with one
-// random source: everything that takes time is an event, and between any two events
-// a relay may crash or stand still, a request or a reply may be lost or late.
+// The simulation plays producers, relays, the store, a nasty broker and consumers with an inbox
+// in one world with one random source: everything that takes time is an event, and between any
+// two events a relay or a consumer may crash or a relay stand still, a request or a reply may be
+// lost or late.
 //
 //	DOVETAIL_SIM_SEEDS=100000 go test -run TestSimulation ./outbox
 //	DOVETAIL_SIM_SEED=4711 go test -v -run TestSimulation ./outbox    replays one, with its trace
@@ -80,7 +81,7 @@ func TestSimulation(t *testing.T) {
 	// A simulation in which nothing goes wrong proves nothing.
 	for name, n := range map[string]int{
 		"crashes": total.Crashes, "stalls": total.Stalls, "duplicates": total.Duplicates, "late": total.Late,
-		"parked": total.Parked, "fenced": total.Fenced, "takeovers": total.Takeovers, "gaps": total.Gaps, "stops": total.Stops,
+		"redelivered": total.Redelivered, "parked": total.Parked, "fenced": total.Fenced, "takeovers": total.Takeovers, "gaps": total.Gaps, "stops": total.Stops,
 	} {
 		if n == 0 {
 			t.Errorf("no %s in %d seeds", name, seeds)
@@ -112,13 +113,14 @@ const (
 
 // tally counts what a run went through.
 type tally struct {
-	Messages, Duplicates, Late, Crashes, Stalls, Parked, Fenced, Takeovers, Gaps, Stops, Events int
+	Messages, Duplicates, Late, Redelivered, Crashes, Stalls, Parked, Fenced, Takeovers, Gaps, Stops, Events int
 }
 
 func (t *tally) add(o tally) {
 	t.Messages += o.Messages
 	t.Duplicates += o.Duplicates
 	t.Late += o.Late
+	t.Redelivered += o.Redelivered
 	t.Crashes += o.Crashes
 	t.Stalls += o.Stalls
 	t.Parked += o.Parked
@@ -156,6 +158,11 @@ type world struct {
 	stuck      string
 	stuckUntil time.Time
 	leases     map[int]held
+
+	// consumers
+	queues  map[string][]*fact // by key, of an ordered group
+	waiting int                // messages in queues
+	effects map[string]int     // by key, the place of the last
 }
 
 // fact is what is true of a message.
@@ -165,6 +172,7 @@ type fact struct {
 	committed, rolled bool
 	poison            int // 1 refused, 2 permanent
 	landed            int // times
+	effects           int // of the consumer, whose inbox this is too
 	removed           bool
 	parkedOnce, gone  bool // gone: discarded
 }
@@ -243,7 +251,7 @@ func simulate(t *testing.T, seed uint64) *world {
 	w := &world{
 		seed: seed, rand: rand.New(rand.NewPCG(seed, 1)), faults: true,
 		locked: make(map[string]bool), committed: make(map[string][]string), messages: make(map[string]*fact),
-		leases: make(map[int]held),
+		leases: make(map[int]held), queues: make(map[string][]*fact), effects: make(map[string]int),
 	}
 	w.trace.full = os.Getenv("DOVETAIL_SIM_SEED") != ""
 	synctest.Test(t, func(t *testing.T) { w.run(t) })
@@ -725,6 +733,14 @@ func (w *world) land(m *messaging.Message) {
 	if !f.committed {
 		w.fail("%s is published and was not committed", m.ID)
 	}
+	queue := f.key
+	if queue == "" {
+		queue = m.ID // in no order
+	}
+	w.queues[queue] = append(w.queues[queue], f)
+	if w.waiting++; len(w.queues[queue]) == 1 {
+		w.deliver(queue)
+	}
 	if f.landed > 1 {
 		w.tally.Duplicates++
 		return
@@ -737,6 +753,44 @@ func (w *world) land(m *messaging.Message) {
 			w.fail("%s is published before %s of the same key", m.ID, earlier)
 		}
 	}
+}
+
+// ---- consumers
+
+// deliver gives the first message of an ordered queue to a consumer, and again until one of
+// them has acknowledged it. The consumer may crash before its transaction, and between that
+// and the acknowledgement; the effect and the mark in the inbox are one step.
+func (w *world) deliver(queue string) {
+	f := w.queues[queue][0]
+	again := func() {
+		w.tally.Redelivered++
+		w.deliver(queue)
+	}
+	w.after(w.upTo(10*time.Millisecond), func() {
+		if w.faults && w.chance(0.05) {
+			again()
+			return
+		}
+		if f.effects == 0 {
+			f.effects++
+			if f.key != "" {
+				if last, some := w.effects[queue]; some && last > f.place && !w.free && !f.parkedOnce {
+					w.fail("the effect of place %d of %s comes after that of %d", f.place, queue, last)
+				}
+				w.effects[queue] = max(w.effects[queue], f.place)
+			}
+		}
+		w.after(w.upTo(10*time.Millisecond), func() {
+			if w.faults && w.chance(0.05) {
+				again()
+				return
+			}
+			w.waiting--
+			if w.queues[queue] = w.queues[queue][1:]; len(w.queues[queue]) > 0 {
+				w.deliver(queue)
+			}
+		})
+	})
 }
 
 // ---- the end
@@ -767,7 +821,7 @@ func (w *world) operate() {
 
 // settled reports whether the faults are over and everything is done.
 func (w *world) settled() bool {
-	if w.faults || len(w.locked) > 0 {
+	if w.faults || len(w.locked) > 0 || w.waiting > 0 {
 		return false
 	}
 	st, err := w.store.Stats(context.Background())
@@ -810,6 +864,8 @@ func (w *world) check() {
 			w.fail("%s is lost", id)
 		case !f.committed && f.landed > 0:
 			w.fail("%s was rolled back and is published", id)
+		case f.effects != min(f.landed, 1):
+			w.fail("%s landed %d times and has %d effects", id, f.landed, f.effects)
 		}
 	}
 }
