@@ -58,7 +58,7 @@ func number(d *messaging.Delivery) int64 {
 func TestTheNextReaderTakesOverFromOneThatDied(t *testing.T) {
 	s := open(t, logged())
 	sub := fromFirst()
-	sub.Concurrency, sub.Prefetch = 1, 50
+	sub.Concurrency, sub.Prefetch, sub.DrainTimeout = 1, 50, 100*time.Millisecond
 	s.declare(t, sub)
 	const n = 200
 	s.publish(t, numbered(n, 20)...)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -361,9 +362,7 @@ func (p *publisher) pump(ctx context.Context, s *channel, carry *flight) (*fligh
 		f := carry
 		carry = nil
 		if f == nil {
-			select {
-			case f = <-p.queue:
-			default:
+			if f = p.waiting(); f == nil {
 				// Nothing to gather: let go what there is.
 				s.cn.sock.uncork()
 				select {
@@ -401,6 +400,23 @@ func (p *publisher) pump(ctx context.Context, s *channel, carry *flight) (*fligh
 			<-s.ended
 			return carry, s.cause
 		}
+	}
+}
+
+// waiting returns a queued message, if there is one. Before it says no it lets others run:
+// callers that were told an outcome just now may have the next message ready, and what is
+// written together is one system call.
+func (p *publisher) waiting() *flight {
+	for yielded := false; ; yielded = true {
+		select {
+		case f := <-p.queue:
+			return f
+		default:
+		}
+		if yielded {
+			return nil
+		}
+		runtime.Gosched()
 	}
 }
 
