@@ -175,7 +175,7 @@ func ExampleProjector() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	models, balances := new(eventsourcemem.Models), map[string]int{}
+	models, balances := eventsourcemem.NewModels(), map[string]int{}
 	projector, err := eventsource.NewProjector(events, models, eventsource.Projection[*eventsourcemem.ModelTx]{
 		Name:   "balances",
 		Filter: eventsource.Filter{Types: codec().Types()},

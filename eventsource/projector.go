@@ -34,8 +34,8 @@ type ProjectorConfig struct {
 	// for Max.
 	Backoff messaging.Backoff
 	// Manual leaves it to [Projector.Activate] to let a revision serve. Otherwise one that
-	// is newer than what serves does so when all its shards have reached what the end of
-	// the log was at the start of Run.
+	// is newer than what serves does so when all its shards have come to where the end of the
+	// log was at the start of Run, and as far as the shards of what serves.
 	Manual bool
 	// Logger gets what an operator should know. Nil means slog.Default() at use.
 	Logger *slog.Logger
@@ -294,7 +294,8 @@ func (r *projectorRun[T]) leave(ctx context.Context) {
 	}
 }
 
-// activate lets this revision serve when it has caught up.
+// activate lets this revision serve when it is as far as the end of the log was at the start,
+// and as the revision that serves.
 func (r *projectorRun[T]) activate(ctx context.Context) error {
 	if r.cfg.Manual || r.activated {
 		return nil
@@ -306,17 +307,33 @@ func (r *projectorRun[T]) activate(ctx context.Context) error {
 		}
 		r.target, r.aimed = h.Cursor, true
 	}
+	active, err := r.models.Active(ctx, r.ID().Name)
+	if err != nil {
+		return err
+	}
+	if active >= r.ID().Revision {
+		r.activated = true
+		return nil
+	}
+	target := r.target
+	if active > 0 {
+		// Looked at first: meanwhile both go on.
+		old, err := r.models.Shards(ctx, ProjectionID{Name: r.ID().Name, Revision: active})
+		if err != nil {
+			return err
+		}
+		for _, s := range old {
+			target = max(target, s.Cursor)
+		}
+	}
 	shards, err := r.models.Shards(ctx, r.ID())
 	if err != nil {
 		return err
 	}
 	for _, s := range shards {
-		if s.Cursor < r.target || s.Parked != nil {
+		if s.Cursor < target || s.Parked != nil {
 			return nil
 		}
-	}
-	if len(shards) == 0 {
-		return nil
 	}
 	changed, err := r.models.Activate(ctx, r.ID(), false)
 	if err != nil {

@@ -20,5 +20,5 @@ func TestStore(t *testing.T) {
 }
 
 func TestModels(t *testing.T) {
-	eventsourcetest.RunModels(t, func(*testing.T) eventsource.Models[*eventsourcemem.ModelTx] { return new(eventsourcemem.Models) })
+	eventsourcetest.RunModels(t, func(*testing.T) eventsource.Models[*eventsourcemem.ModelTx] { return eventsourcemem.NewModels() })
 }

@@ -15,15 +15,15 @@ import (
 	"github.com/dovetail-go/dovetail/eventsource"
 )
 
-// Models keeps the checkpoints of projections whose read models are in memory. The zero
-// Models is ready for use.
+// Models keeps the checkpoints of projections whose read models are in memory.
 type Models struct {
-	mu       sync.Mutex
-	shards   map[eventsource.ProjectionID][]shard
-	owners   map[eventsource.ProjectionID]map[string]time.Time // until when
-	active   map[string]int
-	skipped  map[eventsource.ProjectionID][]eventsource.Skipped
-	batching sync.Mutex // held by the open transaction
+	turn chan struct{} // full while a transaction is open
+
+	mu      sync.Mutex
+	shards  map[eventsource.ProjectionID][]shard
+	owners  map[eventsource.ProjectionID]map[string]time.Time // until when
+	active  map[string]int
+	skipped map[eventsource.ProjectionID][]eventsource.Skipped
 }
 
 type shard struct {
@@ -32,6 +32,15 @@ type shard struct {
 }
 
 var _ eventsource.Models[*ModelTx] = (*Models)(nil)
+
+// NewModels returns empty models.
+func NewModels() *Models {
+	return &Models{
+		turn:   make(chan struct{}, 1),
+		shards: make(map[eventsource.ProjectionID][]shard), owners: make(map[eventsource.ProjectionID]map[string]time.Time),
+		active: make(map[string]int), skipped: make(map[eventsource.ProjectionID][]eventsource.Skipped),
+	}
+}
 
 // ModelTx is a transaction of Models. One is open at a time, as in SQLite.
 type ModelTx struct {
@@ -57,7 +66,7 @@ func (tx *ModelTx) Commit() error {
 		return sql.ErrTxDone
 	}
 	tx.done = true
-	defer tx.models.batching.Unlock()
+	defer func() { <-tx.models.turn }()
 	for _, f := range tx.commit {
 		f()
 	}
@@ -77,14 +86,18 @@ func (tx *ModelTx) Rollback() error {
 		return sql.ErrTxDone
 	}
 	tx.done = true
-	tx.models.batching.Unlock()
+	<-tx.models.turn
 	return nil
 }
 
 // Begin implements [eventsource.Models].
-func (m *Models) Begin(context.Context) (*ModelTx, error) {
-	m.batching.Lock()
-	return &ModelTx{models: m}, nil
+func (m *Models) Begin(ctx context.Context) (*ModelTx, error) {
+	select {
+	case m.turn <- struct{}{}:
+		return &ModelTx{models: m}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // Lease implements [eventsource.Models].
@@ -92,11 +105,6 @@ func (m *Models) Lease(_ context.Context, r eventsource.ProjectionLease) (events
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	if m.shards == nil {
-		m.shards = make(map[eventsource.ProjectionID][]shard)
-		m.owners = make(map[eventsource.ProjectionID]map[string]time.Time)
-		m.skipped = make(map[eventsource.ProjectionID][]eventsource.Skipped)
-	}
 	list := m.shards[r.ID]
 	if list == nil {
 		list = make([]shard, r.Shards)
@@ -257,9 +265,6 @@ func (m *Models) Activate(_ context.Context, id eventsource.ProjectionID, force 
 	defer m.mu.Unlock()
 	if now := m.active[id.Name]; now == id.Revision || now > id.Revision && !force {
 		return false, nil
-	}
-	if m.active == nil {
-		m.active = make(map[string]int)
 	}
 	m.active[id.Name] = id.Revision
 	return true, nil

@@ -57,8 +57,7 @@
 // other; so would an application's own 64-bit shared advisory lock with the same high bits. Neither
 // loses anything.
 //
-// MySQL: names compare without regard to spaces at the end, so streams must not have one. Use
-// InnoDB's default innodb_autoinc_lock_mode.
+// MySQL: names compare without regard to spaces at the end, so streams must not have one.
 //
 // SQLite: use busy_timeout and WAL, and _txlock=immediate for the application's transactions.
 package eventsourcesql

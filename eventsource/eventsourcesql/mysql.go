@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"strconv"
 	"strings"
 
@@ -94,56 +95,61 @@ func unnumbered(ctx context.Context, tx *sql.Tx, query string) (ids []int64, err
 	return ids, rows.Err()
 }
 
-// insertMySQL locks no more than the row it continues. To look for the end of a stream under
-// repeatable read locks the gap behind it, into which two appends then want to insert,
-// each waiting for the other; so a certain version is looked up by itself, and an
-// uncertain one outside the statement, when it is this transaction's turn.
-func (s *Store) insertMySQL(ctx context.Context, tx eventsource.Tx, stream string, want eventsource.Expect, events []eventsource.Event) (int64, error) {
+// insertMySQL is INSERT ... VALUES in every case: InnoDB holds a lock of the whole table while an
+// INSERT ... SELECT takes its IDs, also while that waits for another append to its stream. Nor
+// does it look for the end of a stream in a statement that writes: under repeatable read that
+// locks the gap behind it, into which two appends then want to insert, each waiting for the other.
+// So a certain version is looked up by itself, which locks its row, and an uncertain one before,
+// when it is this transaction's turn. A version that is not there is NULL, which the
+// table refuses; that there is a later one is told by the unique key.
+func (s *Store) insertMySQL(ctx context.Context, tx eventsource.Tx, stream string, want eventsource.Expect, events []eventsource.Event) (_ int64, err error) {
 	n, exact := want.Version()
-	bucket := strconv.Itoa(eventsource.Bucket(stream))
+	base := strconv.FormatInt(n, 10)
+	first, args := base, []any{stream}
 	switch {
-	case exact && n == 0:
-		return s.insertValues(ctx, tx, stream, bucket, "?", events)
-	case exact:
-		return s.insertAfter(ctx, tx, stream, bucket, strconv.FormatInt(n, 10),
-			" FROM "+s.event+" AS h WHERE h.stream = ? AND h.version = "+strconv.FormatInt(n, 10), []any{stream}, events)
-	}
-	if _, err := tx.ExecContext(ctx, "SET @eventsource_version = (SELECT COALESCE(MAX(version), 0) FROM "+s.event+" WHERE stream = ?)", stream); err != nil {
-		return 0, err
-	}
-	if want == eventsource.Exists {
-		return s.insertAfter(ctx, tx, stream, bucket, "@eventsource_version", " FROM DUAL WHERE @eventsource_version > 0", nil, events)
-	}
-	return s.insertValues(ctx, tx, stream, bucket, "@eventsource_version + ?", events)
-}
-
-// insertValues adds the events without a look at the stream: the unique key is the look.
-func (s *Store) insertValues(ctx context.Context, tx eventsource.Tx, stream, bucket, version string, events []eventsource.Event) (_ int64, err error) {
-	one := "(?, " + bucket + ", " + version + ", ?, ?, ?, ?, ?, " + s.dialect.Now() + ")"
-	args := make([]any, 0, 7*len(events))
-	for i, e := range events {
-		if args, err = row(append(args, stream, i+1), e); err != nil {
+	case exact && n > 0:
+		// In a derived table, because MySQL does not read otherwise from the table it inserts into.
+		first = "(SELECT h.version FROM (SELECT MAX(version) AS version FROM " + s.event + " WHERE stream = ? AND version = " + base + ") AS h)"
+		args = append(args, stream)
+	case !exact:
+		base = "@eventsource_version"
+		if want == eventsource.Exists {
+			base = "NULLIF(@eventsource_version, 0)"
+		}
+		first = base
+		if _, err := tx.ExecContext(ctx, "SET @eventsource_version = (SELECT COALESCE(MAX(version), 0) FROM "+s.event+" WHERE stream = ?)", stream); err != nil {
 			return 0, err
 		}
 	}
-	return affected(tx.ExecContext(ctx, "INSERT INTO "+s.event+insertColumns+"VALUES "+strings.Repeat(one+", ", len(events)-1)+one, args...))
-}
-
-// insertAfter adds the events behind a version if the condition in from holds.
-func (s *Store) insertAfter(ctx context.Context, tx eventsource.Tx, stream, bucket, version, from string, condition []any, events []eventsource.Event) (_ int64, err error) {
 	var b strings.Builder
-	args := make([]any, 0, 6*len(events)+len(condition)+1)
-	args = append(args, stream)
-	b.WriteString("INSERT INTO " + s.event + insertColumns + "SELECT ?, " + bucket + ", " + version + " + e.n, e.a, e.b, e.c, e.d, e.e, " + s.dialect.Now() + " FROM (")
+	b.WriteString("INSERT INTO " + s.event + insertColumns + "VALUES ")
+	bucket := strconv.Itoa(eventsource.Bucket(stream))
 	for i, e := range events {
 		if i > 0 {
-			b.WriteString(" UNION ALL ")
+			b.WriteString(", ")
+			first, args = base, append(args, stream)
 		}
-		b.WriteString("SELECT " + strconv.Itoa(i+1) + " AS n, ? AS a, ? AS b, ? AS c, ? AS d, ? AS e")
+		b.WriteString("(?, " + bucket + ", " + first + " + " + strconv.Itoa(i+1) + ", ?, ?, ?, ?, ?, " + s.dialect.Now() + ")")
 		if args, err = row(args, e); err != nil {
 			return 0, err
 		}
 	}
-	b.WriteString(") AS e WHERE EXISTS (SELECT 1" + from + ") ORDER BY e.n")
-	return affected(tx.ExecContext(ctx, b.String(), append(args, condition...)...))
+	n, err = affected(tx.ExecContext(ctx, b.String(), args...))
+	if noVersion(err) {
+		return 0, nil
+	}
+	return n, err
+}
+
+// noVersion recognises the refusal of a version that is NULL: as such, or by the table's CHECK
+// where a server's mode makes zero of it.
+func noVersion(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		for _, number := range [...]string{"Error 1048 ", "Error 1048:", "Error 3819 ", "Error 3819:", "Error 4025 ", "Error 4025:"} {
+			if strings.HasPrefix(err.Error(), number) {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -68,7 +68,8 @@ ALTER SEQUENCE {p}event_position OWNED BY {p}event.position;
 		MySQL: `CREATE TABLE {p}event (
 	id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
 	position BIGINT NULL,` + event + `UNIQUE KEY {p}event_stream (stream, version),
-	UNIQUE KEY {p}event_position (position)
+	UNIQUE KEY {p}event_position (position),
+	CHECK (version > 0)
 ){o};
 CREATE TABLE {p}sequencer (
 	id INTEGER NOT NULL PRIMARY KEY,

@@ -334,14 +334,15 @@ func (s *suite) race() {
 		// In a database that locks, the second waits for the first; in any other it has to
 		// come first to its commit. Both ways one of the two loses.
 		var err error
+		done := false
 		select {
 		case err = <-lost:
+			done = true
 		case <-time.After(50 * time.Millisecond):
 		}
-		if commit := first.Commit(); commit != nil {
-			err = errors.Join(err, commit)
-		} else if err == nil {
-			err = <-lost
+		err = errors.Join(err, first.Commit())
+		if !done {
+			err = errors.Join(err, <-lost)
 		}
 		var v *eventsource.VersionError
 		if !errors.As(err, &v) || !errors.Is(err, eventsource.ErrVersion) {
