@@ -257,6 +257,7 @@ func (t *tenure) begin() error {
 // read takes a message of the log in, or passes over it.
 func (t *tenure) read(d *amqp.Delivery) {
 	r := decode(d)
+	r.again = true // perhaps: the broker does not know what the reader before us was given
 	r.offset, _ = d.Headers["x-stream-offset"].(int64)
 	if t.expect >= 0 && r.offset > t.expect {
 		t.sub.c.logger().LogAttrs(t.sub.hctx, slog.LevelError, "the log no longer holds what the group has not read",
