@@ -159,6 +159,8 @@ func openStack(t *testing.T, instances map[string]int) *stackShop {
 	select {
 	case url := <-ready:
 		shop.api = &api{t: t, url: url}
+		shop.mu.Lock()
+		defer shop.mu.Unlock()
 		t.Logf("%d processes, open after %v", len(shop.pids), time.Since(begin).Round(time.Millisecond))
 	case err := <-ended:
 		ended <- nil

@@ -172,7 +172,9 @@ func (u *up) run(ctx context.Context, settings Settings, services []string, loca
 				group, life = &gateways, running
 			}
 			name := fmt.Sprintf("%s-%d", service, i+1)
+			u.mu.Lock()
 			u.states[name] = &state{Instance: Instance{Service: service, Instance: name}}
+			u.mu.Unlock()
 			group.Go(func() error {
 				err := u.keep(life, service, name)
 				if err != nil {
