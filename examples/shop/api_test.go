@@ -348,7 +348,7 @@ func TestCatalogue(t *testing.T) {
 		}
 	})
 	t.Run("search finds every word, in any case, and takes wildcards as they are", func(t *testing.T) {
-		for q, want := range map[string]bool{"q=DOVETAIL+saw": true, "q=saw+fine": true, "q=%25": false, "q=sawdust": false, "category=Timber": true, "category=None": false} {
+		for q, want := range map[string]bool{"q=DOVETAIL+saw": true, "q=saw+fine": true, "q=dove+SA": true, "q=tools%2C+vetail": false, "q=%25": false, "q=%22+OR+%2A": false, "q=sawdust": false, "category=Timber": true, "category=None": false} {
 			var out listing
 			shop.want(http.StatusOK, shop.send("GET", "/api/products?"+q, nil, nil), &out)
 			if (len(out.Items) > 0) != want {

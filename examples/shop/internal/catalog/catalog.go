@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package catalog is the service that knows what can be bought: staff writes products and
-// prices, everybody searches and browses.
+// prices, everybody searches and browses. The two have a model each: streams of events on one
+// side (products.go), a table with a full-text index on the other (listing.go), filled from the first.
 package catalog
 
 import (
@@ -30,6 +31,7 @@ const (
 	maxPrice = 1_000_000
 	maxName  = 200
 	maxStock = 1_000_000
+	maxWords = 10
 )
 
 // maxQuote bounds how many products one quote names.
@@ -37,21 +39,16 @@ const maxQuote = 1000
 
 // Service is the catalog service.
 type Service struct {
-	env platform.Env
-	bus *platform.Bus
+	env      platform.Env
+	bus      *platform.Bus
+	products *products
+	listing  *listing
+	// read is where queries go.
+	read *sql.DB
 }
 
 // Available is a copy of what inventory last said, kept here so that a listing is one query.
 const schema = `
-CREATE TABLE IF NOT EXISTS products (
-	id TEXT PRIMARY KEY,
-	name TEXT NOT NULL,
-	category TEXT NOT NULL,
-	price BIGINT NOT NULL CHECK (price > 0),
-	revision BIGINT NOT NULL,
-	search TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS products_category ON products (category, id);
 CREATE TABLE IF NOT EXISTS availability (
 	product_id TEXT PRIMARY KEY,
 	available BIGINT NOT NULL,
@@ -68,11 +65,20 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{env: env, bus: bus}
+	s := &Service{env: env, bus: bus, read: env.DB}
+	if env.Replica != nil {
+		s.read = env.Replica
+	}
+	if s.products, err = newProducts(ctx, env, bus); err != nil {
+		return nil, err
+	}
+	if s.listing, err = newListing(ctx, env, s.products); err != nil {
+		return nil, err
+	}
 	if err := s.seed(ctx); err != nil {
 		return nil, err
 	}
-	return s, nil
+	return s, s.listing.fill(ctx)
 }
 
 // Consumers implements [platform.Service].
@@ -81,7 +87,9 @@ func (s *Service) Consumers() []platform.Consumer {
 }
 
 // Run implements [platform.Service].
-func (s *Service) Run(ctx context.Context) error { return s.bus.Run(ctx) }
+func (s *Service) Run(ctx context.Context) error {
+	return platform.RunAll(ctx, s.bus.Run, s.listing.projector.Run)
+}
 
 // Bus returns the service's outbox and inbox, for the operator's view.
 func (s *Service) Bus() *platform.Bus { return s.bus }
@@ -115,9 +123,6 @@ type page struct {
 	Next int `json:"next,omitempty"`
 }
 
-const selectProduct = `SELECT p.id, p.name, p.category, p.price, COALESCE(a.available, 0)
-	FROM products p LEFT JOIN availability a ON a.product_id = p.id`
-
 func scanProduct(row interface{ Scan(dest ...any) error }) (Product, error) {
 	p := Product{Currency: kernel.Currency}
 	err := row.Scan(&p.ID, &p.Name, &p.Category, &p.Price, &p.Available)
@@ -139,14 +144,14 @@ func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
 		args = append(args, c)
 		where = append(where, fmt.Sprintf("p.category = $%d", len(args)))
 	}
-	for word := range strings.FieldsSeq(strings.ToLower(q.Get("q"))) {
-		if len(args) > 12 {
-			return platform.Invalid("q", "has too many words, want at most 10")
+	if text := q.Get("q"); strings.TrimSpace(text) != "" {
+		if len(strings.Fields(text)) > maxWords {
+			return platform.Invalid("q", "has too many words, want at most %d", maxWords)
 		}
-		args = append(args, "%"+strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(word)+"%")
-		where = append(where, fmt.Sprintf(`p.search LIKE $%d ESCAPE '\'`, len(args)))
+		condition, arg := s.listing.matching(text, len(args)+1)
+		where, args = append(where, condition), append(args, arg)
 	}
-	items, err := platform.Collect(r.Context(), s.env.DB, scanProduct,
+	items, err := platform.Collect(r.Context(), s.read, scanProduct,
 		selectProduct+` WHERE `+strings.Join(where, " AND ")+` ORDER BY p.id LIMIT $1 OFFSET $2`, args...)
 	if err != nil {
 		return err
@@ -170,7 +175,7 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Service) product(ctx context.Context, id string) (Product, error) {
-	p, err := scanProduct(s.env.DB.QueryRowContext(ctx, selectProduct+` WHERE p.id = $1`, id))
+	p, err := scanProduct(s.read.QueryRowContext(ctx, selectProduct+` WHERE p.id = $1`, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return p, platform.NotFound("product", id)
 	}
@@ -178,10 +183,10 @@ func (s *Service) product(ctx context.Context, id string) (Product, error) {
 }
 
 func (s *Service) categories(w http.ResponseWriter, r *http.Request) error {
-	names, err := platform.Collect(r.Context(), s.env.DB, func(row interface{ Scan(dest ...any) error }) (c string, err error) {
+	names, err := platform.Collect(r.Context(), s.read, func(row interface{ Scan(dest ...any) error }) (c string, err error) {
 		err = row.Scan(&c)
 		return c, err
-	}, `SELECT DISTINCT category FROM products ORDER BY category`)
+	}, `SELECT DISTINCT category FROM listing_1 ORDER BY category`)
 	if err != nil {
 		return err
 	}
@@ -259,13 +264,16 @@ func (s *Service) create(w http.ResponseWriter, r *http.Request) error {
 	if err := d.validate(); err != nil {
 		return err
 	}
-	e := kernel.ProductChanged{ProductID: kernel.NewID(), Revision: 1, Name: strings.TrimSpace(*d.Name), Category: strings.TrimSpace(*d.Category), Price: *d.Price}
+	ctx := r.Context()
+	e := kernel.ProductChanged{ProductID: kernel.NewID(), Name: strings.TrimSpace(*d.Name), Category: strings.TrimSpace(*d.Category), Price: *d.Price}
 	if d.Stock != nil {
 		e.InitialStock = *d.Stock
 	}
-	if err := s.bus.InTx(r.Context(), func(tx *sql.Tx) error { return s.write(r.Context(), tx, e) }); err != nil {
+	if _, err := s.products.Do(ctx, streamPrefix+e.ProductID, add{e}); err != nil {
 		return err
 	}
+	s.bus.Wake()
+	s.listing.shows(ctx, e.ProductID)
 	w.Header().Set("Location", "/api/products/"+e.ProductID)
 	return platform.WriteJSON(w, http.StatusCreated, map[string]string{"id": e.ProductID})
 }
@@ -282,41 +290,22 @@ func (s *Service) change(w http.ResponseWriter, r *http.Request) error {
 	if err := d.validate(); err != nil {
 		return err
 	}
-	err := s.bus.InTx(ctx, func(tx *sql.Tx) error {
-		e := kernel.ProductChanged{ProductID: id}
-		err := tx.QueryRowContext(ctx, `UPDATE products SET revision = revision + 1 WHERE id = $1 RETURNING revision, name, category, price`, id).
-			Scan(&e.Revision, &e.Name, &e.Category, &e.Price)
-		if errors.Is(err, sql.ErrNoRows) {
-			return platform.NotFound("product", id)
-		}
-		if err != nil {
-			return err
-		}
-		if d.Name != nil {
-			e.Name = strings.TrimSpace(*d.Name)
-		}
-		if d.Category != nil {
-			e.Category = strings.TrimSpace(*d.Category)
-		}
-		if d.Price != nil {
-			e.Price = *d.Price
-		}
-		return s.write(ctx, tx, e)
-	})
+	product, err := s.products.Do(ctx, streamPrefix+id, revise{d})
+	if errors.Is(err, errUnknown) {
+		return platform.NotFound("product", id)
+	}
 	if err != nil {
 		return err
 	}
-	return s.get(w, r)
-}
-
-// write stores a product and tells the others.
-func (s *Service) write(ctx context.Context, tx *sql.Tx, e kernel.ProductChanged) error {
-	if _, err := tx.ExecContext(ctx, `INSERT INTO products (id, name, category, price, revision, search) VALUES ($1, $2, $3, $4, $5, $6)
-		ON CONFLICT (id) DO UPDATE SET name = excluded.name, category = excluded.category, price = excluded.price, revision = excluded.revision, search = excluded.search`,
-		e.ProductID, e.Name, e.Category, e.Price, e.Revision, strings.ToLower(e.Name+" "+e.Category)); err != nil {
+	s.bus.Wake()
+	s.listing.shows(ctx, id)
+	shown, err := s.product(ctx, id)
+	if err != nil {
 		return err
 	}
-	return s.bus.Emit(ctx, tx, e)
+	now := asShown(product.Value)
+	now.Available = shown.Available
+	return platform.WriteJSON(w, http.StatusOK, now)
 }
 
 func (s *Service) stockChanged(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {

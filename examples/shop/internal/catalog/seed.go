@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"fmt"
 
+	"github.com/dovetail-go/dovetail/eventsource"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 )
@@ -60,7 +61,7 @@ func (s *Service) seed(ctx context.Context) error {
 	defer s.bus.Wake()
 	return platform.Exclusively(ctx, s.env.DB, func(tx *sql.Tx) error {
 		var count int
-		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM products`).Scan(&count); err != nil || count > 0 {
+		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM eventsource_event`).Scan(&count); err != nil || count > 0 {
 			return err
 		}
 		// Article by article and not finish by finish, so that a page of the shop shows all of them.
@@ -68,10 +69,14 @@ func (s *Service) seed(ctx context.Context) error {
 			for j, article := range seedArticles {
 				finish := seedFinishes[(i+j)%len(seedFinishes)]
 				price := min(max(article.price*finish.percent/100, 100), 20_000)
-				if err := s.write(ctx, tx, kernel.ProductChanged{
+				e, err := s.products.codec.Encode(ctx, changed{
 					ProductID: fmt.Sprintf("p-%03d", i*len(seedArticles)+j+1), Revision: 1,
 					Name: article.name + ", " + finish.name, Category: article.category, Price: price, InitialStock: seedStock,
-				}); err != nil {
+				})
+				if err != nil {
+					return err
+				}
+				if err := s.products.log.Append(ctx, tx, fmt.Sprintf("%sp-%03d", streamPrefix, i*len(seedArticles)+j+1), eventsource.None, e); err != nil {
 					return err
 				}
 			}

@@ -174,6 +174,13 @@ func (s *shop) add(ctx context.Context, name string) error {
 		return err
 	}
 	s.databases = append(s.databases, env.DB)
+	if name == "catalog" { // its readers need not queue for the one connection that writes
+		if env.Replica, err = platform.OpenSQLiteReadOnly(filepath.Join(s.data, name+".db")); err != nil {
+			return err
+		}
+		env.Replica.SetMaxOpenConns(4)
+		s.databases = append(s.databases, env.Replica)
+	}
 	service, err := assembly.New(ctx, env, s.assembly)
 	if err != nil {
 		return err

@@ -37,6 +37,9 @@ type Env struct {
 	// DB is the service's own database, of either dialect. No other service opens it. Nil for
 	// one without.
 	DB *sql.DB
+	// Replica is where to read what need not be the newest: a copy of DB, or other connections to it.
+	// Nil means DB.
+	Replica *sql.DB
 	// Broker carries the events of all services. Nil for a service that has none.
 	Broker Broker
 	// Caller calls the other services.

@@ -28,6 +28,7 @@ const (
 	PublicURLVar        = "SHOP_PUBLIC_URL"
 	ServiceTokenVar     = "SHOP_SERVICE_TOKEN"
 	PostgresVar         = "SHOP_POSTGRES_DSN"
+	ReplicaVar          = "SHOP_POSTGRES_REPLICA_DSN"
 	RabbitMQVar         = "SHOP_RABBITMQ_URL"
 	RedisVar            = "SHOP_REDIS_URL"
 	ConsulVar           = "SHOP_CONSUL_ADDR"
@@ -48,6 +49,8 @@ type Settings struct {
 	ServiceToken string
 	// Postgres, RabbitMQ and Redis are where the servers are, with user and password.
 	Postgres, RabbitMQ, Redis string
+	// Replica, if not empty, is a read replica of Postgres.
+	Replica string
 	// Consul is the agent's address; DiscoveryFile takes its place if it is empty.
 	Consul, DiscoveryFile string
 	// AdminPassword and OperatorPassword are those of the first members of staff.
@@ -105,6 +108,10 @@ var variables = []variable{
 	{
 		PostgresVar, withDatabase, "postgres://user:password@host:port/database", func(v string) error { return parsed(pgx.ParseConfig(v)) },
 		func(s *Settings, v string) { s.Postgres = v },
+	},
+	{
+		ReplicaVar, nil, "postgres://user:password@host:port/database of a read replica", func(v string) error { return parsed(pgx.ParseConfig(v)) },
+		func(s *Settings, v string) { s.Replica = v },
 	},
 	{
 		RabbitMQVar, withBroker, "amqp://user:password@host:port/vhost", func(v string) error { return parsed(amqp091.ParseURI(v)) },

@@ -99,6 +99,12 @@ func Run(ctx context.Context, p Process) error {
 			return err
 		}
 		defer func() { _ = env.DB.Close() }()
+		if s.Replica != "" {
+			if env.Replica, err = platform.OpenPostgresReadOnly(s.Replica, s.Schema(p.Service)); err != nil {
+				return fmt.Errorf("%s: %w", ReplicaVar, err)
+			}
+			defer func() { _ = env.Replica.Close() }()
+		}
 	}
 	if withBroker(p.Service) {
 		broker, err := s.broker(ctx, p.Instance, log)
