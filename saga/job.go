@@ -153,7 +153,7 @@ func (j *job) end(ctx context.Context, a Attempt, build func() draft, took time.
 // of the saga if it is the last.
 func (j *job) local(ctx context.Context, a Attempt, fn function) bool {
 	start := time.Now()
-	more, failed, settled := j.inTx(ctx, func(ctx context.Context, tx *sql.Tx) (draft, error) {
+	more, settled, failed := j.inTx(ctx, func(ctx context.Context, tx *sql.Tx) (draft, error) {
 		d := j.draft()
 		if fn != nil {
 			data, err := j.invoke(a, func() ([]byte, error) { return fn(ctx, tx, a, d.data) })
@@ -179,8 +179,8 @@ func (j *job) local(ctx context.Context, a Attempt, fn function) bool {
 
 // inTx makes what build returns the next state of the saga, in one transaction with
 // what build does. If that fails, what instead returns is recorded. It reports whether
-// the job may go on, with what error build failed, and whether either was recorded.
-func (j *job) inTx(ctx context.Context, build func(ctx context.Context, tx *sql.Tx) (draft, error), instead func(error) draft) (more bool, failed error, settled bool) {
+// the job may go on, whether either was recorded, and with what error build failed.
+func (j *job) inTx(ctx context.Context, build func(ctx context.Context, tx *sql.Tx) (draft, error), instead func(error) draft) (more, settled bool, failed error) {
 	var d draft
 	var c Change
 	entered := false
@@ -194,29 +194,29 @@ func (j *job) inTx(ctx context.Context, build func(ctx context.Context, tx *sql.
 	})
 	switch {
 	case err == nil:
-		return j.accept(d, c), nil, true
+		return j.accept(d, c), true, nil
 	case j.r.attempts.Err() != nil:
-		return j.release(), nil, false
+		return j.release(), false, nil
 	case !entered:
 		// No transaction was to be had, which says nothing about the step.
-		return j.trouble("no transaction", err) && pause(j.r.writing, delay(storeBackoff, 3)) && j.reload(), nil, false
+		return j.trouble("no transaction", err) && pause(j.r.writing, delay(storeBackoff, 3)) && j.reload(), false, nil
 	case failed == nil:
 		// The change was not accepted, or may have been made all the same.
 		revision := j.rec.Revision
 		rec, ok := j.load()
 		switch {
 		case !ok:
-			return false, nil, false
+			return false, false, nil
 		case results(rec, c):
-			return j.accept(d, c), nil, true
+			return j.accept(d, c), true, nil
 		case !j.owns(rec) || !j.adopt(rec):
-			return false, nil, false
+			return false, false, nil
 		case rec.Revision != revision || errors.Is(err, ErrLost):
-			return true, nil, false
+			return true, false, nil
 		}
 		failed = err
 	}
-	return j.commit(func() draft { return instead(failed) }), failed, true
+	return j.commit(func() draft { return instead(failed) }), true, failed
 }
 
 // applyEnd runs the user's function for the end of a saga whose draft calls for it.

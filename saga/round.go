@@ -361,7 +361,7 @@ func (j *job) record(turns []turn) bool {
 	if arms || j.shape.Next(plain().state) == core.End {
 		ctx, cancel := context.WithTimeout(j.r.attempts, j.r.cfg.Timeout)
 		defer cancel()
-		more, failed, settled = j.inTx(ctx, func(ctx context.Context, tx *sql.Tx) (draft, error) {
+		more, settled, failed = j.inTx(ctx, func(ctx context.Context, tx *sql.Tx) (draft, error) {
 			armed := slices.Clone(turns)
 			for k := range armed {
 				if armed[k].arm == nil {

@@ -62,13 +62,12 @@ func (s *Store) Claim(ctx context.Context, c saga.Claim) ([]saga.Record, error) 
 	case MySQL:
 		return s.claimMySQL(ctx, c, due, args)
 	}
-	look, claim := "SELECT COUNT(*) FROM (SELECT 1 FROM {i} WHERE "+due+" LIMIT 1) AS t", take+search+") RETURNING "+columns
+	look, claim := "SELECT 1 FROM {i} WHERE "+due+" LIMIT 1", take+search+") RETURNING "+columns
 	if err := s.prepare(ctx, look, claim); err != nil {
 		return nil, err
 	}
 	// An update locks the file even if it finds nothing, so look first.
-	var found int
-	if err := s.prepared(look).QueryRowContext(ctx, args...).Scan(&found); err != nil || found == 0 {
+	if found, err := s.column(ctx, nil, look, args...); err != nil || len(found) == 0 {
 		return nil, err
 	}
 	return s.query(ctx, nil, claim, slices.Concat([]any{c.Node}, args, []any{c.Limit})...)

@@ -1,0 +1,152 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dovetail-go/dovetail/saga"
+)
+
+func TestMigrate(t *testing.T) {
+	type next struct {
+		Log  []string
+		Note string
+	}
+	w := newWorld(t)
+	var hang chan struct{}
+	v1 := saga.Must(saga.New("x", 1, w.step("a"), saga.Call("old", func(ctx context.Context, _ saga.Attempt, _ *data) error {
+		select {
+		case <-hang:
+		case <-ctx.Done():
+		}
+		return nil
+	}, saga.NoUndo[data](), saga.Timeout[data](time.Hour)), w.step("b")))
+	note := func(_ context.Context, a saga.Attempt, d *next) error {
+		w.note(a.Step + "/" + a.Op + " " + d.Note)
+		return nil
+	}
+	v2 := saga.Must(saga.New("x", 2, saga.Call("a", note, saga.Undo(note)), saga.Call("new", note, saga.Undo(note)), saga.Call("b", note, saga.Undo(note))))
+	w.defs = []saga.Registered{v1, v2}
+	move := func(_ saga.Instance, old data) (string, next, error) {
+		return "new", next{Log: old.Log, Note: "moved"}, nil
+	}
+	w.run(func() {
+		hang = make(chan struct{})
+		w.start(v1, "s", data{})
+		w.start(v1, "stays", data{})
+		synctest.Wait()
+		w.notes()
+		for _, c := range []struct {
+			step string
+			want string
+		}{{"nowhere", `has no step "nowhere"`}} {
+			_, err := saga.Migrate(t.Context(), w.engine, 1, v2, func(saga.Instance, data) (string, next, error) { return c.step, next{}, nil })
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("Migrate to step %q = %v", c.step, err)
+			}
+		}
+		n, err := saga.Migrate(t.Context(), w.engine, 1, v2, func(in saga.Instance, old data) (string, next, error) {
+			if in.ID == "stays" {
+				return "", next{}, saga.ErrSkip
+			}
+			return move(in, old)
+		})
+		if n != 1 || err != nil {
+			t.Errorf("Migrate = %d, %v, want 1", n, err)
+		}
+		close(hang) // what the node was doing is not recorded any more
+		in := w.end("s", saga.Completed)
+		if in.Version != 2 {
+			t.Errorf("the version is %d, want 2", in.Version)
+		}
+		if v, err := v2.Data(in); err != nil || v.Note != "moved" || strings.Join(v.Log, " ") != "a/do" {
+			t.Errorf("data = %+v, %v", v, err)
+		}
+		w.end("stays", saga.Completed)
+		if got := strings.Join(w.notes(), ", "); !strings.Contains(got, "new/do moved, b/do moved") {
+			t.Errorf("calls = %s", got)
+		}
+		if h := w.history("s"); !strings.Contains(strings.Join(h, "; "), `old/migrate accepted version 1 to 2, step "new"`) {
+			t.Errorf("history = %q", h)
+		}
+		only := newWorld(t, v1)
+		if _, err := saga.Migrate(t.Context(), only.newEngine(w.store), 1, v2, move); !errors.Is(err, saga.ErrUnknownDefinition) {
+			t.Errorf("Migrate without the new version = %v, want ErrUnknownDefinition", err)
+		}
+	})
+}
+
+func TestMigrateWhatCompensatesAndWhatIsParked(t *testing.T) {
+	w := newWorld(t)
+	v1 := saga.Must(saga.New("x", 1, saga.Call("a", w.fn(), saga.Undo(w.fn(always(errOops)...))), w.step("b", saga.Refuse("no"))))
+	v2 := saga.Must(saga.New("x", 2, w.step("a"), w.step("b")))
+	w.defs = []saga.Registered{v1, v2}
+	w.run(func() {
+		w.start(v1, "s", data{})
+		time.Sleep(time.Minute)
+		if n, err := saga.Migrate(t.Context(), w.engine, 1, v2, func(in saga.Instance, old data) (string, data, error) { return in.Step, old, nil }); n != 1 || err != nil {
+			t.Errorf("Migrate = %d, %v, want 1", n, err)
+		}
+		if in := w.end("s", saga.Compensated); in.Version != 2 || in.Reason != "no" || in.Cause != saga.CauseRefused {
+			t.Errorf("the saga is %+v", in)
+		}
+	})
+}
+
+func TestRetain(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Retain = time.Hour
+	d := saga.Must(saga.New("x", 1, w.step("a")))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		w.start(d, "s", data{})
+		w.end("s", saga.Completed)
+		time.Sleep(50 * time.Minute)
+		w.get("s")
+		time.Sleep(30 * time.Minute)
+		if _, err := w.engine.Get(t.Context(), "s"); !errors.Is(err, saga.ErrNotFound) {
+			t.Errorf("Get after the retention = %v, want ErrNotFound", err)
+		}
+		if n := w.engine.Stats().Pruned; n != 1 {
+			t.Errorf("Stats.Pruned = %d, want 1", n)
+		}
+	})
+	w.cfg.Retain = -1
+	if _, err := saga.NewEngine(w.store, w.cfg); err == nil || !strings.Contains(err.Error(), "Config.Retain is -1ns") {
+		t.Errorf("NewEngine = %v", err)
+	}
+}
+
+func TestHooksAndStatsOfEveryTurn(t *testing.T) {
+	w := newWorld(t)
+	var turned []saga.Turned
+	w.cfg.Hooks.Compensating = func(h saga.Turned) { turned = append(turned, h) }
+	d := saga.Must(saga.New("x", 1, w.step("a"), saga.Await("w", judge)))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		w.start(d, "s", data{})
+		w.waiting("s", "w")
+		if c, err := w.engine.Count(t.Context()); err != nil || c.Running != 1 || c.Compensating != 0 || c.Stuck != 0 {
+			t.Errorf("Count = %+v, %v, want one running", c, err)
+		}
+		w.deliver("s", "w", answer{Text: "no"}, true)
+		w.end("s", saga.Compensated)
+		want := saga.Turned{Saga: "s", Name: "x", Version: 1, Cause: saga.CauseRefused, Reason: "no"}
+		if len(turned) != 1 || turned[0] != want {
+			t.Errorf("hook Compensating got %+v, want %+v", turned, want)
+		}
+		if st := w.engine.Stats(); st.Waiting != 1 || st.Compensating != 1 || st.Compensated != 1 || st.Refused != 1 {
+			t.Errorf("Stats = %+v", st)
+		}
+		if c, err := w.engine.Count(t.Context()); err != nil || c != (saga.Counts{}) {
+			t.Errorf("Count = %+v, %v, want none", c, err)
+		}
+	})
+}
