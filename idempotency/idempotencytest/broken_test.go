@@ -142,6 +142,10 @@ func (o outside) OnceMany(ctx context.Context, _ idempotency.Tx, consumer string
 	return o.Store.OnceMany(ctx, o.db, consumer, ids)
 }
 
+func (o outside) Forget(ctx context.Context, _ idempotency.Tx, consumer string, ids ...string) error {
+	return o.Store.Forget(ctx, o.db, consumer, ids...)
+}
+
 // alwaysFirst forgets at once.
 type alwaysFirst struct{ *idempotencymem.Store }
 
