@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -36,14 +37,40 @@ type Problem struct {
 	Instance string `json:"instance,omitempty"`
 	// RetryAfter is for the header of that name, in whole seconds, rounded up. Zero means none.
 	RetryAfter time.Duration `json:"-"`
+	// Members are further members, by name, of values that encoding/json can encode
+	// (RFC 9457, section 3.2). Names of the members above do not count.
+	Members map[string]any `json:"-"`
 }
 
-// WriteProblem answers with the problem, as application/problem+json that must not be cached.
+// MarshalJSON implements json.Marshaler.
+func (p Problem) MarshalJSON() ([]byte, error) {
+	type standard Problem // without this method
+	body, err := json.Marshal(standard(p))
+	if err != nil || len(p.Members) == 0 {
+		return body, err
+	}
+	all := maps.Clone(p.Members)
+	for _, name := range []string{"type", "title", "status", "detail", "instance"} {
+		delete(all, name)
+	}
+	if len(all) == 0 {
+		return body, nil
+	}
+	more, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(body[:len(body)-1], ','), more[1:]...), nil
+}
+
+// WriteProblem answers with the problem, as application/problem+json that must not be cached. Members
+// that cannot be encoded are left out.
 func WriteProblem(w http.ResponseWriter, p Problem) {
 	p.Title = cmp.Or(p.Title, http.StatusText(p.Status), "Client Closed Request")
 	body, err := json.Marshal(p)
-	if err != nil { // strings and a number
-		body = nil
+	if err != nil {
+		p.Members = nil
+		body, _ = json.Marshal(p) // strings and a number
 	}
 	h := w.Header()
 	h.Del("Content-Length")
