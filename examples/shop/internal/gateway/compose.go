@@ -6,59 +6,33 @@ package gateway
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
-	"net/url"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/gateway"
 )
 
 // partBudget is how long one part of a composed answer may take. A part that is late, or
 // whose service is down, is left out and named.
 const partBudget = time.Second
 
-// orderPage puts the order, its payment and its shipment together.
-func (s *Service) orderPage(w http.ResponseWriter, r *http.Request) error {
-	id := url.PathEscape(r.PathValue("id"))
-	var page map[string]json.RawMessage
-	var orderErr error
-	var parts sync.WaitGroup
-	parts.Go(func() { orderErr = s.ask(r, "http://order/orders/"+id, &page) })
-	others := []struct {
-		name, url string
-		body      json.RawMessage
-		err       error
-	}{{name: "payment", url: "http://payment/payments/" + id}, {name: "shipment", url: "http://shipping/shipments/" + id}}
-	for i := range others {
-		parts.Go(func() { others[i].err = s.ask(r, others[i].url, &others[i].body) })
+// orderPage puts the order, its payment and its shipment together. Services that have not heard of the
+// order yet have no part in it.
+func (s *Service) orderPage() http.Handler {
+	get := func(url string) func(context.Context, *http.Request) (any, error) {
+		return gateway.Get(s.env.Caller.Client, url, gateway.GetConfig{})
 	}
-	parts.Wait()
-	var answer *platform.Error
-	switch {
-	case errors.As(orderErr, &answer):
-		return answer
-	case orderErr != nil: // no answer, or too late
-		return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: orderErr}
+	h, err := gateway.Compose(gateway.ComposeConfig{Refuse: refuse, Logger: s.env.Log},
+		gateway.Part{Name: "order", Fetch: get("http://order/orders/{id}"), Budget: partBudget, Required: true, Inline: true},
+		gateway.Part{Name: "payment", Fetch: get("http://payment/payments/{id}"), Budget: partBudget},
+		gateway.Part{Name: "shipment", Fetch: get("http://shipping/shipments/{id}"), Budget: partBudget},
+	)
+	if err != nil {
+		panic(err) // the parts are part of this program
 	}
-	var missing []string
-	for _, part := range others {
-		switch {
-		case part.err == nil:
-			page[part.name] = part.body
-		case errors.As(part.err, &answer) && answer.Status == http.StatusNotFound:
-			page[part.name] = json.RawMessage(`null`) // the service has not heard of the order yet
-		default:
-			missing = append(missing, part.name)
-		}
-	}
-	if missing != nil {
-		page["partial"], _ = json.Marshal(missing)
-		w.Header().Set("X-Partial", strings.Join(missing, ", "))
-	}
-	return platform.WriteJSON(w, http.StatusOK, page)
+	return h
 }
 
 // ask gets one part in the name of the person who asks, within its budget.

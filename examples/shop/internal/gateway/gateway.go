@@ -9,17 +9,14 @@ package gateway
 import (
 	"context"
 	_ "embed" // for the interface description
-	"errors"
-	"log/slog"
-	"net"
 	"net/http"
-	"net/http/httputil"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/gateway"
 	"github.com/dovetail-go/dovetail/ratelimit"
 	"github.com/dovetail-go/dovetail/resilience"
 	"github.com/dovetail-go/dovetail/resilience/resiliencehttp"
@@ -77,13 +74,12 @@ func exempt(r *http.Request) bool {
 	return watching || !strings.HasPrefix(r.URL.Path, "/api/") && !strings.HasPrefix(r.URL.Path, "/ops/api/")
 }
 
-// address is where a request comes from.
+// address is where a request comes from. Nothing stands before the gateway, so nobody else is believed.
 func address(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
+	if ip := gateway.ClientIP(r, nil); ip.IsValid() {
+		return ip.String()
 	}
-	return host
+	return r.RemoteAddr
 }
 
 func tooMuch(status int, after time.Duration) *platform.Error {
@@ -120,7 +116,7 @@ func (s *Service) Handler() http.Handler {
 	for _, r := range s.routes() {
 		mux.Handle(r.pattern, r.who(r.to))
 	}
-	return s.identified(s.guard(http.MaxBytesHandler(mux, platform.MaxBody)))
+	return s.identified(s.guard(gateway.StrictPath(http.MaxBytesHandler(mux, platform.MaxBody))))
 }
 
 // route is what the gateway does with the requests of one pattern, and from whom it takes them.
@@ -156,7 +152,7 @@ func (s *Service) routes() []route {
 		{"POST /api/products", admin, s.proxy("catalog", "/api")},
 		{"PATCH /api/products/{id}", admin, s.proxy("catalog", "/api")},
 		{"POST /api/orders", customer, s.proxy("order", "/api")},
-		{"GET /api/orders/{id}", person, platform.Handle(s.orderPage)},
+		{"GET /api/orders/{id}", person, s.orderPage()},
 		{"GET /api/orders/{id}/events", person, s.proxy("order", "/api")},
 		{"POST /api/orders/{id}/cancel", customer, s.proxy("order", "/api")},
 		{"GET /ops/api/sagas", operator, s.proxy("order", "/ops/api", "/ops")},
@@ -180,25 +176,35 @@ func (s *Service) routes() []route {
 // proxy passes a request on to a service, its path without the prefix, or with another
 // prefix in its place.
 func (s *Service) proxy(service, prefix string, replacement ...string) http.Handler {
-	return &httputil.ReverseProxy{
-		Transport:     s.env.Caller.Client.Transport,
-		FlushInterval: -1, // server-sent events must not wait
-		ErrorLog:      slog.NewLogLogger(s.env.Log.Handler(), slog.LevelWarn),
-		Rewrite: func(r *httputil.ProxyRequest) {
-			path := strings.TrimPrefix(r.In.URL.Path, prefix)
-			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", service, service
-			r.Out.URL.Path, r.Out.URL.RawPath = strings.Join(replacement, "")+path, ""
-			r.SetXForwarded()
-		},
-		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			platform.Handle(func(http.ResponseWriter, *http.Request) error {
-				if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-					return platform.BodyTooLarge(tooLarge.Limit)
-				}
-				return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: err}
-			}).ServeHTTP(w, r)
-		},
+	h, err := gateway.Proxy(service, s.env.Caller.Client.Transport, gateway.ProxyConfig{
+		StripPrefix: prefix,
+		AddPrefix:   strings.Join(replacement, ""),
+		MaxBody:     platform.MaxBody,
+		Drop:        []string{"Dovetail-*", "Saga-*"}, // what services tell each other
+		Refuse:      refuse,
+		Logger:      s.env.Log,
+	})
+	if err != nil {
+		panic(err) // the table of routes is part of this program
 	}
+	return h
+}
+
+// refuse answers where no service did, in the words of the shop: it knows one answer for a service
+// that cannot be had, whatever the reason.
+func refuse(w http.ResponseWriter, _ *http.Request, p gateway.Problem, err error) {
+	e := &platform.Error{Status: p.Status, Code: "bad-request", Detail: p.Detail, Err: err}
+	switch {
+	case p.Status == http.StatusRequestEntityTooLarge:
+		e.Code = "body-too-large"
+	case p.Status >= http.StatusInternalServerError:
+		e = unavailable(err)
+	}
+	platform.WriteProblem(w, e)
+}
+
+func unavailable(err error) *platform.Error {
+	return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: err}
 }
 
 // ofConsumer passes a request about a consumer on to its service: a consumer is named after its service,

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"mime"
 	"net/http"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/dovetail-go/dovetail/fault"
+	"github.com/dovetail-go/dovetail/gateway"
 )
 
 // MaxBody is the largest request body that any service reads, in bytes.
@@ -76,26 +76,20 @@ func BodyTooLarge(limit int64) error {
 	return &Error{Status: http.StatusRequestEntityTooLarge, Code: "body-too-large", Detail: fmt.Sprintf("want at most %d bytes", limit)}
 }
 
-// problem is the body of an error answer, RFC 9457.
+// problem is the body of an error answer, RFC 9457, as far as a caller reads it.
 type problem struct {
 	Type   string `json:"type"`
-	Title  string `json:"title"`
-	Status int    `json:"status"`
-	Detail string `json:"detail,omitempty"`
-	Field  string `json:"field,omitempty"`
+	Detail string `json:"detail"`
+	Field  string `json:"field"`
 }
 
 // WriteProblem answers with a problem body.
 func WriteProblem(w http.ResponseWriter, e *Error) {
-	if e.RetryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	p := gateway.Problem{Type: "/problems/" + e.Code, Status: e.Status, Detail: e.Detail, RetryAfter: e.RetryAfter}
+	if e.Field != "" {
+		p.Members = map[string]any{"field": e.Field}
 	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(e.Status)
-	// The client may have gone; there is nobody left to tell.
-	_ = json.NewEncoder(w).Encode(problem{
-		Type: "/problems/" + e.Code, Title: http.StatusText(e.Status), Status: e.Status, Detail: e.Detail, Field: e.Field,
-	})
+	gateway.WriteProblem(w, p)
 }
 
 // WriteJSON answers with v.
