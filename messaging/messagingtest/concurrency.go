@@ -53,6 +53,9 @@ func (r *runner) concurrency() {
 	})
 
 	r.sentence("a subscription holds no more than Prefetch messages from the others", Options{}, func(e *env) {
+		if r.h.Partitioned {
+			e.Skip("Harness.Partitioned is true")
+		}
 		s := e.sub("g", "t")
 		s.Concurrency, s.Prefetch = 1, 3
 		e.declare(s)

@@ -38,6 +38,10 @@ type Harness struct {
 	// TimeStep is how exact a time in Subscription.From is: a group may also get what was
 	// published less than so long before. Zero means exactly.
 	TimeStep time.Duration
+	// Partitioned says that the subscribers of a group share partitions, not messages: what
+	// one of them has not come to yet stays behind what it has. Then Prefetch bounds what a
+	// subscriber holds, but sends nothing to the others.
+	Partitioned bool
 	// Temporary says that Subscription.Temporary is kept.
 	Temporary bool
 	// Unroutable says that a topic without a group is answered with ErrUnroutable.

@@ -310,6 +310,10 @@ func (r *runner) log() {
 		s.From = messaging.FromFirst()
 		s.MaxDeliveries = 3
 		bad, wrong := all[3], true
+		offsets := make(map[string]int64)
+		for _, d := range ds {
+			offsets[d.Message.ID] = d.Offset
+		}
 		var got tape
 		var mu sync.Mutex
 		e.subscribe(s, func(ctx context.Context, d *messaging.Delivery) error {
@@ -332,8 +336,8 @@ func (r *runner) log() {
 				e.Errorf("message %d was delivered %d times, want %d", i, len(tries), want)
 			}
 			for n, d := range tries {
-				if d.Attempt != n+1 || d.Offset != ds[i].Offset {
-					e.Errorf("message %d: delivery %d has Attempt %d, Offset %d, want %d, %d", i, n, d.Attempt, d.Offset, n+1, ds[i].Offset)
+				if d.Attempt != n+1 || d.Offset != offsets[m.ID] {
+					e.Errorf("message %d: delivery %d has Attempt %d, Offset %d, want %d, %d", i, n, d.Attempt, d.Offset, n+1, offsets[m.ID])
 				}
 			}
 		}
