@@ -24,6 +24,7 @@ import (
 	"github.com/dovetail-go/dovetail/bench/caching"
 	"github.com/dovetail-go/dovetail/bench/guards"
 	"github.com/dovetail-go/dovetail/bench/internal/run"
+	"github.com/dovetail-go/dovetail/bench/messaging"
 	"github.com/dovetail-go/dovetail/bench/promises"
 )
 
@@ -37,6 +38,7 @@ type section struct {
 
 var sections = []section{
 	{"guards", guards.Report, guards.Peers},
+	{"messaging", messaging.Report, messaging.Peers},
 	{"promises", promises.Report, nil},
 	{"caching", caching.Report, caching.Peers},
 }

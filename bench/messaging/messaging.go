@@ -489,10 +489,16 @@ func (b *bench) consumeWagslane(n, concurrency int, busy time.Duration) func(tim
 		}
 		u := newUntil(n)
 		go func() { <-u.done; c.Close() }()
-		return n, c.Run(func(wagslane.Delivery) wagslane.Action {
+		err = c.Run(func(wagslane.Delivery) wagslane.Action {
 			u.one(busy)
 			return wagslane.Ack
 		})
+		select {
+		case <-u.done: // Run may say that it was closed
+			return n, nil
+		default:
+			return 0, err
+		}
 	}
 }
 
