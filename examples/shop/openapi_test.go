@@ -91,6 +91,8 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{operator, "GET", "/ops/api/sagas/" + rejected, "", nil, 200},
 		{operator, "GET", "/ops/api/sagas/none", "", nil, 404},
 		{operator, "GET", "/ops/api/mails", "", nil, 200},
+		{operator, "GET", "/ops/api/reporting", "", nil, 200},
+		{operator, "POST", "/ops/api/reporting/rebuild", "", nil, 202},
 		{operator, "GET", "/ops/api/outbox", "", nil, 200},
 		{operator, "GET", "/ops/api/dead-letters", "", nil, 200},
 		{operator, "POST", "/ops/api/dead-letters/catalog/none/replay", "", nil, 404},

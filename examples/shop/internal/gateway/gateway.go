@@ -32,6 +32,8 @@ type Service struct {
 	// quota is per customer, guard per address and for the gateway as a whole.
 	quota platform.Quota
 	guard func(http.Handler) http.Handler
+	// catalogue answers from memory.
+	catalogue *catalogue
 }
 
 // Limits of who asks: an address may be a whole office, a customer is one person.
@@ -64,7 +66,11 @@ func New(env platform.Env, services []string) (*Service, error) {
 			platform.WriteProblem(w, tooMuch(refusal.Status, refusal.RetryAfter))
 		},
 	})
-	return &Service{env: env, services: services, quota: quota, guard: guard}, err
+	if err != nil {
+		return nil, err
+	}
+	products, err := newCatalogue(env)
+	return &Service{env: env, services: services, quota: quota, guard: guard, catalogue: products}, err
 }
 
 // exempt is what says nothing about load: a page costs nothing, and a stream takes as long as somebody
@@ -105,10 +111,7 @@ func (s *Service) metered(next http.Handler) http.Handler {
 func (s *Service) Consumers() []platform.Consumer { return nil }
 
 // Run implements [platform.Service].
-func (s *Service) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
-}
+func (s *Service) Run(ctx context.Context) error { return s.catalogue.listen(ctx) }
 
 // Handler implements [platform.Service].
 func (s *Service) Handler() http.Handler {
@@ -146,9 +149,9 @@ func (s *Service) routes() []route {
 		{"GET /api/me", person, s.proxy("customer", "/api")},
 		{"GET /api/me/orders", customer, s.proxy("order", "/api/me")},
 		{"GET /api/me/mails", customer, s.proxy("notification", "/api/me")},
-		{"GET /api/products", anyone, s.proxy("catalog", "/api")},
-		{"GET /api/products/{id}", anyone, s.proxy("catalog", "/api")},
-		{"GET /api/categories", anyone, s.proxy("catalog", "/api")},
+		{"GET /api/products", anyone, platform.Handle(s.catalogue.list)},
+		{"GET /api/products/{id}", anyone, platform.Handle(s.catalogue.product)},
+		{"GET /api/categories", anyone, platform.Handle(s.catalogue.categories)},
 		{"POST /api/products", admin, s.proxy("catalog", "/api")},
 		{"PATCH /api/products/{id}", admin, s.proxy("catalog", "/api")},
 		{"POST /api/orders", customer, s.proxy("order", "/api")},

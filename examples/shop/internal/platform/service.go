@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/dovetail-go/dovetail/cache"
 	"github.com/dovetail-go/dovetail/discovery"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/ratelimit"
@@ -50,6 +51,8 @@ type Env struct {
 	Registry discovery.Registry
 	// Quotas makes quotas that all instances share. Nil makes them each process's own.
 	Quotas func(name string, limit ratelimit.Limit) (Quota, error)
+	// Cache is where answers are kept that all instances share. Nil leaves them to each process.
+	Cache cache.Store
 	// Lease is how long after the death of a process another takes over its work. Zero leaves it
 	// to each block.
 	Lease time.Duration

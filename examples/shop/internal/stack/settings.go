@@ -71,7 +71,7 @@ type variable struct {
 
 func everybody(string) bool              { return true }
 func withDatabase(service string) bool   { return service != assembly.Gateway }
-func withBroker(service string) bool     { return service != assembly.Gateway && service != "provider" }
+func withBroker(service string) bool     { return service != "provider" }
 func withQuotas(service string) bool     { return service == assembly.Gateway || service == "customer" }
 func withAccounts(service string) bool   { return service == "customer" }
 func anything(string) error              { return nil }

@@ -121,6 +121,9 @@ func Run(ctx context.Context, p Process) error {
 		}
 		defer func() { _ = client.Close() }()
 		env.Quotas = quotas(client, s.Name)
+		if env.Cache, err = rediskit.NewCache(client, rediskit.Config{Prefix: s.Name + ":answers"}); err != nil {
+			return err
+		}
 	}
 
 	service, err := assembly.New(ctx, env, assembly.Config{Issuer: s.PublicURL, Accounts: s.staff()})
