@@ -25,6 +25,7 @@ import (
 	"github.com/dovetail-go/dovetail/bench/guards"
 	"github.com/dovetail-go/dovetail/bench/internal/run"
 	"github.com/dovetail-go/dovetail/bench/messaging"
+	"github.com/dovetail-go/dovetail/bench/outbox"
 	"github.com/dovetail-go/dovetail/bench/promises"
 )
 
@@ -38,6 +39,7 @@ type section struct {
 
 var sections = []section{
 	{"guards", guards.Report, guards.Peers},
+	{"outbox", outbox.Report, outbox.Peers},
 	{"messaging", messaging.Report, messaging.Peers},
 	{"promises", promises.Report, nil},
 	{"caching", caching.Report, caching.Peers},

@@ -72,6 +72,8 @@ type Store struct {
 	cfg     Config
 	// the tables
 	message, lease, parked, archive string
+	// insertOne is the statement of nearly every Enqueue.
+	insertOne string
 }
 
 var _ outbox.Store = (*Store)(nil)
@@ -99,7 +101,9 @@ func newStore(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
 		cfg.Shards = defaultShards
 	}
 	name := cfg.Prefix + "outbox_"
-	return &Store{db: db, dialect: d, cfg: cfg, message: name + "message", lease: name + "lease", parked: name + "parked", archive: name + "archive"}, nil
+	s := &Store{db: db, dialect: d, cfg: cfg, message: name + "message", lease: name + "lease", parked: name + "parked", archive: name + "archive"}
+	s.insertOne = s.insert(1)
+	return s, nil
 }
 
 // Shards implements [outbox.Store].
@@ -127,14 +131,22 @@ func (s *Store) Insert(ctx context.Context, tx outbox.Tx, rows []outbox.Row) err
 			}
 			args = append(args, r.Shard, m.ID, m.Topic, m.Key, m.Type, m.Time.UnixNano(), header, body)
 		}
-		row := "(?, ?, ?, ?, ?, ?, ?, ?, " + s.dialect.Now() + ")"
-		query := "INSERT INTO " + s.message + " (shard, message_id, topic, message_key, message_type, happened, header, body, enqueued) VALUES " +
-			strings.Repeat(row+", ", len(part)-1) + row
-		if _, err := tx.ExecContext(ctx, s.dialect.Rebind(query), args...); err != nil {
+		query := s.insertOne
+		if len(part) > 1 {
+			query = s.insert(len(part))
+		}
+		if _, err := tx.ExecContext(ctx, query, args...); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// insert is the statement for so many rows.
+func (s *Store) insert(rows int) string {
+	row := "(?, ?, ?, ?, ?, ?, ?, ?, " + s.dialect.Now() + ")"
+	return s.dialect.Rebind("INSERT INTO " + s.message + " (shard, message_id, topic, message_key, message_type, happened, header, body, enqueued) VALUES " +
+		strings.Repeat(row+", ", rows-1) + row)
 }
 
 // chunk returns how many rows fit into one INSERT, at least one.
