@@ -23,6 +23,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 )
 
@@ -91,7 +92,7 @@ func TestPages(t *testing.T) {
 		v.clicks("#cancel")
 		v.clicks("#sure [value=cancel]")
 		v.shows("#status", "cancelled")
-		v.until("all of it is taken back", `document.querySelectorAll('#cancel-steps [data-state=done]').length === 4`)
+		v.until("all of it is taken back", `document.querySelectorAll('#cancel-steps [data-state=done]').length === 5`)
 		v.shows("#payment", "refunded")
 		v.picture("cancelled")
 	})
@@ -105,7 +106,7 @@ func TestPages(t *testing.T) {
 		v.shows("#status", "cancelled")
 		v.shows("#reason", "Cancelled by the customer.")
 		// On a machine that is busy the order may have been paid before the click: then it is taken back.
-		v.until("everything is given back", `document.querySelectorAll('#steps [data-state=undone]').length >= 2 || document.querySelectorAll('#cancel-steps [data-state=done]').length === 4`)
+		v.until("everything is given back", `document.querySelectorAll('#steps [data-state=undone]').length >= 2 || document.querySelectorAll('#cancel-steps [data-state=done]').length === 5`)
 		v.picture("cancelled-early")
 	})
 
@@ -228,7 +229,7 @@ func TestPages(t *testing.T) {
 		v.signsIn("operator@shop.example", "dovetail-operator")
 		v.arrives("/ops")
 		v.sees("place-order")
-		v.until("every service is ready", `[...document.querySelectorAll('#services .badge')].length === 7 && [...document.querySelectorAll('#services .badge')].every((b) => b.textContent === 'ready')`)
+		v.until("every service is ready", fmt.Sprintf(`[...document.querySelectorAll('#services .badge')].length === %d && [...document.querySelectorAll('#services .badge')].every((b) => b.textContent === 'ready')`, len(assembly.Backends)))
 		v.picture("operations")
 		v.clicks("#sagas a")
 		v.arrives("/orders/")

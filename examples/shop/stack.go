@@ -97,7 +97,7 @@ func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logge
 const verboseVar = "SHOP_VERBOSE"
 
 func runCommand() *cobra.Command {
-	var instance, listen string
+	var instance, listen, advertise string
 	var supervised bool
 	cmd := &cobra.Command{
 		Use:   "run SERVICE",
@@ -128,7 +128,7 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 			log := logger(cmd.ErrOrStderr(), os.Getenv(verboseVar) != "")
 			slog.SetDefault(log)
 			return stack.Run(ctx, stack.Process{
-				Service: service, Instance: instance, Listener: ln, Settings: settings, Log: log,
+				Service: service, Instance: instance, Listener: ln, Advertise: advertise, Settings: settings, Log: log,
 				Ready: func(addr string) {
 					_ = json.NewEncoder(cmd.OutOrStdout()).Encode(stack.Instance{Service: service, Instance: instance, Addr: addr, PID: os.Getpid()})
 				},
@@ -136,7 +136,8 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 		},
 	}
 	cmd.Flags().StringVar(&instance, "instance", "", "name of this instance, unique within the service (default the service and the process's number)")
-	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address to listen on, which the others must be able to reach; port 0 takes a free one")
+	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address to listen on; port 0 takes a free one")
+	cmd.Flags().StringVar(&advertise, "advertise", "", "host or host:port that others reach it at (default the address of --listen)")
 	cmd.Flags().BoolVar(&supervised, "supervised", false, "also drain when standard input ends: the supervisor is gone")
 	_ = cmd.Flags().MarkHidden("supervised")
 	return cmd

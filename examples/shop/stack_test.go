@@ -352,8 +352,8 @@ func TestRunSaysWhatIsMissing(t *testing.T) {
 		"SHOP_ADMIN_PASSWORD=hidden-password", "SHOP_OPERATOR_PASSWORD=hidden-password",
 	}
 	shop := buildShop(t)
-	run := func(t *testing.T, service string, env []string) string {
-		cmd := exec.CommandContext(t.Context(), shop, "run", service)
+	run := func(t *testing.T, service string, env []string, flags ...string) string {
+		cmd := exec.CommandContext(t.Context(), shop, append([]string{"run", service}, flags...)...)
 		cmd.Env = env
 		out, err := cmd.CombinedOutput()
 		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
@@ -385,6 +385,11 @@ func TestRunSaysWhatIsMissing(t *testing.T) {
 	t.Run("nobody is there", func(t *testing.T) {
 		if out := run(t, "order", good); !strings.Contains(out, "SHOP_CONSUL_ADDR") {
 			t.Errorf("said %q, want the variable of the server that does not answer", out)
+		}
+	})
+	t.Run("it listens everywhere and does not say where it is", func(t *testing.T) {
+		if out := run(t, "order", good, "--listen", "0.0.0.0:0"); !strings.Contains(out, "reach") {
+			t.Errorf("said %q, want it to ask where others reach it", out)
 		}
 	})
 	t.Run("there is no such service", func(t *testing.T) {

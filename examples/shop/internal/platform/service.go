@@ -49,6 +49,8 @@ type Env struct {
 	Auth *Auth
 	// Registry is told where the service is while it runs. Nil if others know by themselves.
 	Registry discovery.Registry
+	// Addr is where others reach the service, as host:port. Empty means the address of its listener.
+	Addr string
 	// Quotas makes quotas that all instances share. Nil makes them each process's own.
 	Quotas func(name string, limit ratelimit.Limit) (Quota, error)
 	// Cache is where answers are kept that all instances share. Nil leaves them to each process.
@@ -161,7 +163,11 @@ func announce(ctx context.Context, env Env, ln net.Listener, g *sync.WaitGroup) 
 	if env.Registry == nil {
 		return nil
 	}
-	a, err := discovery.NewAnnouncement(env.Registry, discovery.Instance{ID: env.Instance, Service: env.Name, Addr: ln.Addr().String()},
+	addr := env.Addr
+	if addr == "" {
+		addr = ln.Addr().String()
+	}
+	a, err := discovery.NewAnnouncement(env.Registry, discovery.Instance{ID: env.Instance, Service: env.Name, Addr: addr},
 		discovery.AnnounceConfig{Logger: env.Log})
 	if err != nil {
 		return fmt.Errorf("%s: %w", env.Name, err)

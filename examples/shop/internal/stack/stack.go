@@ -35,8 +35,10 @@ import (
 type Process struct {
 	// Service is its name, Instance tells it from others of the same service.
 	Service, Instance string
-	// Listener is where it is served.
-	Listener net.Listener
+	// Listener is where it is served, Advertise where others reach it, as host or host:port. Empty means
+	// the listener's address, which must then be a single one.
+	Listener  net.Listener
+	Advertise string
 	// Settings are those of the service.
 	Settings Settings
 	// Log is nil for slog.Default().
@@ -60,9 +62,11 @@ func Run(ctx context.Context, p Process) error {
 	}
 	log = log.With("service", p.Service, "instance", p.Instance)
 	s := p.Settings
-	env := platform.Env{
-		Name: p.Service, Instance: p.Instance, Lease: s.Lease, Grace: grace, Log: log,
+	addr, err := p.addr()
+	if err != nil {
+		return err
 	}
+	env := platform.Env{Name: p.Service, Instance: p.Instance, Addr: addr, Lease: s.Lease, Grace: grace, Log: log}
 
 	resolver, registry, err := s.discovery(ctx)
 	if err != nil {
@@ -134,9 +138,27 @@ func Run(ctx context.Context, p Process) error {
 		return err
 	}
 	if p.Ready != nil {
-		p.Ready(p.Listener.Addr().String())
+		p.Ready(addr)
 	}
 	return platform.Serve(ctx, env, service, p.Listener)
+}
+
+// addr is where others reach the process.
+func (p Process) addr() (string, error) {
+	host, port, err := net.SplitHostPort(p.Listener.Addr().String())
+	if err != nil {
+		return "", err
+	}
+	if p.Advertise == "" {
+		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+			return "", fmt.Errorf("it listens on every address (%s): say where others reach it", host)
+		}
+		return net.JoinHostPort(host, port), nil
+	}
+	if _, _, err := net.SplitHostPort(p.Advertise); err == nil {
+		return p.Advertise, nil
+	}
+	return net.JoinHostPort(p.Advertise, port), nil
 }
 
 // staff are the first accounts, with passwords from outside. They are created once: a password

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -116,12 +117,18 @@ func Up(ctx context.Context, cfg UpConfig) error {
 	if err != nil {
 		return err
 	}
-	return u.run(ctx, settings, services, "http://"+front.Addr().String())
+	addr := *front.Addr().(*net.TCPAddr)
+	if addr.IP.IsUnspecified() {
+		addr.IP = net.IPv4(127, 0, 0, 1) // from here it can be reached there
+	}
+	u.local = "http://" + addr.String()
+	return u.run(ctx, settings, services)
 }
 
 type up struct {
 	UpConfig
 	url   string   // as people see it
+	local string   // as we do
 	front *os.File // the gateway's listener
 
 	mu     sync.Mutex
@@ -159,7 +166,7 @@ func (u *up) settings(services []string) (s Settings, err error) {
 
 // run keeps all processes running. The services outlive the gateway, so that what it accepted can
 // still be answered.
-func (u *up) run(ctx context.Context, settings Settings, services []string, local string) error {
+func (u *up) run(ctx context.Context, settings Settings, services []string) error {
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
@@ -184,7 +191,7 @@ func (u *up) run(ctx context.Context, settings Settings, services []string, loca
 			})
 		}
 	}
-	if err := u.await(running, settings, local); err == nil && u.Ready != nil {
+	if err := u.await(running, settings); err == nil && u.Ready != nil {
 		u.Ready(u.url)
 	}
 	<-running.Done()
@@ -241,7 +248,7 @@ func (u *up) process(ctx context.Context, service, name string) error {
 	cmd.Stderr = u.Output
 	cmd.SysProcAttr = ownGroup() // Ctrl-C is for us: we decide who stops when
 	if service == assembly.Gateway {
-		cmd.Args = append(cmd.Args, "--listen", inheritedListener)
+		cmd.Args = append(cmd.Args, "--listen", inheritedListener, "--advertise", strings.TrimPrefix(u.local, "http://"))
 		cmd.ExtraFiles = []*os.File{u.front}
 	}
 	// A process whose standard input ends knows that we are gone.
@@ -271,7 +278,7 @@ func (u *up) process(ctx context.Context, service, name string) error {
 }
 
 // await returns when every service answers through the gateway.
-func (u *up) await(ctx context.Context, settings Settings, local string) error {
+func (u *up) await(ctx context.Context, settings Settings) error {
 	caller := &platform.Caller{Client: &http.Client{Timeout: 5 * time.Second}, Token: settings.ServiceToken}
 	defer caller.Client.CloseIdleConnections()
 	for {
@@ -282,7 +289,7 @@ func (u *up) await(ctx context.Context, settings Settings, local string) error {
 					Ready   bool
 				}
 			}
-			err := caller.Do(ctx, http.MethodGet, local+"/ops/api/services", nil, nil, &services)
+			err := caller.Do(ctx, http.MethodGet, u.local+"/ops/api/services", nil, nil, &services)
 			ready := err == nil && len(services.Items) > 0
 			for _, s := range services.Items {
 				ready = ready && s.Ready

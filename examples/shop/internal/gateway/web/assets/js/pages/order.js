@@ -137,6 +137,9 @@ async function showRest() {
   }
 }
 
+// What others make of a new status, such as the mail about it, follows a moment later.
+const laterLooks = [0.5, 2, 5, 15];
+
 function hear({ name, data }) {
   heard = performance.now();
   $('connection').hidden = true;
@@ -153,6 +156,7 @@ function hear({ name, data }) {
       if (first) showOnce();
       if (order.status === 'cancelled' || gone()) asked = false;
       showRest();
+      for (const seconds of laterLooks) setTimeout(showRest, 1000 * seconds);
       break;
     }
   }
