@@ -81,6 +81,8 @@ func databaseName(t *testing.T, db *sql.DB, dialect string) (name string) {
 	return name
 }
 
+const sqliteOptions = "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)&_txlock=immediate"
+
 func openAgain(dialect, name string) (*sql.DB, error) {
 	switch dialect {
 	case "postgres":
@@ -99,7 +101,7 @@ func openAgain(dialect, name string) (*sql.DB, error) {
 		connector, err := mysql.NewConnector(cfg)
 		return sql.OpenDB(connector), err
 	}
-	db, err := sql.Open("sqlite", "file:"+name+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)&_txlock=immediate")
+	db, err := sql.Open("sqlite", "file:"+name+sqliteOptions)
 	if err == nil {
 		db.SetMaxOpenConns(1)
 	}

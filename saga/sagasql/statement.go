@@ -63,7 +63,7 @@ func (s *Store) prepare(ctx context.Context, queries ...string) error {
 		}
 		s.stmts.mu.Unlock()
 		if old != nil {
-			_ = stmt.Close() // somebody else was faster
+			_ = stmt.Close() //nolint:sqlclosecheck // somebody else was faster
 		}
 	}
 	return nil
@@ -80,9 +80,9 @@ func (s *Store) prepared(query string) *sql.Stmt {
 func (s *Store) exec(ctx context.Context, tx *sql.Tx, query string, args ...any) (int64, error) {
 	var res sql.Result
 	var err error
-	switch stmt := s.prepared(query); {
+	switch stmt := s.prepared(query); { //nolint:sqlclosecheck // statements are kept as long as the store
 	case stmt != nil && tx != nil:
-		res, err = tx.StmtContext(ctx, stmt).ExecContext(ctx, args...)
+		res, err = tx.StmtContext(ctx, stmt).ExecContext(ctx, args...) //nolint:sqlclosecheck // the transaction closes it
 	case stmt != nil:
 		res, err = stmt.ExecContext(ctx, args...)
 	case tx != nil:
@@ -98,9 +98,9 @@ func (s *Store) exec(ctx context.Context, tx *sql.Tx, query string, args ...any)
 
 // rows runs a query in tx, or by itself if tx is nil.
 func (s *Store) rows(ctx context.Context, tx *sql.Tx, query string, args ...any) (*sql.Rows, error) {
-	switch stmt := s.prepared(query); {
+	switch stmt := s.prepared(query); { //nolint:sqlclosecheck // statements are kept as long as the store
 	case stmt != nil && tx != nil:
-		return tx.StmtContext(ctx, stmt).QueryContext(ctx, args...)
+		return tx.StmtContext(ctx, stmt).QueryContext(ctx, args...) //nolint:sqlclosecheck // the transaction closes it
 	case stmt != nil:
 		return stmt.QueryContext(ctx, args...)
 	case tx != nil:
