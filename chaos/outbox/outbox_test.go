@@ -41,12 +41,14 @@ func size(t *testing.T) (messages int, trouble time.Duration) {
 }
 
 // Four relays and four consumers are killed, and stopped for longer than their leases, while
-// producers write; the broker and the database are killed and stopped too. In the end each
-// committed change has its one entry in the ledger, in the order of its account.
+// producers write; their connections are cut, stalled, half-open and lose answers; the broker and
+// the database are killed and stopped too. In the end each committed change has its one entry in
+// the ledger, in the order of its account.
 func TestPostgres(t *testing.T) {
 	t.Parallel()
 	database, broker := server.StartPostgres(t), server.StartRabbit(t)
-	run(t, world{"pgx", database.DSN, broker.URL}, &broker.Server, &database.Server, database.Kill, database.Stop, database.StopImmediate)
+	w := newWorld(t, "pgx", database.DSN, database.Addr, broker)
+	run(t, w, &broker.Server, &database.Server, database.Kill, database.Stop, database.StopImmediate)
 }
 
 // The same with MariaDB. In the short version PostgreSQL stands for both.
@@ -56,7 +58,8 @@ func TestMariaDB(t *testing.T) {
 		t.Skip("set DOVETAIL_CHAOS=long, or to a number of messages")
 	}
 	database, broker := server.StartMariaDB(t), server.StartRabbit(t)
-	run(t, world{"mysql", database.DSN, broker.URL}, &broker.Server, &database.Server, database.Kill, database.Stop)
+	w := newWorld(t, "mysql", database.DSN, database.Addr, broker)
+	run(t, w, &broker.Server, &database.Server, database.Kill, database.Stop)
 }
 
 func run(t *testing.T, w world, broker, database *server.Server, ends ...func()) {
@@ -97,6 +100,11 @@ func run(t *testing.T, w world, broker, database *server.Server, ends ...func())
 		for _, v := range victims {
 			v.resumeIfDue()
 		}
+		if rand.IntN(4) == 0 {
+			counts["network faults"]++
+			w.networkFault()
+			return
+		}
 		v := victims[rand.IntN(len(victims))]
 		if !v.until.IsZero() {
 			return
@@ -132,10 +140,7 @@ func run(t *testing.T, w world, broker, database *server.Server, ends ...func())
 			broker.Resume()
 		},
 	}
-	every := max(trouble/10, trouble/2-time.Second)
-	if trouble > time.Minute {
-		every = 15 * time.Second
-	}
+	every := min(trouble/2-time.Second, 15*time.Second)
 	for i, next := 0, begin.Add(every); time.Since(begin) < trouble; step() {
 		if time.Now().After(next) {
 			down[i%len(down)]()

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,9 +19,11 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 
 	"github.com/dovetail-go/dovetail/chaos/internal/process"
+	"github.com/dovetail-go/dovetail/chaos/internal/server"
 	"github.com/dovetail-go/dovetail/idempotency"
 	"github.com/dovetail-go/dovetail/idempotency/idempotencysql"
 	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/messaging/messagingtest"
 	"github.com/dovetail-go/dovetail/outbox"
 	"github.com/dovetail-go/dovetail/outbox/outboxsql"
 	"github.com/dovetail-go/dovetail/rabbitkit"
@@ -37,16 +40,65 @@ const (
 	heartbeat = time.Second
 )
 
-// A world is where the processes of a test meet: a database and a broker.
+// A world is where the processes of a test meet: a database and a broker, each behind a network
+// with faults.
 type world struct {
 	driver, dsn, broker string
+
+	// only in the test's own process
+	toDatabase, toBroker *messagingtest.Proxy
+}
+
+func newWorld(t *testing.T, driver, dsn, addr string, broker *server.Rabbit) world {
+	t.Helper()
+	through := func(url, addr string) (string, *messagingtest.Proxy) {
+		p, err := messagingtest.StartProxy(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = p.Close() })
+		return strings.Replace(url, addr, p.Addr(), 1), p
+	}
+	w := world{driver: driver}
+	w.dsn, w.toDatabase = through(dsn, addr)
+	w.broker, w.toBroker = through(broker.URL, broker.Addr)
+	return w
 }
 
 func (w world) args(more ...string) []string {
 	return append([]string{w.driver, w.dsn, w.broker}, more...)
 }
 
-func worldOf(args []string) world { return world{args[0], args[1], args[2]} }
+func worldOf(args []string) world { return world{driver: args[0], dsn: args[1], broker: args[2]} }
+
+// networkFault breaks the way to the database or the broker for a moment.
+func (w world) networkFault() {
+	p := w.toDatabase
+	fault := rand.IntN(3)
+	if rand.IntN(2) == 0 {
+		// Of a half-open connection the broker's client learns by its heartbeat. A
+		// database's driver leaves that to the kernel, which a proxy cannot play.
+		p, fault = w.toBroker, rand.IntN(5)
+	}
+	pause := func() { time.Sleep(time.Duration(50+rand.IntN(200)) * time.Millisecond) }
+	switch fault {
+	case 0:
+		p.Cut()
+	case 1: // what was asked for is done, and nobody learns of it
+		p.Drop(messagingtest.ToClient)
+		pause()
+		p.Cut()
+		p.Heal()
+	case 2:
+		p.Stall(messagingtest.ToClient)
+		pause()
+		p.Heal()
+	case 3:
+		p.HalfOpen(messagingtest.ToServer) // clients hear nothing more
+	default:
+		p.HalfOpen(messagingtest.ToClient) // servers hear nothing more
+	}
+}
 
 // dialects by the name of their driver: the two packages have one type for them.
 var dialects = map[string]outboxsql.Dialect{"pgx": outboxsql.Postgres, "mysql": outboxsql.MySQL}

@@ -105,6 +105,7 @@ func TestABrokenBroker(t *testing.T) {
 	s := server.StartRabbit(t)
 	t.Run("rights", func(t *testing.T) { rights(t, s) })
 	t.Run("alarm", func(t *testing.T) { alarm(t, s) })
+	t.Run("timeout", func(t *testing.T) { timeout(t, s) })
 	t.Run("storm", func(t *testing.T) { storm(t, s) })
 }
 
@@ -221,6 +222,61 @@ func alarm(t *testing.T, s *server.Rabbit) {
 	if err := p.Check(ctx); err != nil {
 		t.Errorf("Check = %v, want nil when the alarm is over", err)
 	}
+}
+
+// timeout lets a handler take longer than the broker's consumer_timeout, which ends its
+// channel. The message comes again, and so does the position of a group that is idle.
+func timeout(t *testing.T, s *server.Rabbit) {
+	s.Ctl("eval", "application:set_env(rabbit, consumer_timeout, 1000), application:set_env(rabbit, channel_tick_interval, 300).")
+	defer s.Ctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000), application:set_env(rabbit, channel_tick_interval, 60000).")
+	p := connect(t, s, "timeout")
+	defer p.close()
+	slow := messaging.Subscription{Group: "slow", Topics: []string{"timeout"}}
+	idle := messaging.Subscription{Group: "idle", Topics: []string{"timeout"}, From: messaging.FromFirst()}
+	if err := p.Declare(t.Context(), slow, idle); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer func() {
+		cancel()
+		wg.Wait()
+		for _, group := range []string{"slow", "idle"} {
+			if err := p.Remove(t.Context(), group); err != nil {
+				t.Errorf("Remove(%s) = %v, want nil", group, err)
+			}
+		}
+	}()
+	var deliveries, read atomic.Int64
+	released := make(chan struct{})
+	handlers := map[string]messaging.HandlerFunc{
+		"slow": func(_ context.Context, d *messaging.Delivery) error {
+			if deliveries.Add(1) == 1 {
+				<-released // the channel is gone by then, and this acknowledgement goes nowhere
+			}
+			return nil
+		},
+		"idle": func(context.Context, *messaging.Delivery) error { read.Add(1); return nil },
+	}
+	for _, sub := range []messaging.Subscription{slow, idle} {
+		wg.Go(func() {
+			if err := p.Subscribe(ctx, sub, handlers[sub.Group]); err != nil {
+				t.Errorf("Subscribe(%s) = %v, want nil", sub.Group, err)
+			}
+		})
+	}
+	msg := func() *messaging.Message { return &messaging.Message{ID: messaging.NewID(), Topic: "timeout"} }
+	if err := p.Publish(t.Context(), msg()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return deliveries.Load() == 2 && read.Load() > 0 }, "the message is delivered again")
+	close(released)
+	before := read.Load()
+	if err := p.Publish(t.Context(), msg()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return deliveries.Load() == 3 && read.Load() > before }, "the next message is delivered")
+	eventually(t, func() bool { return p.Stats().StaleAcks > 0 }, "the late acknowledgement is counted")
 }
 
 var errRandom = errors.New("a failure now and then")

@@ -21,6 +21,8 @@ type MariaDB struct {
 	Server
 	// DSN is an empty database of an account with all rights, for the driver "mysql".
 	DSN string
+	// Addr is the host:port in it, for a proxy.
+	Addr string
 }
 
 // StartMariaDB makes an empty installation and starts a server on it. Commits are
@@ -51,6 +53,7 @@ innodb-log-file-size = 32M
 `, dir, p))
 	s := &MariaDB{
 		Server: Server{t: t, name: "mariadb", stop: syscall.SIGTERM},
+		Addr:   fmt.Sprint("127.0.0.1:", p),
 		DSN:    fmt.Sprintf("dovetail:%s@tcp(127.0.0.1:%d)/dovetail?parseTime=true", secret, p),
 	}
 	s.ready = func() error {

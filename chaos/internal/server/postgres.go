@@ -22,6 +22,8 @@ type Postgres struct {
 	Server
 	// DSN is a URL of the superuser's database, for pgx and its database/sql driver.
 	DSN string
+	// Addr is the host:port in it, for a proxy.
+	Addr string
 }
 
 // StartPostgres makes an empty cluster and starts a server on it. The settings are
@@ -39,6 +41,7 @@ func StartPostgres(t testing.TB, settings ...string) *Postgres {
 
 	s := &Postgres{
 		Server: Server{t: t, name: "postgres", stop: syscall.SIGINT}, // "fast": does not wait for clients
+		Addr:   fmt.Sprint("127.0.0.1:", p),
 		DSN:    fmt.Sprintf("postgres://postgres:%s@127.0.0.1:%d/postgres?sslmode=disable", secret, p),
 	}
 	// After SIGKILL and a reused process number it would believe that it runs already.

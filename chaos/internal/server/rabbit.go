@@ -27,7 +27,7 @@ type Rabbit struct {
 	Server
 	// URL of an administrator's virtual host: amqp://...
 	URL string
-	// Addr is host:port of the same, for a proxy.
+	// Addr is the host:port in it, for a proxy.
 	Addr string
 
 	ctl func(args ...string) *exec.Cmd

@@ -1,0 +1,262 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package saga_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	_ "github.com/go-sql-driver/mysql" // the driver "mysql"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+
+	"github.com/dovetail-go/dovetail/chaos/internal/process"
+	"github.com/dovetail-go/dovetail/chaos/internal/server"
+	"github.com/dovetail-go/dovetail/saga"
+	"github.com/dovetail-go/dovetail/saga/barrier"
+	"github.com/dovetail-go/dovetail/saga/sagasql"
+)
+
+func TestMain(m *testing.M) {
+	process.Main(m, map[string]func([]string) error{"node": node})
+}
+
+const (
+	accounts = 10
+	riches   = 1_000_000
+	lease    = time.Second
+)
+
+// transfer is one saga's data.
+type transfer struct {
+	From, To, Amount int
+	Refuse           bool
+}
+
+// world is a database with accounts, and the saga that moves money between them.
+type world struct {
+	db     *sql.DB
+	driver string
+	guard  *barrier.Barrier
+	engine *saga.Engine
+	def    *saga.Definition[transfer]
+}
+
+var dialects = map[string]sagasql.Dialect{"pgx": sagasql.Postgres, "mysql": sagasql.MySQL}
+
+func open(driver, dsn string) (*world, error) {
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(12)
+	w := &world{db: db, driver: driver}
+	if w.guard, err = barrier.New(dialects[driver]); err != nil {
+		return nil, err
+	}
+	w.def, err = saga.New("transfer", 1,
+		saga.Local("debit", w.local(func(d *transfer) (int, int) { return d.From, -d.Amount }),
+			saga.UndoLocal(w.local(func(d *transfer) (int, int) { return d.From, d.Amount }))),
+		saga.Call("reserve", w.remote(func(d *transfer) (int, int) { return d.To, 0 }), saga.Undo(w.remote(func(d *transfer) (int, int) { return d.To, 0 }))),
+		saga.Pivot(saga.Call("credit", w.remote(func(d *transfer) (int, int) { return d.To, d.Amount }))),
+		saga.Local("book", w.local(func(d *transfer) (int, int) { return d.To, 0 })),
+	)
+	if err != nil {
+		return nil, err
+	}
+	store, err := sagasql.New(db, dialects[driver], sagasql.Config{})
+	if err != nil {
+		return nil, err
+	}
+	w.engine, err = saga.NewEngine(store, saga.Config{
+		Lease: lease, Poll: 50 * time.Millisecond, Backoff: saga.Backoff{Base: 5 * time.Millisecond, Max: 200 * time.Millisecond},
+		StuckAfter: -1, MaxTakeovers: -1, Logger: slog.New(slog.DiscardHandler),
+	}, w.def)
+	return w, err
+}
+
+func (w *world) create(ctx context.Context) error {
+	store, err := sagasql.New(w.db, dialects[w.driver], sagasql.Config{})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(store.Migrate(ctx), w.guard.Migrate(ctx, w.db)); err != nil {
+		return err
+	}
+	for _, q := range []string{
+		"CREATE TABLE account (id INTEGER PRIMARY KEY, balance BIGINT NOT NULL)",
+		"CREATE TABLE ledger (saga VARCHAR(50) NOT NULL, step VARCHAR(20) NOT NULL, op VARCHAR(10) NOT NULL)",
+	} {
+		if _, err := w.db.ExecContext(ctx, q); err != nil {
+			return err
+		}
+	}
+	for i := range accounts {
+		if _, err := w.db.ExecContext(ctx, fmt.Sprintf("INSERT INTO account (id, balance) VALUES (%d, %d)", i, riches)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// node is a process that runs sagas until it is killed.
+func node(args []string) error {
+	w, err := open(args[0], args[1])
+	if err != nil {
+		return err
+	}
+	return w.engine.Run(context.Background())
+}
+
+// move changes an account, and writes the ledger without a key that could hide a second time.
+func (w *world) move(ctx context.Context, tx *sql.Tx, a saga.Attempt, account, amount int) error {
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf("UPDATE account SET balance = balance + %d WHERE id = %d", amount, account)); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, fmt.Sprintf("INSERT INTO ledger (saga, step, op) VALUES ('%s', '%s', '%s')", a.Saga, a.Step, a.Op))
+	return err
+}
+
+func (w *world) local(what func(d *transfer) (account, amount int)) func(context.Context, *sql.Tx, saga.Attempt, *transfer) error {
+	return func(ctx context.Context, tx *sql.Tx, a saga.Attempt, d *transfer) error {
+		account, amount := what(d)
+		return w.move(ctx, tx, a, account, amount)
+	}
+}
+
+// remote is a participant behind its barrier, with a transaction of its own.
+func (w *world) remote(what func(d *transfer) (account, amount int)) func(context.Context, saga.Attempt, *transfer) error {
+	return func(ctx context.Context, a saga.Attempt, d *transfer) error {
+		if a.Step == "credit" && d.Refuse {
+			if _, err := w.guard.Bar(ctx, w.db, barrier.KeyOf(a.Parts())); err != nil {
+				return err
+			}
+			return saga.Refuse("account closed")
+		}
+		tx, err := w.db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		account, amount := what(d)
+		if _, err := w.guard.Do(ctx, tx, barrier.KeyOf(a.Parts()), func() error { return w.move(ctx, tx, a, account, amount) }); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
+}
+
+// TestMoneyIsNeitherMadeNorLost transfers money by two processes. Now and then one of them
+// is killed, one is stopped for longer than its lease and goes on, or the database is stopped
+// in immediate mode or killed. DOVETAIL_CHAOS=long makes it 10,000 transfers.
+func TestMoneyIsNeitherMadeNorLost(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		s := server.StartPostgres(t)
+		run(t, "pgx", s.DSN, func() {
+			s.StopImmediate()
+			s.Start()
+		})
+	})
+	t.Run("mariadb", func(t *testing.T) {
+		s := server.StartMariaDB(t)
+		run(t, "mysql", s.DSN, func() {
+			s.Kill()
+			s.Start()
+		})
+	})
+}
+
+func run(t *testing.T, driver, dsn string, crash func()) {
+	transfers := 300
+	if os.Getenv("DOVETAIL_CHAOS") == "long" {
+		transfers = 10_000
+	}
+	w, err := open(driver, dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.db.Close()
+	if err := w.create(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	nodes := []*process.Process{process.Role(t, "node", driver, dsn), process.Role(t, "node", driver, dsn)}
+	kills, stops, crashes, started := 0, 0, 0, 0
+	deadline := time.Now().Add(2*time.Minute + time.Duration(transfers)*100*time.Millisecond)
+	for n := 0; ; n++ {
+		// Some at a time, so that there is always work when something dies.
+		for ; started < transfers && started < (n+1)*max(20, transfers/100); started++ {
+			w.start(t, started)
+		}
+		if left := w.pending(); left == 0 && started == transfers && n > 8 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("%d sagas have not ended after %d kills, %d stops, %d crashes of the database", left, kills, stops, crashes)
+		}
+		node := nodes[rand.IntN(len(nodes))]
+		switch n % 4 {
+		case 0, 2:
+			node.Kill()
+			node.Restart()
+			kills++
+		case 1:
+			node.Pause()
+			time.Sleep(lease + 500*time.Millisecond)
+			node.Resume()
+			stops++
+		case 3:
+			crash()
+			crashes++
+		}
+		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+	}
+	w.audit(t, transfers)
+	t.Logf("%d transfers, %d kills, %d stops past the lease, %d crashes of the database", transfers, kills, stops, crashes)
+}
+
+// start starts a transfer, again and again while the database is away.
+func (w *world) start(t *testing.T, n int) {
+	t.Helper()
+	d := transfer{From: n % accounts, To: (n*7 + 3) % accounts, Amount: 1 + n%50, Refuse: n%4 == 3}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		err := saga.Start(t.Context(), w.engine, w.db, w.def, fmt.Sprintf("t%05d", n), d)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("Start = %v", err)
+		}
+	}
+}
+
+func (w *world) pending() int {
+	n := -1
+	_ = w.db.QueryRow("SELECT COUNT(*) FROM saga_instance WHERE status IN (1, 2)").Scan(&n)
+	return n
+}
+
+// audit checks the invariants from the data alone.
+func (w *world) audit(t *testing.T, transfers int) {
+	t.Helper()
+	for query, want := range map[string]int{
+		"SELECT SUM(balance) FROM account": accounts * riches,
+		"SELECT COUNT(*) FROM saga_instance WHERE status IN (3, 4) AND owner = '' AND wake_at IS NULL":                          transfers,
+		"SELECT COUNT(*) FROM saga_instance WHERE status = 4":                                                                   transfers / 4,
+		"SELECT COUNT(*) FROM (SELECT saga FROM ledger GROUP BY saga, step, op HAVING COUNT(*) > 1) AS t":                       0,
+		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 3":                                (transfers - transfers/4) * 4,
+		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 4":                                transfers / 4 * 4,
+		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 4 AND step IN ('credit', 'book')": 0,
+	} {
+		var got int
+		if err := w.db.QueryRowContext(t.Context(), query).Scan(&got); err != nil || got != want {
+			t.Errorf("%s = %d, %v, want %d", strings.ReplaceAll(query, "\n", " "), got, err, want)
+		}
+	}
+}
