@@ -109,6 +109,9 @@
 //
 // The database's clock must not jump by more than a small part of a lease.
 //
+// A database that is restored from a backup has again what was published since; it is published
+// again, with the same IDs. Keep the inboxes' marks for longer than backups are old.
+//
 // # Not here
 //
 // It does not encrypt, and does not schedule messages for later. It keeps what was published

@@ -35,4 +35,9 @@
 //
 // LISTEN needs a session of its own: give the Listener the server's address, not that of
 // a pooler in transaction mode.
+//
+// # Not here
+//
+// There are no stores on native pgx: those on database/sql run on the same pool. A Listener
+// carries wake-ups and no messages: for those there are brokers.
 package pgxkit

@@ -24,6 +24,8 @@
 //
 // # Caveats
 //
+// For MySQL the tests run on MariaDB 10.11, not on MySQL itself.
+//
 // Under PostgreSQL's repeatable read and serializable isolation an extension of the lease
 // between a transaction's first statement and its [idempotency.Save] makes the latter a
 // serialization failure: try the transaction again, as at those levels always.

@@ -30,8 +30,8 @@
 //
 // Reading takes no locks, under any isolation level that is the server's default. Rows are
 // removed by primary key, in PostgreSQL and SQLite by one statement that checks the
-// lease's epoch in passing, in MySQL by a short READ COMMITTED transaction. A row is archived
-// in the same step, or not at all.
+// lease's epoch in passing, in MySQL by a short READ COMMITTED transaction. With Config.Archive
+// the row is archived by the same statement or transaction, or not at all.
 //
 // Migrate upgrades the tables of every earlier version, with the rows in them, while replicas
 // of that version go on working.
@@ -45,11 +45,17 @@
 // queue, with an eager autovacuum; a transaction that stays open for hours still keeps
 // dead rows in place, over which each read has to pass.
 //
-// MySQL: proved on MariaDB 10.11, which Debian has; on MySQL 8 itself it is not. VARCHAR(255) columns compare without regard to spaces at the end, so parking "a" also
-// blocks the key "a ".
+// MySQL: the tests run on MariaDB 10.11, not on MySQL itself. VARCHAR(255) columns compare
+// without regard to spaces at the end, so parking "a" also blocks the key "a ".
 //
 // SQLite: use busy_timeout and WAL, and _txlock=immediate for the application's transactions.
 //
 // A process must have the same Config.Shards as the tables: Migrate and the relay refuse
 // another, and so does Enqueue for a shard that does not exist.
+//
+// # Not here
+//
+// It prunes nothing by itself: call Outbox.Prune from time to time where messages are discarded
+// or archived. It does not partition the archive; a table of your own, filled by Hooks.Confirmed,
+// may do that, without the archive's promise.
 package outboxsql
