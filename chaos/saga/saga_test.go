@@ -175,7 +175,7 @@ func TestMoneyIsNeitherMadeNorLost(t *testing.T) {
 }
 
 func run(t *testing.T, driver, dsn string, crash func()) {
-	transfers := 300
+	transfers := 200
 	if os.Getenv("DOVETAIL_CHAOS") == "long" {
 		transfers = 10_000
 	}
@@ -195,7 +195,7 @@ func run(t *testing.T, driver, dsn string, crash func()) {
 		for ; started < transfers && started < (n+1)*max(20, transfers/100); started++ {
 			w.start(t, started)
 		}
-		if left := w.pending(); left == 0 && started == transfers && n > 8 {
+		if left := w.pending(); left == 0 && started == transfers && n > 4 {
 			break
 		} else if time.Now().After(deadline) {
 			t.Fatalf("%d sagas have not ended after %d kills, %d stops, %d crashes of the database", left, kills, stops, crashes)
@@ -247,12 +247,12 @@ func (w *world) audit(t *testing.T, transfers int) {
 	t.Helper()
 	for query, want := range map[string]int{
 		"SELECT SUM(balance) FROM account": accounts * riches,
-		"SELECT COUNT(*) FROM saga_instance WHERE status IN (3, 4) AND owner = '' AND wake_at IS NULL":                          transfers,
-		"SELECT COUNT(*) FROM saga_instance WHERE status = 4":                                                                   transfers / 4,
-		"SELECT COUNT(*) FROM (SELECT saga FROM ledger GROUP BY saga, step, op HAVING COUNT(*) > 1) AS t":                       0,
-		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 3":                                (transfers - transfers/4) * 4,
-		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 4":                                transfers / 4 * 4,
-		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 4 AND step IN ('credit', 'book')": 0,
+		"SELECT COUNT(*) FROM saga_instance WHERE status IN (3, 4) AND owner = '' AND wake_at IS NULL":                            transfers,
+		"SELECT COUNT(*) FROM saga_instance WHERE status = 4":                                                                     transfers / 4,
+		"SELECT COUNT(*) FROM (SELECT saga FROM ledger GROUP BY saga, step, op HAVING COUNT(*) > 1) AS t":                         0,
+		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 3":                                  (transfers - transfers/4) * 4,
+		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 4":                                  transfers / 4 * 4,
+		"SELECT COUNT(*) FROM ledger l JOIN saga_instance i ON i.id = l.saga WHERE i.status = 4 AND l.step IN ('credit', 'book')": 0,
 	} {
 		var got int
 		if err := w.db.QueryRowContext(t.Context(), query).Scan(&got); err != nil || got != want {
