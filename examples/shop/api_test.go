@@ -364,5 +364,21 @@ func TestCatalogue(t *testing.T) {
 	})
 	t.Run("unknown product is 404", func(t *testing.T) {
 		shop.wantProblem(404, "not-found", "", shop.send("GET", "/api/products/none", nil, nil))
+		shop.wantProblem(404, "not-found", "", shop.send("GET", "/api/products/none/stock", nil, nil))
+	})
+	t.Run("stock is what inventory has, by gRPC", func(t *testing.T) {
+		var out listing
+		shop.want(http.StatusOK, shop.send("GET", "/api/products", nil, nil), &out)
+		for _, p := range out.Items[:3] {
+			var stock struct {
+				ProductID string `json:"product_id"`
+				Available int64
+				Revision  int64
+			}
+			shop.want(http.StatusOK, shop.send("GET", "/api/products/"+p.ID+"/stock", nil, nil), &stock)
+			if stock.ProductID != p.ID || stock.Available <= 0 || stock.Revision < 1 {
+				t.Errorf("stock of %s = %+v, want some", p.ID, stock)
+			}
+		}
 	})
 }

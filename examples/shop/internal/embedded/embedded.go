@@ -118,6 +118,7 @@ type shop struct {
 	auth             *platform.Auth
 	resolver         *discovery.Static
 	databases        []*sql.DB
+	rpcs             []*platform.RPC
 	keep             map[string]*platform.Bus // by service: who keeps whose dead letters
 	units            []unit
 }
@@ -204,10 +205,18 @@ const callsAtOnce = 64
 
 func (s *shop) env(name string, callsAtOnce int) (platform.Env, error) {
 	guards, err := platform.NewGuarded(s.transport, callsAtOnce)
+	if err != nil {
+		return platform.Env{}, err
+	}
+	rpc, err := platform.NewRPC(s.resolver, s.token, callsAtOnce)
+	if err != nil {
+		return platform.Env{}, err
+	}
+	s.rpcs = append(s.rpcs, rpc)
 	return platform.Env{
 		Name: name, Instance: name + "-1", Broker: s.broker, Auth: s.auth, Lease: takeover, Flush: flush, Log: s.log.With("service", name),
-		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, Token: s.token},
-	}, err
+		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Token: s.token},
+	}, nil
 }
 
 // run serves everything. The services outlive the gateway, so that what it accepted can
@@ -258,6 +267,9 @@ func (s *shop) close() error {
 	var errs []error
 	for _, u := range s.units {
 		_ = u.listener.Close() // served ones are closed already
+	}
+	for _, rpc := range s.rpcs {
+		errs = append(errs, rpc.Close())
 	}
 	for _, db := range s.databases {
 		errs = append(errs, db.Close())

@@ -9,6 +9,7 @@ package gateway
 import (
 	"context"
 	_ "embed" // for the interface description
+	"errors"
 	"net/http"
 	"regexp"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
 	"github.com/dovetail-go/dovetail/gateway"
 	"github.com/dovetail-go/dovetail/ratelimit"
 	"github.com/dovetail-go/dovetail/resilience"
@@ -151,6 +153,7 @@ func (s *Service) routes() []route {
 		{"GET /api/me/mails", customer, s.proxy("notification", "/api/me")},
 		{"GET /api/products", anyone, platform.Handle(s.catalogue.list)},
 		{"GET /api/products/{id}", anyone, platform.Handle(s.catalogue.product)},
+		{"GET /api/products/{id}/stock", anyone, platform.Handle(s.stock)},
 		{"GET /api/categories", anyone, platform.Handle(s.catalogue.categories)},
 		{"POST /api/products", admin, s.proxy("catalog", "/api")},
 		{"PATCH /api/products/{id}", admin, s.proxy("catalog", "/api")},
@@ -208,6 +211,31 @@ func refuse(w http.ResponseWriter, _ *http.Request, p gateway.Problem, err error
 
 func unavailable(err error) *platform.Error {
 	return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: err}
+}
+
+// stock answers by HTTP what inventory answers by gRPC: the state of this moment, where the catalog has
+// what it was told last.
+func (s *Service) stock(w http.ResponseWriter, r *http.Request) error {
+	conn, err := s.env.Caller.RPC.Conn("inventory")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), partBudget)
+	defer cancel()
+	out, err := stockpb.NewStockClient(conn).Availability(ctx, &stockpb.AvailabilityRequest{ProductId: r.PathValue("id")})
+	var answer *platform.Error
+	switch {
+	case errors.As(err, &answer):
+		return answer
+	case err != nil:
+		return unavailable(err)
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	return platform.WriteJSON(w, http.StatusOK, struct {
+		ProductID string `json:"product_id"`
+		Available int64  `json:"available"`
+		Revision  int64  `json:"revision"`
+	}{out.GetProductId(), out.GetAvailable(), out.GetRevision()})
 }
 
 // ofConsumer passes a request about a consumer on to its service: a consumer is named after its service,

@@ -22,6 +22,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
 	"github.com/dovetail-go/dovetail/idempotency"
 	"github.com/dovetail-go/dovetail/saga"
 	"github.com/dovetail-go/dovetail/saga/sagasql"
@@ -49,6 +50,7 @@ const (
 type Service struct {
 	env    platform.Env
 	bus    *platform.Bus
+	stock  stockpb.StockClient
 	orders *orders
 	engine *saga.Engine
 	once   func(http.Handler) http.Handler
@@ -82,7 +84,11 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{env: env, bus: bus}
+	inventory, err := env.Caller.RPC.Conn("inventory")
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{env: env, bus: bus, stock: stockpb.NewStockClient(inventory)}
 	if s.orders, err = newOrders(ctx, env, bus); err != nil {
 		return nil, err
 	}

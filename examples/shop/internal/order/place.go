@@ -13,8 +13,11 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/saga"
 	"github.com/dovetail-go/dovetail/saga/barrier"
@@ -43,13 +46,15 @@ func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
 			return map[string]any{"order_id": d.OrderID, "customer_id": d.CustomerID, "amount": d.Total}
 		}), saga.Undo(s.remote("http://customer/internal/credit/release", orderOf)), saga.Timeout[placeOrder](stepTimeout)),
 
-		saga.Call("reserve-stock", s.remote("http://inventory/internal/stock/reserve", func(d *placeOrder) any {
-			lines := make([]map[string]any, len(d.Lines))
-			for i, l := range d.Lines {
-				lines[i] = map[string]any{"product_id": l.ProductID, "quantity": l.Quantity}
+		saga.Call("reserve-stock", func(ctx context.Context, a saga.Attempt, d *placeOrder) error {
+			in := &stockpb.ReserveRequest{OrderId: d.OrderID}
+			for _, l := range d.Lines {
+				in.Lines = append(in.Lines, &stockpb.Line{ProductId: l.ProductID, Quantity: l.Quantity})
 			}
-			return map[string]any{"order_id": d.OrderID, "lines": lines}
-		}), saga.Undo(s.remote("http://inventory/internal/stock/release", orderOf)), saga.Timeout[placeOrder](stepTimeout)),
+			return step(ctx, a, s.stock.Reserve, in)
+		}, saga.Undo(func(ctx context.Context, a saga.Attempt, d *placeOrder) error {
+			return step(ctx, a, s.stock.Release, &stockpb.OrderRequest{OrderId: d.OrderID})
+		}), saga.Timeout[placeOrder](stepTimeout)),
 
 		saga.Call("authorise-payment", s.remote("http://payment/internal/payments/authorise", func(d *placeOrder) any {
 			return map[string]any{"order_id": d.OrderID, "customer_id": d.CustomerID, "amount": d.Total, "currency": kernel.Currency, "method": d.Method}
@@ -57,7 +62,9 @@ func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
 
 		saga.Pivot(saga.Call("capture-payment", s.remote("http://payment/internal/payments/capture", orderOf), saga.Timeout[placeOrder](stepTimeout))),
 
-		saga.Call("sell-stock", s.remote("http://inventory/internal/stock/sell", orderOf), saga.Timeout[placeOrder](stepTimeout)),
+		saga.Call("sell-stock", func(ctx context.Context, a saga.Attempt, d *placeOrder) error {
+			return step(ctx, a, s.stock.Sell, &stockpb.OrderRequest{OrderId: d.OrderID})
+		}, saga.Timeout[placeOrder](stepTimeout)),
 		saga.Local("confirm-order", func(ctx context.Context, tx *sql.Tx, _ saga.Attempt, d *placeOrder) error {
 			return s.orders.change(ctx, tx, d.OrderID, confirm{})
 		}),
@@ -86,8 +93,19 @@ func (s *Service) remote(url string, body func(d *placeOrder) any) func(ctx cont
 }
 
 func (s *Service) post(ctx context.Context, url string, a saga.Attempt, body any) error {
-	key := barrier.Key{Saga: a.Saga, Step: a.Step, Op: a.Op}
-	err := s.env.Caller.Do(ctx, http.MethodPost, url, key.SetHeader, body, nil)
+	return refusal(a, s.env.Caller.Do(ctx, http.MethodPost, url, keyOf(a).SetHeader, body, nil))
+}
+
+// step is the same by gRPC.
+func step[In any](ctx context.Context, a saga.Attempt, call func(context.Context, In, ...grpc.CallOption) (*stockpb.Done, error), in In) error {
+	_, err := call(platform.WithStep(ctx, keyOf(a)), in)
+	return refusal(a, err)
+}
+
+func keyOf(a saga.Attempt) barrier.Key { return barrier.Key{Saga: a.Saga, Step: a.Step, Op: a.Op} }
+
+// refusal tells the saga of a refusal from a failure.
+func refusal(a saga.Attempt, err error) error {
 	var answer *platform.Error
 	if errors.As(err, &answer) && answer.Status == http.StatusConflict && a.Op == saga.OpDo {
 		return saga.Refuse(answer.Code)
@@ -139,7 +157,9 @@ func (s *Service) defineCancelOrder() (*saga.Definition[cancelOrder], error) {
 		saga.Call("stop-shipment", post("http://shipping/internal/shipments/stop"),
 			saga.Undo(post("http://shipping/internal/shipments/resume")), saga.Timeout[cancelOrder](stepTimeout)),
 		saga.Pivot(saga.Call("refund-payment", post("http://payment/internal/payments/refund"), saga.Timeout[cancelOrder](stepTimeout))),
-		saga.Call("restock", post("http://inventory/internal/stock/restock"), saga.Timeout[cancelOrder](stepTimeout)),
+		saga.Call("restock", func(ctx context.Context, a saga.Attempt, d *cancelOrder) error {
+			return step(ctx, a, s.stock.Restock, &stockpb.OrderRequest{OrderId: d.OrderID})
+		}, saga.Timeout[cancelOrder](stepTimeout)),
 		saga.Local("mark-cancelled", func(ctx context.Context, tx *sql.Tx, _ saga.Attempt, d *cancelOrder) error {
 			return s.orders.change(ctx, tx, d.OrderID, cancel{cancelledByCustomer})
 		}),

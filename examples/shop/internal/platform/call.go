@@ -23,6 +23,8 @@ type Caller struct {
 	Client *http.Client
 	// Guards are those on the way of Client. Nil if there are none.
 	Guards *Guarded
+	// RPC is the way to services that speak gRPC. Nil if there is none.
+	RPC *RPC
 	// Token is the shared service token.
 	Token string
 }

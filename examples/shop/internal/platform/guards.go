@@ -25,27 +25,14 @@ type Guarded struct {
 // NewGuarded returns the guarded way through base. Concurrent bounds the calls to one service that
 // are under way at once; zero does not, for who passes streams on.
 func NewGuarded(base http.RoundTripper, concurrent int) (*Guarded, error) {
-	guards := func(service string) (*resilience.Policy, error) {
-		p := new(resilience.Policy)
-		var err, all error
-		// Only what is idempotent is repeated here: the steps of sagas are repeated by the saga.
-		p.Retry, all = retry.New(retry.Config{Name: service})
-		p.Breaker, err = breaker.New(breaker.Config{Name: service, FailureRate: 0.5, MinCalls: 10, OpenMax: 5 * time.Second})
-		all = errors.Join(all, err)
-		if concurrent > 0 {
-			p.Bulkhead, err = bulkhead.New(concurrent, bulkhead.Config{Name: service, Queue: 4 * concurrent, Wait: 2 * time.Second})
-			all = errors.Join(all, err)
-		}
-		return p, all
-	}
-	if _, err := guards("any"); err != nil {
+	if _, err := guards("any", concurrent); err != nil {
 		return nil, err
 	}
 	t, err := resiliencehttp.NewTransport(resiliencehttp.TransportConfig{
 		Base:      base,
 		Propagate: true,
 		Guards: func(service string) resiliencehttp.Guards {
-			p, err := guards(service)
+			p, err := guards(service, concurrent)
 			if err != nil {
 				panic(err) // the same configuration was good a moment ago
 			}
@@ -53,6 +40,21 @@ func NewGuarded(base http.RoundTripper, concurrent int) (*Guarded, error) {
 		},
 	})
 	return &Guarded{t}, err
+}
+
+// guards are those of the calls to one service, by either protocol.
+func guards(service string, concurrent int) (*resilience.Policy, error) {
+	p := new(resilience.Policy)
+	var err, all error
+	// Only what is idempotent is repeated here: the steps of sagas are repeated by the saga.
+	p.Retry, all = retry.New(retry.Config{Name: service})
+	p.Breaker, err = breaker.New(breaker.Config{Name: service, FailureRate: 0.5, MinCalls: 10, OpenMax: 5 * time.Second})
+	all = errors.Join(all, err)
+	if concurrent > 0 {
+		p.Bulkhead, err = bulkhead.New(concurrent, bulkhead.Config{Name: service, Queue: 4 * concurrent, Wait: 2 * time.Second})
+		all = errors.Join(all, err)
+	}
+	return p, all
 }
 
 // breakerView is what an operator sees of the breaker to one service: calls and failures in its
@@ -68,18 +70,24 @@ type breakerView struct {
 }
 
 // operate adds what an operator asks of any service that calls others.
-func (g *Guarded) operate(mux *http.ServeMux, env Env) {
+func (c *Caller) operate(mux *http.ServeMux, env Env) {
 	mux.Handle("GET /ops/breakers", env.Auth.Require(Handle(func(w http.ResponseWriter, _ *http.Request) error {
-		return WriteJSON(w, http.StatusOK, map[string]any{"service": env.Name, "items": g.breakers(env.Name)})
+		return WriteJSON(w, http.StatusOK, map[string]any{"service": env.Name, "items": c.breakers(env.Name)})
 	}), RoleOperator))
 }
 
 // breakers describes the breakers to all services that were called so far.
-func (g *Guarded) breakers(service string) []breakerView {
+func (c *Caller) breakers(service string) []breakerView {
 	out := []breakerView{}
-	for host, guards := range g.Hosts() {
-		s := guards.Policy.Breaker.Stats()
-		out = append(out, breakerView{service, host, s.State.String(), s.Calls, s.Failures, s.Opened, s.Rejected})
+	add := func(to string, p *resilience.Policy) {
+		s := p.Breaker.Stats()
+		out = append(out, breakerView{service, to, s.State.String(), s.Calls, s.Failures, s.Opened, s.Rejected})
+	}
+	for host, guards := range c.Guards.Hosts() {
+		add(host, guards.Policy)
+	}
+	for to, p := range c.RPC.policies() {
+		add(to, p)
 	}
 	return out
 }

@@ -26,16 +26,21 @@ func Participant[T any](b *Bus, fn func(ctx context.Context, tx *sql.Tx, in T) e
 			return err
 		}
 		ctx := r.Context()
-		err = b.InTx(ctx, func(tx *sql.Tx) error {
-			_, err := b.Barrier.Do(ctx, tx, key, func() error { return fn(ctx, tx, in) })
-			return err
-		})
-		if errors.Is(err, barrier.ErrCompensated) {
-			return Refused("compensated", "this step was undone before it arrived")
-		}
-		if err != nil {
+		if err := b.step(ctx, key, func(tx *sql.Tx) error { return fn(ctx, tx, in) }); err != nil {
 			return err
 		}
 		return WriteJSON(w, http.StatusOK, struct{}{})
 	})
+}
+
+// step runs fn behind the barrier in a local transaction.
+func (b *Bus) step(ctx context.Context, key barrier.Key, fn func(tx *sql.Tx) error) error {
+	err := b.InTx(ctx, func(tx *sql.Tx) error {
+		_, err := b.Barrier.Do(ctx, tx, key, func() error { return fn(tx) })
+		return err
+	})
+	if errors.Is(err, barrier.ErrCompensated) {
+		return Refused("compensated", "this step was undone before it arrived")
+	}
+	return err
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	"github.com/dovetail-go/dovetail/cache"
 	"github.com/dovetail-go/dovetail/discovery"
@@ -103,8 +104,12 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 		})
 	}
 
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true) // gRPC, on the same port
 	server := &http.Server{
 		Handler:           routes(running, env, s),
+		Protocols:         protocols,
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
@@ -203,9 +208,12 @@ func routes(running context.Context, env Env, s Service) http.Handler {
 		speaker.Bus().operate(mux, env.Auth)
 	}
 	if env.Caller.Guards != nil {
-		env.Caller.Guards.operate(mux, env)
+		env.Caller.operate(mux, env)
 	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	if speaker, ok := s.(interface{ RPC(server *grpc.Server) }); ok {
+		return withRPC(env, speaker.RPC, mux)
+	}
 	return mux
 }
 

@@ -93,7 +93,12 @@ func Run(ctx context.Context, p Process) error {
 	if err != nil {
 		return err
 	}
-	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, Token: s.ServiceToken}
+	rpc, err := platform.NewRPC(resolver, s.ServiceToken, concurrent)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rpc.Close() }()
+	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Token: s.ServiceToken}
 	if env.Auth, err = platform.NewAuth(s.PublicURL, "http://customer/.well-known/jwks.json", s.ServiceToken, &http.Client{Transport: transport, Timeout: 5 * time.Second}); err != nil {
 		return err
 	}
