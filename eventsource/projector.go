@@ -340,8 +340,8 @@ func (r *projectorRun[T]) activate(ctx context.Context) error {
 		return err
 	}
 	r.activated = true
-	if changed {
-		r.logger().LogAttrs(ctx, slog.LevelInfo, "eventsource: revision serves", slog.String("projection", r.ID().String()))
+	if changed && active > 0 {
+		r.logger().LogAttrs(ctx, slog.LevelInfo, "eventsource: a new revision serves", slog.String("projection", r.ID().String()), slog.Int("before", active))
 	}
 	return nil
 }

@@ -418,3 +418,12 @@ func TestReadModelElsewhere(t *testing.T) {
 		})
 	}
 }
+
+func deadlineFor(t *testing.T, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not within a minute")
+		}
+	}
+}
