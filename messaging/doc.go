@@ -30,6 +30,13 @@
 // [Logging], [Guard] (a breaker, a bulkhead) and your own [Middleware]. [Typed] decodes
 // bodies, [Batch] gathers deliveries for one transaction.
 //
+// # Replay
+//
+// A group begins with what is published from now on, or in the past where the broker keeps a
+// log: Subscription.From names the first message, an offset or a time. To handle everything
+// once more, subscribe a group of a new name, with effects of its own. A message that was
+// set aside goes back to its group by the broker's Replay.
+//
 // # Guarantees
 //
 // Delivery is at least once. What Publish has confirmed is handled by every bound group

@@ -217,16 +217,20 @@ func (t *tenure) receive(ctx context.Context) bool {
 // hold keeps the newer of the position in d and the one that is held, and removes the other.
 func (t *tenure) hold(d *amqp.Delivery) {
 	var p position
-	err := json.Unmarshal(d.Body, &p)
-	switch {
-	case err != nil || t.tag != 0 && p.before(t.held):
-		_ = t.ch.Ack(d.DeliveryTag, false)
-	case t.tag != 0:
-		_ = t.ch.Ack(t.tag, false)
-		t.held, t.tag = p, d.DeliveryTag
-	default:
-		t.held, t.tag = p, d.DeliveryTag
+	if err := json.Unmarshal(d.Body, &p); err != nil {
+		// Not ours. Rather everything once more than nothing any more.
+		t.sub.c.logger().LogAttrs(t.sub.hctx, slog.LevelError, "a position is not readable, taken for the first",
+			slog.String("group", t.sub.s.Group), slog.Any("error", err))
+		p = position{}
 	}
+	if t.tag != 0 {
+		if p.before(t.held) {
+			_ = t.ch.Ack(d.DeliveryTag, false)
+			return
+		}
+		_ = t.ch.Ack(t.tag, false)
+	}
+	t.held, t.tag = p, d.DeliveryTag
 }
 
 // begin reads from the position that was given.
