@@ -80,8 +80,10 @@ require (
 	github.com/bits-and-blooms/bitset v1.24.4 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/dovetail-go/dovetail/consulkit v0.1.0
+	github.com/dovetail-go/dovetail/oidckit v0.1.0
 	github.com/dovetail-go/dovetail/pgxkit v0.1.0
 	github.com/dovetail-go/dovetail/rabbitkit v0.1.0
+	github.com/go-jose/go-jose/v4 v4.1.8
 	github.com/go-kit/kit v0.13.0
 	github.com/go-kit/log v0.2.1
 	github.com/go-kratos/kratos/v2 v2.8.3
@@ -108,3 +110,5 @@ replace github.com/dovetail-go/dovetail/rabbitkit => ../rabbitkit
 replace github.com/dovetail-go/dovetail/pgxkit => ../pgxkit
 
 replace github.com/dovetail-go/dovetail/consulkit => ../consulkit
+
+replace github.com/dovetail-go/dovetail/oidckit => ../oidckit

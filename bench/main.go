@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/dovetail-go/dovetail/bench/caching"
+	"github.com/dovetail-go/dovetail/bench/gatewaying"
 	"github.com/dovetail-go/dovetail/bench/guards"
 	"github.com/dovetail-go/dovetail/bench/internal/run"
 	"github.com/dovetail-go/dovetail/bench/messaging"
@@ -43,6 +44,7 @@ var sections = []section{
 	{"messaging", messaging.Report, messaging.Peers},
 	{"promises", promises.Report, nil},
 	{"caching", caching.Report, caching.Peers},
+	{"gateway", gatewaying.Report, gatewaying.Peers},
 }
 
 func main() {
