@@ -676,7 +676,7 @@ func (s *Store) Prune(ctx context.Context, age time.Duration) (int, error) {
 	}
 	first := " WHERE published <= " + old + " ORDER BY published LIMIT " + strconv.Itoa(maxPruned)
 	if s.dialect != MySQL {
-		first = " WHERE id IN (SELECT id FROM " + s.archive + first + ")"
+		first = " WHERE (published, id) IN (SELECT published, id FROM " + s.archive + first + ")"
 	}
 	for {
 		part, err := s.count(s.exec(ctx, "DELETE FROM "+s.archive+first))

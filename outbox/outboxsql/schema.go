@@ -93,9 +93,9 @@ func (s *Store) steps() []string {
 		"CREATE TABLE {p}lease (\n\tshard INTEGER NOT NULL PRIMARY KEY,\n\towner {name} NOT NULL,\n\tepoch BIGINT NOT NULL,\n\texpires BIGINT NOT NULL\n)" + s.dialect.TableOptions() + ";\n" +
 		"INSERT INTO {p}lease (shard, owner, epoch, expires) VALUES " + strings.Join(rows, ", ") + ";\n",
 
-		// Version 2: the archive, of which each process says for itself whether it is used.
-		"CREATE TABLE {p}archive (\n\tid BIGINT NOT NULL PRIMARY KEY," + message + "\n\tpublished BIGINT NOT NULL\n)" + s.dialect.TableOptions() + ";\n" +
-			"CREATE INDEX {p}archive_published ON {p}archive (published);\n",
+		// Version 2: the archive, of which each process says for itself whether it is used. Its
+		// key is the order in which it is pruned, so one index is enough.
+		"CREATE TABLE {p}archive (\n\tid BIGINT NOT NULL," + message + "\n\tpublished BIGINT NOT NULL,\n\tPRIMARY KEY (published, id)\n)" + s.dialect.TableOptions() + ";\n",
 	}
 	replace := []string{"{p}", s.cfg.Prefix + "outbox_", "{shards}", fmt.Sprint(s.cfg.Shards)}
 	for from, to := range types {
