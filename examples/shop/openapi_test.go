@@ -65,6 +65,8 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{nobody, "GET", "/api/products?page=x", "", nil, 422},
 		{nobody, "GET", "/api/products/p-001", "", nil, 200},
 		{nobody, "GET", "/api/products/p-999", "", nil, 404},
+		{nobody, "GET", "/api/products/p-001/stock", "", nil, 200},
+		{nobody, "GET", "/api/products/p-999/stock", "", nil, 404},
 		{admin, "POST", "/api/products", "", map[string]any{"name": "Router plane", "category": "Hand tools", "price": 8900, "stock": 3}, 201},
 		{admin, "POST", "/api/products", "", map[string]any{"name": "Router plane"}, 422},
 		{customer, "POST", "/api/products", "", map[string]any{}, 403},
