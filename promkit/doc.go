@@ -1,0 +1,36 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package promkit shows what dovetail's blocks do to Prometheus, on client_golang.
+//
+//	registry.MustRegister(
+//		promkit.Breakers(payments, mails),
+//		promkit.Relay("orders", box, relay),
+//		promkit.Saga("orders", engine),
+//	)
+//
+// A collector asks a block for its Stats at each scrape. Between scrapes it costs
+// nothing, and the block's calls not a nanosecond.
+//
+// # Guarantees
+//
+// Labels are the names that you give to guards, caches and engines, the groups and instances
+// that you run, and a handful of states: how many series there are does not depend on who calls or
+// what is called for. Keys are never labels, with one exception that you ask for:
+// [KeyedBreakers] has one series for each key of a set, whose size is bounded.
+//
+// Names follow Prometheus' conventions: base units, _total for what only grows,
+// and dovetail_ before all of them.
+//
+// What needs a question to a database ([Relay], [Saga], [Projector], [EventLog]) is given [Patience] to
+// answer. If it does not, the scrape goes on without these numbers, and the collector's _up is 0.
+//
+// # Caveats
+//
+// Names must be unique within one collector, and each kind of collector can be in a registry once:
+// give it all breakers, and not a collector to each. A registry refuses a second one, and
+// a name that is missing or given twice, with an error that says so.
+//
+// Counts begin at zero with each process, and states are this process's: alert on the worst
+// instance (max by), not on the sum.
+package promkit
