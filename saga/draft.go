@@ -173,6 +173,9 @@ func (j *job) accept(d draft, c Change) bool {
 	}
 	if c.Due == DueWait {
 		j.r.stats.waiting.Add(1)
+		if j.r.Engine.woken.Load() != j.woken {
+			signal(j.r.wake) // perhaps for this saga, which nobody could claim then
+		}
 	}
 	if c.Status.Ended() && (j.notes.Parent != "" || j.def != nil && j.def.locks) {
 		j.r.Wake() // somebody waits for it

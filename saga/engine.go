@@ -82,6 +82,7 @@ type Engine struct {
 	defs  map[DefinitionKey]*definition
 	keys  []DefinitionKey
 	wake  chan struct{}
+	woken atomic.Uint64 // counts the calls of Wake
 	stats counters
 
 	waiters waiters
@@ -213,10 +214,8 @@ func (d *definition) beginning(id string, data []byte) Beginning {
 
 // Wake makes a running engine look for due sagas now. It never blocks.
 func (e *Engine) Wake() {
-	select {
-	case e.wake <- struct{}{}:
-	default:
-	}
+	e.woken.Add(1)
+	signal(e.wake)
 }
 
 func (e *Engine) newNode() string {

@@ -21,6 +21,7 @@ type job struct {
 	rec   Record
 	state core.State
 	notes notes
+	woken uint64    // Engine.woken when rec was read
 	read  time.Time // when rec was read, by this process's clock
 }
 
@@ -279,7 +280,7 @@ func (j *job) adopt(rec Record) bool {
 	if rec.Version != j.rec.Version {
 		return false // migrated meanwhile
 	}
-	j.rec, j.read = rec, time.Now()
+	j.rec, j.read, j.woken = rec, time.Now(), j.r.Engine.woken.Load()
 	n, err := readNotes(rec.Notes)
 	j.notes = n
 	if j.def == nil {
