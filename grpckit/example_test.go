@@ -5,7 +5,6 @@ package grpckit_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -89,7 +88,7 @@ func exampleServer(opts ...grpc.ServerOption) (addr string) {
 	server := grpc.NewServer(opts...)
 	healthpb.RegisterHealthServer(server, grpckit.NewHealth(checks, grpckit.HealthConfig{}))
 	go func() {
-		if err := server.Serve(ln); !errors.Is(err, grpc.ErrServerStopped) {
+		if err := server.Serve(ln); err != nil {
 			fmt.Println(err)
 		}
 	}()

@@ -110,6 +110,7 @@ func Stage(name string, server *grpc.Server, listener net.Listener) health.Stage
 	return health.Stage{
 		Name: name,
 		Run: func(context.Context) error {
+			// Nil after a stop, unless that came before.
 			if err := server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
 				return err
 			}
