@@ -32,7 +32,7 @@ func (c *Client) Publish(ctx context.Context, msgs ...*messaging.Message) error 
 	if len(msgs) == 0 {
 		return nil
 	}
-	if err := c.ensure(ctx, c.cfg.Topic); err != nil {
+	if err := c.reach(ctx); err != nil {
 		for i := range errs {
 			errs[i] = c.unsent(ctx, err)
 		}
@@ -76,9 +76,33 @@ func (c *Client) Publish(ctx context.Context, msgs ...*messaging.Message) error 
 	return c.outcome(began, msgs, errs)
 }
 
+// reach waits until the topic is there, for as long as that may yet come about.
+func (c *Client) reach(ctx context.Context) error {
+	for failures := 0; ; failures++ {
+		if ctx.Err() != nil {
+			return fault.Ended(ctx)
+		}
+		err := c.ensure(ctx, c.cfg.Topic)
+		if err == nil || fault.IsPermanent(err) || c.ctx.Err() != nil {
+			return err
+		}
+		if sleep(ctx, backoff(failures)) != nil {
+			return fmt.Errorf("%w: %w", fault.Ended(ctx), err)
+		}
+	}
+}
+
+// backoff is how long to wait before another attempt to reach the broker.
+func backoff(failures int) time.Duration {
+	return min(5*time.Second, 50*time.Millisecond<<min(failures, 7))
+}
+
 // enter takes a place in the window.
 func (c *Client) enter(ctx context.Context) error {
-	if ctx.Err() != nil {
+	switch {
+	case c.ctx.Err() != nil:
+		return messaging.ErrClosed
+	case ctx.Err() != nil:
 		return fault.Ended(ctx)
 	}
 	select {

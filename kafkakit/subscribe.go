@@ -161,7 +161,7 @@ func (sub *subscription) open(ctx context.Context) error {
 			return err
 		}
 		c.logger().LogAttrs(ctx, slog.LevelWarn, "subscription waits for the broker", slog.String("group", sub.s.Group), slog.Any("error", err))
-		_ = sleep(ctx, min(5*time.Second, 50*time.Millisecond<<min(failures, 7)))
+		_ = sleep(ctx, backoff(failures))
 	}
 	var err error
 	sub.kgo, err = c.connect(
@@ -174,6 +174,7 @@ func (sub *subscription) open(ctx context.Context) error {
 		// what comes next, the oldest that is left comes next.
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.DisableAutoCommit(), kgo.BlockRebalanceOnPoll(),
+		kgo.FetchMaxWait(500*time.Millisecond), // a topic that was paused joins with the next fetch
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { sub.assigned(m) }),
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { sub.revoked(ctx, m) }),
 		kgo.OnPartitionsLost(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { sub.lost(ctx, m) }),
@@ -229,7 +230,7 @@ func (sub *subscription) poll(ctx context.Context) error {
 		}
 		pctx, cancel := ctx, context.CancelFunc(func() {})
 		if paused { // look again when some may be due
-			pctx, cancel = context.WithTimeout(ctx, time.Second)
+			pctx, cancel = context.WithTimeout(ctx, 100*time.Millisecond)
 		}
 		fetches := sub.kgo.PollRecords(pctx, room)
 		cancel()
