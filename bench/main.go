@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/dovetail-go/dovetail/bench/caching"
+	"github.com/dovetail-go/dovetail/bench/events"
 	"github.com/dovetail-go/dovetail/bench/gatewaying"
 	"github.com/dovetail-go/dovetail/bench/guards"
 	"github.com/dovetail-go/dovetail/bench/internal/run"
@@ -42,6 +43,7 @@ var sections = []section{
 	{"guards", guards.Report, guards.Peers},
 	{"outbox", outbox.Report, outbox.Peers},
 	{"messaging", messaging.Report, messaging.Peers},
+	{"events", events.Report, events.Peers},
 	{"promises", promises.Report, nil},
 	{"caching", caching.Report, caching.Peers},
 	{"gateway", gatewaying.Report, gatewaying.Peers},
