@@ -27,7 +27,7 @@ import (
 	"github.com/hallgren/eventsourcing/core"
 	hallgren "github.com/hallgren/eventsourcing/eventstore/sql"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 	"github.com/modernice/goes/backend/postgres"
 	"github.com/modernice/goes/codec"
 	"github.com/modernice/goes/event"
