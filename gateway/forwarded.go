@@ -64,15 +64,16 @@ func setForwarded(in *http.Request, out *http.Request, trusted []netip.Prefix) {
 		}
 	}
 	peer := parseAddr(in.RemoteAddr)
-	chain := forwardedFor(peer, in.Header.Values("X-Forwarded-For"), trusted)
 	if peer.IsValid() {
-		way := make([]string, len(chain))
-		for i, addr := range chain {
-			way[i] = addr.String()
+		client := peer.String()
+		way := client
+		if isTrusted(peer, trusted) {
+			chain := forwardedFor(peer, in.Header.Values("X-Forwarded-For"), trusted)
+			client, way = chain[0].String(), join(chain)
 		}
-		out.Header.Set("X-Forwarded-For", strings.Join(way, ", "))
+		out.Header["X-Forwarded-For"] = []string{way}
 		// For those who choose an instance by the client, such as balance.ClientIP.
-		out.RemoteAddr = net.JoinHostPort(chain[0].String(), "0")
+		out.RemoteAddr = net.JoinHostPort(client, "0")
 	}
 	proto, host := "http", in.Host
 	if in.TLS != nil {
@@ -86,8 +87,16 @@ func setForwarded(in *http.Request, out *http.Request, trusted []netip.Prefix) {
 			host = h
 		}
 	}
-	out.Header.Set("X-Forwarded-Proto", proto)
-	out.Header.Set("X-Forwarded-Host", host)
+	values := []string{proto, host} // one allocation for both
+	out.Header["X-Forwarded-Proto"], out.Header["X-Forwarded-Host"] = values[:1:1], values[1:]
+}
+
+func join(chain []netip.Addr) string {
+	way := make([]string, len(chain))
+	for i, addr := range chain {
+		way[i] = addr.String()
+	}
+	return strings.Join(way, ", ")
 }
 
 // validHost reports whether h looks like one host, with or without a port.

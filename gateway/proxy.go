@@ -190,9 +190,11 @@ func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 	if !p.cfg.KeepHost {
 		out.Host = p.service
 	}
-	raw := cmp.Or(p.cfg.AddPrefix+strings.TrimPrefix(r.In.URL.EscapedPath(), p.cfg.StripPrefix), "/")
-	if plain, err := url.PathUnescape(raw); err == nil { // checked before
-		out.URL.Path, out.URL.RawPath = plain, raw
+	if p.cfg.AddPrefix != "" || p.cfg.StripPrefix != "" {
+		raw := cmp.Or(p.cfg.AddPrefix+strings.TrimPrefix(r.In.URL.EscapedPath(), p.cfg.StripPrefix), "/")
+		if plain, err := url.PathUnescape(raw); err == nil { // checked before
+			out.URL.Path, out.URL.RawPath = plain, raw
+		}
 	}
 	if upgrade := out.Header.Get("Upgrade"); upgrade != "" && !slices.ContainsFunc(p.cfg.Upgrade, func(allowed string) bool {
 		return strings.EqualFold(upgrade, allowed)
@@ -214,14 +216,38 @@ func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 	}
 }
 
+// folded is a name in the form in which names are compared.
 func folded(name string) string { return strings.ToLower(strings.ReplaceAll(name, "_", "-")) }
 
 func (p *proxy) drops(name string) bool {
-	name = folded(name)
-	return slices.ContainsFunc(p.cfg.Drop, func(drop string) bool {
+	for _, drop := range p.cfg.Drop {
 		prefix, isPrefix := strings.CutSuffix(drop, "*")
-		return name == drop || isPrefix && strings.HasPrefix(name, prefix)
-	})
+		if beginsFolded(name, prefix) && (isPrefix || len(name) == len(prefix)) {
+			return true
+		}
+	}
+	return false
+}
+
+// beginsFolded reports whether folded(name) begins with the prefix, which is folded. It is asked of
+// every header of every request, so it makes no string.
+func beginsFolded(name, prefix string) bool {
+	if len(name) < len(prefix) {
+		return false
+	}
+	for i := range len(prefix) {
+		c := name[i]
+		switch {
+		case 'A' <= c && c <= 'Z':
+			c += 'a' - 'A'
+		case c == '_':
+			c = '-'
+		}
+		if c != prefix[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // fail answers when the service has not.
