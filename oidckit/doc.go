@@ -27,8 +27,8 @@
 //   - A token with a key that is known never waits for the issuer, and goes on being
 //     accepted through an outage of it of up to Config.KeysMaxAge.
 //   - However many tokens with made-up key IDs arrive, the issuer is asked once in
-//     Config.KeysMinAge, by one request at a time; after failures more rarely. Nothing is remembered of
-//     such tokens.
+//     Config.KeysMinAge, by one request at a time; after failures in steps from 1 second to 1
+//     minute. Nothing is remembered of such tokens.
 //   - A new key of the issuer is known at its first token, or Config.KeysMinAge later; one that the
 //     issuer has taken back is refused after Config.KeysAge, unless the issuer is out.
 //   - Neither errors nor logs nor answers contain a token or a part of one.
@@ -37,6 +37,9 @@
 //
 // A token is valid until it expires: there is no asking the issuer whether a session still
 // lasts. Let tokens be short-lived.
+//
+// While the issuer is out, nobody can tell a forged key ID from a new one: such a token is [ErrKeys],
+// and its answer 503 instead of 401.
 //
 // Tokens that were verified are remembered, by their SHA-256, so that their signature is verified
 // once; see Config.Remember. Everything else is checked every time.
