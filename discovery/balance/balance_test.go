@@ -578,7 +578,7 @@ func TestHintSkip(t *testing.T) {
 		t.Run(fmt.Sprintf("%T", picker), func(t *testing.T) {
 			b := run(t, balance.Config{Picker: picker}, instances...)
 			for n := range 200 {
-					only := instances[n%len(instances)].Addr
+				only := instances[n%len(instances)].Addr
 				lease, err := b.PickFor(t.Context(), balance.Hint{Key: fmt.Sprint(n), Skip: func(addr string) bool { return addr != only }})
 				if err != nil || lease.Addr() != only {
 					t.Fatalf("PickFor = %v, %v; want %s", lease.Addr(), err, only)
