@@ -68,7 +68,7 @@ func Report(ctx context.Context, stdout, w io.Writer, rounds int, each time.Dura
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	binary := filepath.Join(dir, "proxy")
 	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/dovetail-go/dovetail/bench/gatewaying/proxy")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -198,7 +198,7 @@ func startNginx(ctx context.Context, dir, backend string) (*proxy, error) {
 			return nil, exec.ErrNotFound
 		}
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +232,7 @@ http {
 	}
 	p := &proxy{cmd, io.NopCloser(nil), addr}
 	for range 200 {
-		conn, err := net.Dial("tcp", addr)
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 		if err == nil {
 			return p, conn.Close()
 		}
@@ -308,7 +308,7 @@ func loadFor(ctx context.Context, addr, token string, d time.Duration) (int64, e
 
 // client reads just as much of an answer as has to be, so that little of the machine goes to clients.
 func client(ctx context.Context, addr string, request []byte) (n int64, err error) {
-	conn, err := net.Dial("tcp", addr)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return 0, err
 	}

@@ -57,7 +57,7 @@ func serve(kind, backend, keys string) error {
 	if addr := os.Getenv("PPROF"); addr != "" {
 		go func() { fmt.Fprintln(os.Stderr, http.ListenAndServe(addr, nil)) }()
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
