@@ -52,6 +52,7 @@ require (
 	github.com/dovetail-go/dovetail/consulkit v0.1.0
 	github.com/dovetail-go/dovetail/grpckit v0.1.0
 	github.com/dovetail-go/dovetail/oidckit v0.1.0
+	github.com/dovetail-go/dovetail/promkit v0.1.0
 	github.com/dustin/go-humanize v1.0.1 // indirect
 	github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
 	github.com/go-openapi/jsonpointer v0.22.5 // indirect

@@ -17,9 +17,12 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/promkit"
 )
 
 // PageSize is how many products one page of a listing holds.
@@ -89,6 +92,11 @@ func (s *Service) Consumers() []platform.Consumer {
 // Run implements [platform.Service].
 func (s *Service) Run(ctx context.Context) error {
 	return platform.RunAll(ctx, s.bus.Run, s.listing.projector.Run)
+}
+
+// Collectors are what the service shows of its blocks, beside what every service does.
+func (s *Service) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{promkit.Projector(s.listing.projector), promkit.EventLog("catalog", s.products.log)}
 }
 
 // Bus returns the service's outbox and inbox, for the operator's view.

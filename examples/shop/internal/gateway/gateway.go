@@ -15,10 +15,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
 	"github.com/dovetail-go/dovetail/gateway"
+	"github.com/dovetail-go/dovetail/promkit"
 	"github.com/dovetail-go/dovetail/ratelimit"
 	"github.com/dovetail-go/dovetail/resilience"
 	"github.com/dovetail-go/dovetail/resilience/resiliencehttp"
@@ -107,6 +110,11 @@ func (s *Service) metered(next http.Handler) http.Handler {
 		next.ServeHTTP(w, r)
 		return nil
 	})
+}
+
+// Collectors are what the service shows of its blocks, beside what every service does.
+func (s *Service) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{promkit.Caches(s.catalogue.answers)}
 }
 
 // Consumers implements [platform.Service].

@@ -20,10 +20,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
 	"github.com/dovetail-go/dovetail/idempotency"
+	"github.com/dovetail-go/dovetail/promkit"
 	"github.com/dovetail-go/dovetail/saga"
 	"github.com/dovetail-go/dovetail/saga/sagasql"
 )
@@ -58,6 +61,7 @@ type Service struct {
 	cancel *saga.Definition[cancelOrder]
 	// watchers are told what this instance does to an order.
 	watchers watchers
+	steps    *promkit.Steps
 }
 
 const schema = `
@@ -88,7 +92,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{env: env, bus: bus, stock: stockpb.NewStockClient(inventory)}
+	s := &Service{env: env, bus: bus, stock: stockpb.NewStockClient(inventory), steps: promkit.NewSteps()}
 	if s.orders, err = newOrders(ctx, env, bus); err != nil {
 		return nil, err
 	}
@@ -108,8 +112,11 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if s.engine, err = saga.NewEngine(store, saga.Config{
 		Node: env.Instance, Lease: env.Lease, Logger: env.Log,
 		Hooks: saga.Hooks{
-			StepEnd: func(_ context.Context, e saga.StepEnd) { s.watchers.tell(e.Saga) },
-			Ended:   func(e saga.Ended) { s.watchers.tell(e.Saga) },
+			StepEnd: func(ctx context.Context, e saga.StepEnd) {
+				s.steps.Hook(ctx, e)
+				s.watchers.tell(e.Saga)
+			},
+			Ended: func(e saga.Ended) { s.watchers.tell(e.Saga) },
 		},
 		// A customer waits: what is down is asked again soon after it may be back.
 		Backoff: saga.Backoff{Base: 100 * time.Millisecond, Max: 5 * time.Second},
@@ -133,6 +140,11 @@ func (s *Service) Consumers() []platform.Consumer {
 // Run implements [platform.Service].
 func (s *Service) Run(ctx context.Context) error {
 	return platform.RunAll(ctx, s.bus.Run, s.engine.Run)
+}
+
+// Collectors are what the service shows of its blocks, beside what every service does.
+func (s *Service) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{promkit.Saga("order", s.engine), s.steps, promkit.EventLog("order", s.orders.log)}
 }
 
 // Bus returns the service's outbox and inbox, for the operator's view.

@@ -8,12 +8,15 @@ import (
 	"database/sql"
 	"fmt"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/idempotency"
 	"github.com/dovetail-go/dovetail/idempotency/idempotencysql"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/outbox"
 	"github.com/dovetail-go/dovetail/outbox/outboxsql"
+	"github.com/dovetail-go/dovetail/promkit"
 	"github.com/dovetail-go/dovetail/saga/barrier"
 )
 
@@ -104,6 +107,9 @@ func (b *Bus) Emit(ctx context.Context, tx *sql.Tx, events ...kernel.Event) erro
 	}
 	return b.outbox.Enqueue(ctx, tx, msgs...)
 }
+
+// Collector shows the outbox and its relay on the service's metrics.
+func (b *Bus) Collector() prometheus.Collector { return promkit.Relay(b.service, b.outbox, b.relay) }
 
 // Outbox returns the outbox itself, for a block that enqueues by itself.
 func (b *Bus) Outbox() *outbox.Outbox { return b.outbox }

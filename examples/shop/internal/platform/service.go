@@ -189,6 +189,12 @@ func announce(ctx context.Context, env Env, ln net.Listener, g *sync.WaitGroup) 
 func routes(running context.Context, env Env, s Service) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if speaker, ok := s.(interface{ Bus() *Bus }); ok {
+		registry.MustRegister(speaker.Bus().Collector())
+	}
+	if m, ok := s.(interface{ Collectors() []prometheus.Collector }); ok {
+		registry.MustRegister(m.Collectors()...)
+	}
 	mux := http.NewServeMux()
 	mux.Handle("/", observe(registry, env, s.Handler()))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
