@@ -22,10 +22,10 @@ const (
 	traceParentKey = "traceparent"
 	traceStateKey  = "tracestate"
 	baggageKey     = "baggage"
-
-	// IdempotencyKey is the metadata that names a command, see [WithIdempotencyKey].
-	IdempotencyKey = "idempotency-key"
 )
+
+// IdempotencyKey is the metadata that names a command, see [WithIdempotencyKey].
+const IdempotencyKey = "idempotency-key"
 
 // maxBaggage is what the standard wants to be passed on at least (W3C Baggage, section 3.3.2).
 const maxBaggage = 8192
