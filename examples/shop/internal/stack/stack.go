@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -79,12 +80,10 @@ func Run(ctx context.Context, p Process) error {
 	}
 	// The network outlives the service: what it has in hand may need the others.
 	network, stopNetwork := context.WithCancel(context.WithoutCancel(ctx))
-	watching := make(chan error, 1)
-	go func() { watching <- transport.Run(network) }()
-	defer func() {
-		stopNetwork()
-		<-watching
-	}()
+	var watching sync.WaitGroup
+	watching.Go(func() { _ = transport.Run(network) }) // it fails only if it is run twice
+	defer watching.Wait()
+	defer stopNetwork()
 	concurrent := callsAtOnce
 	if p.Service == assembly.Gateway {
 		concurrent = 0 // what it passes on is bounded where it arrives

@@ -59,10 +59,10 @@ type Instance struct {
 }
 
 const (
-	// restartMin and restartMax bound the growing pause before a process that died is started again;
+	// shortestPause and longestPause bound the growing pause before a process that died is started again;
 	// one that lived for restartAfter begins with the shortest.
-	restartMin, restartMax = 200 * time.Millisecond, 10 * time.Second
-	restartAfter           = 20 * time.Second
+	shortestPause, longestPause = 200 * time.Millisecond, 10 * time.Second
+	restartAfter                = 20 * time.Second
 	// firstTries is how often a process may end before it was up for once.
 	firstTries = 5
 	// killAfter is how long a process may take to drain.
@@ -206,12 +206,17 @@ func (u *up) run(ctx context.Context, settings Settings, services []string) erro
 
 // keep runs one instance again and again until ctx ends.
 func (u *up) keep(ctx context.Context, service, name string) error {
-	pause, tries := restartMin, 0
+	pause, tries := shortestPause, 0
 	for {
 		began := time.Now()
 		err := u.process(ctx, service, name)
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done(): // it was told to end
+			if err != nil && !errors.Is(err, context.Canceled) { // which is how a good end is told
+				u.Log.Warn("a process did not drain well", "instance", name, "error", err)
+			}
 			return nil
+		default:
 		}
 		u.mu.Lock()
 		wasUp := u.states[name].wasUp
@@ -220,7 +225,7 @@ func (u *up) keep(ctx context.Context, service, name string) error {
 			return fmt.Errorf("%s does not start: %w", name, err)
 		}
 		if time.Since(began) > restartAfter {
-			pause = restartMin
+			pause = shortestPause
 		}
 		u.Log.Warn("a process ended and is started again", "instance", name, "error", err, "in", pause)
 		select {
@@ -228,7 +233,7 @@ func (u *up) keep(ctx context.Context, service, name string) error {
 			return nil
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, restartMax)
+		pause = min(2*pause, longestPause)
 	}
 }
 
