@@ -16,7 +16,11 @@
 // dead letters: [github.com/dovetail-go/dovetail/messaging].
 //
 // A business transaction over several services that ends done or undone:
-// [github.com/dovetail-go/dovetail/saga].
+// [github.com/dovetail-go/dovetail/saga]. What happened, kept as the truth, and models made for
+// reading: [github.com/dovetail-go/dovetail/eventsource].
+//
+// What is expensive to get, near and never stale without saying so:
+// [github.com/dovetail-go/dovetail/cache].
 //
 // Calls that fail, hang or come too fast: [github.com/dovetail-go/dovetail/retry],
 // [github.com/dovetail-go/dovetail/breaker], [github.com/dovetail-go/dovetail/bulkhead] and
