@@ -94,6 +94,14 @@
 // A temporary group's queue is not replicated. It outlives a reconnect, for five minutes. Its
 // dead letters go to a durable queue, to be removed by hand.
 //
+// RabbitMQ 3.10 ends a channel that publishes to a queue or stream at the very moment of its
+// making or its end: what is on its way is messaging.ErrUnknown then. And it saves the name of a
+// new quorum queue half a second late: one that is declared right before the broker is killed
+// stays unavailable afterwards. Declare at deployment, not under load.
+//
+// A queue that has lost its majority confirms nothing. What waits for it keeps its place in the
+// Window, also when its caller has gone, until the queue or the connection comes back.
+//
 // What retention removes before a group has read it is lost to that group; it is logged as an
 // error with the offsets. A time in Subscription.From is rounded down to the second, and to the
 // beginning of what the broker wrote at once: a few earlier messages may come too. With a log

@@ -64,6 +64,8 @@ type position struct {
 	Next int64 `json:"next"`
 	// Time, if not zero, is where to begin; then nothing was read yet.
 	Time time.Time `json:"time,omitzero"`
+	// Read says that Next is where a reader had come to, and not what was asked for.
+	Read bool `json:"read,omitempty"`
 }
 
 // before reports whether p is overtaken by q.
@@ -148,7 +150,7 @@ type tenure struct {
 	tag    uint64   // of held; 0 if none was given yet
 	log    *session // nil if none was given yet
 	queue  *session // for retries and replays
-	expect int64    // the next offset, -1 if it is not known
+	expect position // the next offset
 	gone   *session // the one that was lost, if not the position's channel
 	err    error    // why it could not begin to read
 
@@ -236,10 +238,7 @@ func (t *tenure) hold(d *amqp.Delivery) {
 // begin reads from the position that was given.
 func (t *tenure) begin() error {
 	c := t.sub.c
-	t.done, t.expect = t.held, -1
-	if t.held.Time.IsZero() {
-		t.expect = t.held.Next
-	}
+	t.done, t.expect = t.held, t.held
 	return t.cn.guard(c.ctx, c.cfg.Timeout, func() error {
 		log, err := t.sub.consume(t.cn, c.logQueue(), t.moved, amqp.Table{"x-stream-offset": t.held.spec()})
 		if err != nil {
@@ -263,15 +262,16 @@ func (t *tenure) read(d *amqp.Delivery) {
 	r := decode(d)
 	r.again = true // perhaps: the broker does not know what the reader before us was given
 	r.offset, _ = d.Headers["x-stream-offset"].(int64)
-	if t.expect >= 0 && r.offset > t.expect {
+	// One offset is missing where a new file begins: the broker's own note.
+	if t.expect.Read && r.offset > t.expect.Next+1 {
 		t.sub.c.logger().LogAttrs(t.sub.hctx, slog.LevelError, "the log no longer holds what the group has not read",
-			slog.String("group", t.sub.s.Group), slog.Int64("from", t.expect), slog.Int64("to", r.offset))
+			slog.String("group", t.sub.s.Group), slog.Int64("from", t.expect.Next), slog.Int64("to", r.offset))
 	}
 	t.mu.Lock()
 	t.offsets = append(t.offsets, r.offset)
 	t.mu.Unlock()
-	mine := r.offset >= t.expect && slices.ContainsFunc(t.sub.s.Topics, func(p string) bool { return messaging.Match(p, r.msg.Topic) })
-	t.expect = max(t.expect, r.offset+1)
+	mine := r.offset >= t.expect.Next && slices.ContainsFunc(t.sub.s.Topics, func(p string) bool { return messaging.Match(p, r.msg.Topic) })
+	t.expect = position{Next: max(t.expect.Next, r.offset+1), Read: true}
 	if !mine {
 		t.log.ack(d.DeliveryTag)
 		return
@@ -287,7 +287,7 @@ func (t *tenure) moved(low uint64) {
 		return
 	}
 	n := int(low - t.first + 1)
-	if p := (position{Next: t.offsets[n-1] + 1}); t.done.before(p) {
+	if p := (position{Next: t.offsets[n-1] + 1, Read: true}); t.done.before(p) {
 		t.done = p
 	}
 	t.offsets, t.first = t.offsets[n:], low+1

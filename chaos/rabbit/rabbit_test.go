@@ -106,6 +106,7 @@ func TestABrokenBroker(t *testing.T) {
 	t.Run("rights", func(t *testing.T) { rights(t, s) })
 	t.Run("alarm", func(t *testing.T) { alarm(t, s) })
 	t.Run("timeout", func(t *testing.T) { timeout(t, s) })
+	t.Run("retention", func(t *testing.T) { retention(t, s) })
 	t.Run("storm", func(t *testing.T) { storm(t, s) })
 }
 
@@ -280,6 +281,90 @@ func timeout(t *testing.T, s *server.Rabbit) {
 	}
 	eventually(t, func() bool { return deliveries.Load() == 3 && read.Load() > before }, "the next message is delivered")
 	eventually(t, func() bool { return p.Stats().StaleAcks > 0 }, "the late acknowledgement is counted")
+}
+
+// retention removes what a group has not read, which the group is told. It is here because
+// the stream must not be deleted: RabbitMQ 3.10 restarts the writers of all streams when one
+// is deleted while its retention is looked at.
+func retention(t *testing.T, s *server.Rabbit) {
+	var out lockedBuffer
+	c, err := rabbitkit.New(s.URL, rabbitkit.Config{
+		Exchange: "retention", Log: rabbitkit.Log{MaxBytes: 200_000, SegmentBytes: 100_000},
+		Logger: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelError})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	old := messaging.Subscription{Group: "old", Topics: []string{"t"}, From: messaging.FromFirst()}
+	late := old
+	late.Group = "late"
+	if err := c.Declare(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	publish := func(n int) (last string) {
+		all := make([]*messaging.Message, n)
+		for i := range all {
+			all[i] = &messaging.Message{ID: messaging.NewID(), Topic: "t", Body: make([]byte, 1000)}
+		}
+		if err := c.Publish(t.Context(), all...); err != nil {
+			t.Fatal(err)
+		}
+		return all[n-1].ID
+	}
+	// read handles messages of a group until one has come, and returns how many there were.
+	read := func(sub messaging.Subscription, last string) int {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		n := 0
+		sub.Concurrency = 1
+		err := c.Subscribe(ctx, sub, messaging.HandlerFunc(func(_ context.Context, d *messaging.Delivery) error {
+			n++
+			if d.Message.ID == last {
+				cancel()
+			}
+			return nil
+		}))
+		if err != nil || context.Cause(ctx) != context.Canceled {
+			t.Fatalf("Subscribe(%s) = %v, %v, want the last message", sub.Group, err, context.Cause(ctx))
+		}
+		return n
+	}
+	read(old, publish(1))
+	const many = 3000
+	var last string
+	for range many / 500 {
+		last = publish(500)
+	}
+	if n := read(late, last); n >= many {
+		t.Errorf("a new group read %d messages, want fewer than %d", n, many)
+	}
+	if text := out.String(); text != "" {
+		t.Errorf("logged %q, want nothing: a new group begins with what there is", text)
+	}
+	if n := read(old, last); n >= many {
+		t.Errorf("the old group read %d messages, want fewer than %d", n, many)
+	}
+	if text := out.String(); !strings.Contains(text, "no longer holds") || !strings.Contains(text, "group=old") || !strings.Contains(text, "from=1") {
+		t.Errorf("logged %q, want that the log no longer holds what the group has not read, from 1 on", text)
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 var errRandom = errors.New("a failure now and then")
