@@ -367,6 +367,7 @@ func TestCatalogue(t *testing.T) {
 		shop.wantProblem(404, "not-found", "", shop.send("GET", "/api/products/none/stock", nil, nil))
 	})
 	t.Run("stock is what inventory has, by gRPC", func(t *testing.T) {
+		shop.stocked()
 		var out listing
 		shop.want(http.StatusOK, shop.send("GET", "/api/products", nil, nil), &out)
 		for _, p := range out.Items[:3] {
