@@ -376,7 +376,7 @@ func (t *tenure) end() {
 
 // settle takes back the positions up to p, so that only p is left for who comes next.
 func (t *tenure) settle(p position) {
-	timer := time.NewTimer(closeTimeout)
+	timer := time.NewTimer(t.sub.c.cfg.Timeout)
 	defer timer.Stop()
 	for t.held.before(p) {
 		select {
