@@ -29,6 +29,7 @@ import (
 	"github.com/dovetail-go/dovetail/bench/messaging"
 	"github.com/dovetail-go/dovetail/bench/outbox"
 	"github.com/dovetail-go/dovetail/bench/promises"
+	"github.com/dovetail-go/dovetail/bench/sagas"
 )
 
 // A section is one chapter of the report. It prints each measurement on stdout as
@@ -44,6 +45,7 @@ var sections = []section{
 	{"outbox", outbox.Report, outbox.Peers},
 	{"messaging", messaging.Report, messaging.Peers},
 	{"events", events.Report, events.Peers},
+	{"sagas", sagas.Report, sagas.Peers},
 	{"promises", promises.Report, nil},
 	{"caching", caching.Report, caching.Peers},
 	{"gateway", gatewaying.Report, gatewaying.Peers},
