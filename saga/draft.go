@@ -165,8 +165,12 @@ func (j *job) accept(d draft, c Change) bool {
 	j.rec.Status, j.rec.Step, j.rec.Attempt, j.rec.Data = c.Status, c.Step, c.Attempt, c.Data
 	j.rec.Reason, j.rec.Stuck, j.rec.Parked, j.rec.Cancel = c.Reason, c.Stuck, c.Parked, c.Cancel
 	j.rec.Revision, j.rec.Takeovers, j.rec.Notes = c.NewRevision(), 0, c.Notes
+	j.rec.Updated = j.now()
 	if c.Release {
 		j.rec.Owner = ""
+	}
+	if c.Due == DueNever {
+		j.rec.WakeAt = time.Time{}
 	}
 	if c.Due == DueAfter || c.Due == DueWait && c.After > 0 {
 		j.r.wakeIn(c.After)
@@ -187,7 +191,7 @@ func (j *job) accept(d draft, c Change) bool {
 // announce tells of a saga's end, or that it has got stuck, since it was in state was.
 func (e *Engine) announce(in Instance, was core.State) {
 	if in.Status.Ended() || in.Parked {
-		defer e.waiters.tell(in.ID)
+		defer e.waiters.tell(in)
 	}
 	if was.Status == core.Running && (in.Status == Compensating || in.Status == Compensated) {
 		e.stats.compensating.Add(1)

@@ -155,6 +155,9 @@ func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, why str
 		return false, err
 	}
 	rec.Status, rec.Stuck, rec.Step, rec.Reason, rec.Notes = c.Status, c.Stuck, c.Step, c.Reason, c.Notes
+	if rec.Updated = rec.Now; c.Due == DueNever {
+		rec.WakeAt, rec.Owner = time.Time{}, ""
+	}
 	e.announce(reveal(rec), before)
 	e.Wake()
 	return true, nil

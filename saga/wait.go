@@ -24,7 +24,8 @@ func (e *Engine) Wait(ctx context.Context, id string) (Instance, error) {
 		select {
 		case <-ctx.Done():
 			return in, ctx.Err()
-		case <-news:
+		case in := <-news:
+			return in, nil
 		case <-t.C:
 		}
 	}
@@ -33,18 +34,18 @@ func (e *Engine) Wait(ctx context.Context, id string) (Instance, error) {
 // waiters are the calls of Wait, by saga.
 type waiters struct {
 	mu sync.Mutex
-	by map[string]map[chan struct{}]bool
+	by map[string]map[chan Instance]bool
 }
 
-func (w *waiters) add(id string) (news <-chan struct{}, forget func()) {
-	c := make(chan struct{}, 1)
+func (w *waiters) add(id string) (news <-chan Instance, forget func()) {
+	c := make(chan Instance, 1)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.by == nil {
-		w.by = map[string]map[chan struct{}]bool{}
+		w.by = map[string]map[chan Instance]bool{}
 	}
 	if w.by[id] == nil {
-		w.by[id] = map[chan struct{}]bool{}
+		w.by[id] = map[chan Instance]bool{}
 	}
 	w.by[id][c] = true
 	return c, func() {
@@ -56,10 +57,14 @@ func (w *waiters) add(id string) (news <-chan struct{}, forget func()) {
 	}
 }
 
-func (w *waiters) tell(id string) {
+// tell gives those who wait the saga as it has ended or was parked.
+func (w *waiters) tell(in Instance) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for c := range w.by[id] {
-		signal(c)
+	for c := range w.by[in.ID] {
+		select {
+		case c <- in:
+		default:
+		}
 	}
 }
