@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -358,6 +359,50 @@ func testDeadLetters(t *testing.T, shop *stackShop) {
 	// The stranger is nobody's customer: the books must balance again.
 	if _, err := db.ExecContext(t.Context(), "DELETE FROM "+shop.settings[stack.NameVar]+"_notification.mails WHERE customer_id = 'stranger'"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRunAlone runs one service without the others and without Consul: it says where it is, answers, and
+// drains when it is told to stop.
+func TestRunAlone(t *testing.T) {
+	settings := stackSettings(t)
+	addresses := filepath.Join(t.TempDir(), "services.json")
+	if err := os.WriteFile(addresses, []byte(`{"services": {}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	delete(settings, stack.ConsulVar)
+	settings[stack.DiscoveryFileVar], settings[stack.PublicURLVar] = addresses, "http://shop.example"
+	cmd := exec.CommandContext(t.Context(), buildShop(t), "run", "catalog", "--instance", "catalog-7")
+	for name, value := range settings {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	cmd.Stderr = t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said stack.Instance
+	if err := json.NewDecoder(out).Decode(&said); err != nil || said.Service != "catalog" || said.Instance != "catalog-7" || said.PID != cmd.Process.Pid {
+		t.Fatalf("said %+v (%v), want catalog-7 and process %d", said, err, cmd.Process.Pid)
+	}
+	a := &api{t: t, url: "http://" + said.Addr}
+	for _, path := range []string{"/livez", "/readyz", "/metrics", "/products/p-001"} {
+		eventually(t, func() error { // the listing is a projection, which takes a moment
+			if got := a.send("GET", path, nil, nil); got.status != http.StatusOK {
+				return fmt.Errorf("GET %s = %d %s, want 200", path, got.status, got.body)
+			}
+			return nil
+		})
+	}
+	a.want(http.StatusUnauthorized, a.send("POST", "/internal/quote", nil, map[string]any{"product_ids": []string{"p-001"}}), nil)
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("told to stop, it ended with %v, want exit code 0", err)
 	}
 }
 
