@@ -25,6 +25,9 @@ func (c *Client) bury(ctx context.Context, dl messaging.DeadLetter) error {
 	r := encode(c.deadTopic(dl.Group), dl.Encode())
 	r.Headers = append(r.Headers, kgo.RecordHeader{Key: headerKey, Value: []byte(dl.Message.Key)}, from(&dl.Delivery))
 	r.Key = []byte(identity(dl))
+	if err := c.ensure(ctx, r.Topic); err != nil {
+		return err
+	}
 	return c.put(ctx, r)
 }
 

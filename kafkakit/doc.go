@@ -35,8 +35,9 @@
 // is idempotent. What a context's end leaves unsent is messaging.ErrBlocked where it waited for
 // the Window, and messaging.ErrUnknown from there on.
 //
-// A group's committed offset moves only over messages that are finished, from the oldest
-// on. While a partition goes to another member (the cooperative protocol: only those that move stop), the
+// A group's committed offset moves only over messages that are finished, from the oldest on; what is
+// finished behind one that is not stands in the commit's metadata, some thousands of messages, and is not
+// handled again by the next member either. While a partition goes to another member (the cooperative protocol: only those that move stop), the
 // handlers that run are waited for and their progress is committed first, so an orderly rebalance, start
 // or stop delivers nothing twice. What a handler decides after its partition has gone counts for
 // nothing: see Stats.Late.
@@ -62,8 +63,8 @@
 // connections, not against a real cluster.
 //
 // A process that is killed leaves what it handled since the last commit (Config.CommitEvery) to be
-// delivered again, and what it finished behind one that was not finished. Redelivered is false then: a
-// log does not know. Use an inbox, as with every duplicate.
+// delivered again. Redelivered is false then: a log does not know. Use an inbox, as with every
+// duplicate.
 //
 // A handler that outlives Config.RebalanceTimeout, or a process that was stopped for longer than
 // Config.SessionTimeout, may run beside the one that has the partition next, in an ordered group too.
@@ -78,7 +79,11 @@
 // first Declare said. When Kafka forgets the offsets of a group that nobody uses (offsets.retention.minutes, 7
 // days), it begins there again.
 //
-// No topic is unroutable: a log takes what nobody reads. Temporary groups are not supported.
+// A Temporary group ends with its last member's orderly end, and has no retry topic: what fails waits in
+// the process, and its dead letters cannot be replayed. One whose last process was killed stays until Kafka
+// forgets its offsets, so its name should be used once.
+//
+// No topic is unroutable: a log takes what nobody reads.
 //
 // Records of other producers are messages of the topic that is named like the Kafka topic, with their
 // place as ID.

@@ -32,6 +32,9 @@ type note struct {
 	Group   string   `json:"group"`
 	Topics  []string `json:"topics"`
 	Ordered bool     `json:"ordered,omitempty"`
+	// Temporary groups end with their last member; Gone says that one has.
+	Temporary bool `json:"temporary,omitempty"`
+	Gone      bool `json:"gone,omitempty"`
 	// Start is the first offset by partition. It counts in a group's first note.
 	Start map[int32]int64 `json:"start,omitempty"`
 }
@@ -175,6 +178,10 @@ func (c *Client) groups(ctx context.Context) (map[string]*group, error) {
 		if json.Unmarshal(r.Value, &n) != nil || n.Group == "" {
 			return // of somebody else
 		}
+		if n.Gone {
+			delete(all, n.Group)
+			return
+		}
 		g := all[n.Group]
 		if g == nil {
 			g = &group{note: n, topics: map[string]bool{}}
@@ -190,7 +197,7 @@ func (c *Client) groups(ctx context.Context) (map[string]*group, error) {
 // Declare makes groups; see [messaging.Declarer].
 func (c *Client) Declare(ctx context.Context, subs ...messaging.Subscription) error {
 	for _, s := range subs {
-		if err := validate(s); err != nil {
+		if err := s.Validate(); err != nil {
 			return err
 		}
 	}
@@ -205,18 +212,22 @@ func (c *Client) Declare(ctx context.Context, subs ...messaging.Subscription) er
 	return nil
 }
 
-func validate(s messaging.Subscription) error {
-	if err := s.Validate(); err != nil {
-		return err
-	}
-	if s.Temporary {
-		return fmt.Errorf("%w: Subscription.Temporary of group %q", messaging.ErrUnsupported, s.Group)
+// agrees returns an error if the group was declared otherwise.
+func (g *group) agrees(s messaging.Subscription) error {
+	switch {
+	case g.Ordered != s.Ordered:
+		return fmt.Errorf("%w: group %q has Ordered = %t, Subscription.Ordered is %t", messaging.ErrMismatch, s.Group, g.Ordered, s.Ordered)
+	case g.Temporary != s.Temporary:
+		return fmt.Errorf("%w: group %q has Temporary = %t, Subscription.Temporary is %t", messaging.ErrMismatch, s.Group, g.Temporary, s.Temporary)
 	}
 	return nil
 }
 
 // known reports whether the log of groups is known to hold all of s.
 func (c *Client) known(s messaging.Subscription) bool {
+	if s.Temporary {
+		return false // it may be gone
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, t := range s.Topics {
@@ -231,7 +242,11 @@ func (c *Client) declare(ctx context.Context, s messaging.Subscription) error {
 	if c.known(s) {
 		return nil
 	}
-	for _, t := range []string{c.cfg.Topic, c.groupsTopic(), c.retryTopic(s.Group), c.deadTopic(s.Group)} {
+	topics := []string{c.cfg.Topic, c.groupsTopic()}
+	if !s.Temporary { // which would leave them behind
+		topics = append(topics, c.retryTopic(s.Group), c.deadTopic(s.Group))
+	}
+	for _, t := range topics {
 		if err := c.ensure(ctx, t); err != nil {
 			return err
 		}
@@ -246,21 +261,19 @@ func (c *Client) declare(ctx context.Context, s messaging.Subscription) error {
 	for _, t := range s.Topics {
 		added = added || !g.topics[t]
 	}
-	if existed && g.Ordered != s.Ordered {
-		return fmt.Errorf("%w: group %q has Ordered = %t, Subscription.Ordered is %t", messaging.ErrMismatch, s.Group, g.Ordered, s.Ordered)
+	if existed {
+		if err := g.agrees(s); err != nil {
+			return err
+		}
 	}
 	if added {
-		n := note{Group: s.Group, Topics: s.Topics, Ordered: s.Ordered}
+		n := note{Group: s.Group, Topics: s.Topics, Ordered: s.Ordered, Temporary: s.Temporary}
 		if !existed {
 			if n.Start, err = c.start(ctx, s.From); err != nil {
 				return err
 			}
 		}
-		value, err := json.Marshal(n)
-		if err != nil {
-			return err
-		}
-		if err := c.put(ctx, &kgo.Record{Topic: c.groupsTopic(), Key: []byte(s.Group), Value: value}); err != nil {
+		if err := c.note(ctx, n); err != nil {
 			return fmt.Errorf("kafkakit: declare group %q: %w", s.Group, err)
 		}
 		if all, err = c.groups(ctx); err != nil { // another one may have been first
@@ -269,8 +282,8 @@ func (c *Client) declare(ctx context.Context, s messaging.Subscription) error {
 		if g = all[s.Group]; g == nil {
 			return fmt.Errorf("kafkakit: declare group %q: the log of groups has lost it", s.Group)
 		}
-		if g.Ordered != s.Ordered {
-			return fmt.Errorf("%w: group %q has Ordered = %t, Subscription.Ordered is %t", messaging.ErrMismatch, s.Group, g.Ordered, s.Ordered)
+		if err := g.agrees(s); err != nil {
+			return err
 		}
 	}
 	if err := c.begin(ctx, g); err != nil {
@@ -281,6 +294,9 @@ func (c *Client) declare(ctx context.Context, s messaging.Subscription) error {
 			return err
 		}
 	}
+	if s.Temporary {
+		return nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.declared[s.Group] == nil {
@@ -288,6 +304,31 @@ func (c *Client) declare(ctx context.Context, s messaging.Subscription) error {
 	}
 	for t := range g.topics {
 		c.declared[s.Group][t] = groupMode{g.Ordered}
+	}
+	return nil
+}
+
+// note appends to the log of groups.
+func (c *Client) note(ctx context.Context, n note) error {
+	value, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	return c.put(ctx, &kgo.Record{Topic: c.groupsTopic(), Key: []byte(n.Group), Value: value})
+}
+
+// remove ends a temporary group, unless it has members.
+func (c *Client) remove(ctx context.Context, group string) error {
+	name := c.consumerGroup(group)
+	_, err := c.adm.DeleteGroup(ctx, name)
+	switch {
+	case errors.Is(err, kerr.NonEmptyGroup):
+		return nil
+	case err == nil, errors.Is(err, kerr.GroupIDNotFound):
+		err = c.note(ctx, note{Group: group, Gone: true})
+	}
+	if err != nil {
+		return fmt.Errorf("kafkakit: end temporary group %q: %w", group, judge(err))
 	}
 	return nil
 }

@@ -57,6 +57,7 @@ func TestConformance(t *testing.T) {
 		Unit:        200 * time.Millisecond,
 		Ordered:     true,
 		Log:         true,
+		Temporary:   true,
 		TimeStep:    time.Millisecond,
 		Partitioned: true,
 	})

@@ -57,11 +57,12 @@ type part struct {
 	slots   []*slot // from the oldest that is not finished, in order of offset
 	running int     // handlers
 	waiting map[*entry]*time.Timer
-	closing bool  // no handler begins any more
-	closed  bool  // it is another's, or will be
-	next    int64 // what to commit, below which all is finished; -1 if nothing is
-	epoch   int32 // of the leader that the last finished record came from
-	saved   int64 // what has been committed last
+	closing bool           // no handler begins any more
+	closed  bool           // it is another's, or will be
+	next    int64          // what to commit, below which all is finished; -1 if nothing is
+	epoch   int32          // of the leader that the last finished record came from
+	dirty   bool           // there is something to commit
+	skip    map[int64]bool // what members before us have finished and we have not come to
 }
 
 // slot is the place of one record in its partition.
@@ -92,7 +93,7 @@ func (c *Client) Subscribe(ctx context.Context, s messaging.Subscription, h mess
 	if h == nil {
 		return errors.New("kafkakit: Subscribe: handler is nil, want a handler")
 	}
-	if err := validate(s); err != nil {
+	if err := s.Validate(); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -136,6 +137,11 @@ func (c *Client) Subscribe(ctx context.Context, s messaging.Subscription, h mess
 	sub.save(sctx)
 	sub.kgo.AllowRebalance()
 	sub.kgo.CloseAllowingRebalance()
+	if s.Temporary && c.ctx.Err() == nil {
+		if rerr := c.remove(sctx, s.Group); rerr != nil {
+			c.logger().LogAttrs(sctx, slog.LevelWarn, "temporary group left behind", slog.String("group", s.Group), slog.Any("error", rerr))
+		}
+	}
 	if err == nil && c.ctx.Err() != nil {
 		return messaging.ErrClosed
 	}
@@ -163,19 +169,27 @@ func (sub *subscription) open(ctx context.Context) error {
 		c.logger().LogAttrs(ctx, slog.LevelWarn, "subscription waits for the broker", slog.String("group", sub.s.Group), slog.Any("error", err))
 		_ = sleep(ctx, backoff(failures))
 	}
+	topics := []string{c.cfg.Topic}
+	// A partition without a committed offset is younger than the group, unless a temporary group was
+	// ended by another member at this moment.
+	begin := kgo.NewOffset().AtStart()
+	if sub.s.Temporary {
+		begin = begin.AtEnd()
+	} else {
+		topics = append(topics, c.retryTopic(sub.s.Group))
+	}
 	var err error
 	sub.kgo, err = c.connect(
 		kgo.ConsumerGroup(c.consumerGroup(sub.s.Group)),
-		kgo.ConsumeTopics(c.cfg.Topic, c.retryTopic(sub.s.Group)),
+		kgo.ConsumeTopics(topics...),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.SessionTimeout(c.cfg.SessionTimeout), kgo.HeartbeatInterval(c.cfg.SessionTimeout/10),
 		kgo.RebalanceTimeout(c.cfg.RebalanceTimeout+c.cfg.Timeout),
-		// A partition without a committed offset is younger than the group. Where retention has taken
-		// what comes next, the oldest that is left comes next.
-		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		// Where retention has taken what comes next, the oldest that is left comes next.
+		kgo.ConsumeStartOffset(begin), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.DisableAutoCommit(), kgo.BlockRebalanceOnPoll(),
 		kgo.FetchMaxWait(500*time.Millisecond), // a topic that was paused joins with the next fetch
-		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { sub.assigned(m) }),
+		kgo.OnPartitionsAssigned(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { sub.assigned(ctx, m) }),
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { sub.revoked(ctx, m) }),
 		kgo.OnPartitionsLost(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { sub.lost(ctx, m) }),
 	)
@@ -282,7 +296,9 @@ func (sub *subscription) offer(r *kgo.Record, d received) {
 	}
 	e := &entry{received: d, part: p, slot: &slot{offset: r.Offset, epoch: r.LeaderEpoch}}
 	p.slots = append(p.slots, e.slot)
-	if d.group != "" || r.Topic == sub.c.cfg.Topic && !sub.group.match(d.msg.Topic) {
+	done := p.skip[r.Offset]
+	delete(p.skip, r.Offset)
+	if done || d.group != "" || r.Topic == sub.c.cfg.Topic && !sub.group.match(d.msg.Topic) {
 		sub.finish(e)
 		return
 	}
@@ -395,6 +411,7 @@ func (sub *subscription) release(e *entry) {
 func (sub *subscription) finish(e *entry) {
 	p := e.part
 	e.slot.finished = true
+	p.dirty = true
 	for len(p.slots) > 0 && p.slots[0].finished {
 		p.next, p.epoch = p.slots[0].offset+1, p.slots[0].epoch
 		p.slots = p.slots[1:]
@@ -493,7 +510,7 @@ func (sub *subscription) settle(e *entry, d *messaging.Delivery, dec messaging.D
 		c.dropped.Add(1)
 	case messaging.Retried:
 		c.retried.Add(1)
-		if !sub.s.Ordered && sub.hctx.Err() == nil {
+		if !sub.s.Ordered && !sub.s.Temporary && sub.hctx.Err() == nil {
 			due := time.Now().Add(dec.Delay)
 			err := c.put(sub.hctx, again(c.retryTopic(sub.s.Group), d, dec.Attempt, due))
 			if over = err == nil; !over {

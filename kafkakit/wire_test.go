@@ -85,3 +85,42 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestFinished(t *testing.T) {
+	for _, offsets := range [][]int64{{}, {101}, {101, 102, 103}, {150, 1 << 20, 1<<20 + 1}} {
+		note := encodeFinished(100, offsets)
+		got := decodeFinished(100, note)
+		if len(got) != len(offsets) {
+			t.Errorf("decode(%q) = %v, want %v", note, got, offsets)
+		}
+		for _, o := range offsets {
+			if !got[o] {
+				t.Errorf("decode(%q) = %v, want %d in it", note, got, o)
+			}
+		}
+	}
+	var many []int64
+	for o := range int64(100_000) {
+		many = append(many, 101+2*o)
+	}
+	note := encodeFinished(100, many)
+	if got := decodeFinished(100, note); len(note) > 4096 || len(got) < 2800 || !got[101] {
+		t.Errorf("%d of %d offsets in %d bytes, want thousands in at most 4096", len(got), len(many), len(note))
+	}
+	for _, foreign := range []string{"", "somebody else's", noteMark + "!", noteMark + "////////////////"} {
+		if got := decodeFinished(100, foreign); len(got) != 0 {
+			t.Errorf("decode(%q) = %v, want nothing", foreign, got)
+		}
+	}
+}
+
+func FuzzFinished(f *testing.F) {
+	f.Add(int64(100), encodeFinished(100, []int64{101, 105}))
+	f.Fuzz(func(t *testing.T, next int64, note string) {
+		for o := range decodeFinished(next, note) {
+			if next >= 0 && next < 1<<60 && o < next {
+				t.Errorf("offset %d is before %d", o, next)
+			}
+		}
+	})
+}
