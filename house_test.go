@@ -247,7 +247,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 	for _, name := range names {
 		text, err := os.ReadFile(name)
-		part := strings.HasPrefix(name, "bench/results/") // of bench/README.md
+		part := strings.HasPrefix(name, "bench/results/")                                        // of bench/README.md
 		if path.Ext(name) != ".md" || strings.Contains(name, "/vendor/") || part || err != nil { // an error: deleted and not yet committed
 			continue
 		}
