@@ -82,6 +82,8 @@ func TestTakeover(t *testing.T) {
 		return nil
 	}, saga.NoUndo[data](), saga.Timeout[data](time.Hour)), saga.Call("b", w.fn(), saga.NoUndo[data]())))
 	w.defs = []saga.Registered{d}
+	var taken []saga.TakenOver
+	w.cfg.Hooks.TakenOver = func(h saga.TakenOver) { taken = append(taken, h) }
 	synctest.Test(t, func(t *testing.T) {
 		w.T = t
 		w.engine = w.newEngine(cut)
@@ -100,6 +102,9 @@ func TestTakeover(t *testing.T) {
 		w.noted("second a 1", "b/do")
 		if st := w.engine.Stats(); st.Takeovers != 1 {
 			t.Errorf("Stats = %+v, want one takeover", st)
+		}
+		if want := (saga.TakenOver{Saga: "s", Name: "x", Version: 1, Step: "a", Takeovers: 1}); len(taken) != 1 || taken[0] != want {
+			t.Errorf("hook TakenOver got %+v, want %+v", taken, want)
 		}
 		// The first node comes back, late.
 		cut.set(nil, nil)

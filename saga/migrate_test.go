@@ -6,6 +6,7 @@ package saga_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -149,4 +150,32 @@ func TestHooksAndStatsOfEveryTurn(t *testing.T) {
 			t.Errorf("Count = %+v, %v, want none", c, err)
 		}
 	})
+}
+
+// TestWhatWaitsCostsNothing counts the calls of the store in an hour in which nothing
+// happens, with many sagas that wait and with none.
+func TestWhatWaitsCostsNothing(t *testing.T) {
+	counts := map[int]int{}
+	for _, sagas := range []int{0, 500} {
+		w := newWorld(t)
+		cut := &cutStore{Store: w.store}
+		w.store = cut
+		d := saga.Must(saga.New("x", 1, saga.Await("w", judge)))
+		w.defs = []saga.Registered{d}
+		w.run(func() {
+			for i := range sagas {
+				w.start(d, fmt.Sprint(i), data{})
+			}
+			time.Sleep(time.Minute)
+			before := cut.count()
+			time.Sleep(time.Hour)
+			counts[sagas] = cut.count() - before
+		})
+	}
+	if counts[0] > 3600 {
+		t.Errorf("an idle engine called the store %d times in an hour, want at most once a second", counts[0])
+	}
+	if diff := counts[500] - counts[0]; diff > counts[0]/50 || diff < -counts[0]/50 {
+		t.Errorf("with 500 sagas that wait it called the store %d times in an hour, without any %d times; want no difference", counts[500], counts[0])
+	}
 }

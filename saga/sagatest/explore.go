@@ -75,6 +75,11 @@ type Result struct {
 //   - A local step is done at most once, and undone at most as often as it was done.
 //   - Whatever happened, a saga that has not ended can go on.
 //
+// A message may be delivered late and, within Bounds.Duplicates, twice; its reply is kept.
+// Steps in parallel are searched as messages that are under way together, a child as a
+// participant that can undo what it did; what an Await waits for may come at any time and
+// refuse; a Lock is got or refused, but other sagas are not part of the search.
+//
 // It does not run the functions of the steps, but takes each participant to be
 // guarded by the barrier package unless Bounds.Unguarded names it, and its pivot to
 // remember a refusal. Of several late copies of one request it keeps one.
