@@ -5,9 +5,15 @@ package grpckit_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"runtime"
 	"strings"
 	"sync"
@@ -17,6 +23,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	pb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
@@ -92,6 +99,37 @@ func TestAuthorityIsTheService(t *testing.T) {
 	_, conn, _ := dial(t, grpckit.DialerConfig{}, []string{addr})
 	if got, err := call(patient(t), conn); err != nil || got != service {
 		t.Errorf("authority = %q, %v; want %q", got, err, service)
+	}
+}
+
+// The certificate names the service, not the addresses of its instances.
+func TestTLS(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := func(name string) tls.Certificate {
+		template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	}
+	for name, want := range map[string]codes.Code{service: codes.OK, "payment": codes.Unavailable} {
+		t.Run(name, func(t *testing.T) {
+			theirs := certificate(name)
+			_, addr := start(t, says("secret"), grpc.Creds(credentials.NewServerTLSFromCert(&theirs)))
+			roots := x509.NewCertPool()
+			parsed, err := x509.ParseCertificate(theirs.Certificate[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			roots.AddCert(parsed)
+			_, conn, _ := dial(t, grpckit.DialerConfig{}, []string{addr}, grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "")))
+			_, err = call(patient(t), conn)
+			wantCode(t, err, want)
+		})
 	}
 }
 
