@@ -69,7 +69,7 @@ func (b *bench) inbox() error {
 	}
 	fmt.Fprintln(b.w)
 	for k, c := range cases[1:] {
-		ratio := rates[k+1].median() / rates[0].median()
+		ratio := rates[k+1].over(&rates[0])
 		b.goal(c.name+": at least 3 times one transaction per message", ratio, ratio >= 3,
 			"each effect is a round trip, and one connection makes them one after the other: where the cores are contended, it gets one share and the workers sixteen")
 	}

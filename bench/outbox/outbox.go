@@ -42,7 +42,7 @@ var Peers = []string{
 // results/outbox-growth.svg. A round of it takes about a minute whatever each says, since
 // servers need time to show what they do.
 func Report(ctx context.Context, stdout, w io.Writer, rounds int, _ time.Duration) error {
-	fmt.Fprint(w, "## Outbox, relay and inbox\n\n")
+	fmt.Fprint(w, "## Outbox, relay and inbox\n\nThe ratio of a goal is the median of the rounds' ratios.\n\n")
 	dsn, broker := os.Getenv("DOVETAIL_POSTGRES_DSN"), os.Getenv("DOVETAIL_RABBITMQ_URL")
 	if dsn == "" || broker == "" {
 		fmt.Fprint(w, "Not run: DOVETAIL_POSTGRES_DSN and DOVETAIL_RABBITMQ_URL are not set.\n")
@@ -164,6 +164,16 @@ func (m *measure) median() float64 {
 	}
 	v := slices.Sorted(slices.Values(m.values))
 	return v[len(v)/2]
+}
+
+// over is the median of the ratios to another case, round by round: what the machine does
+// meanwhile falls on both.
+func (m *measure) over(other *measure) float64 {
+	ratios := measure{}
+	for i := range min(len(m.values), len(other.values)) {
+		ratios.add(m.values[i] / other.values[i])
+	}
+	return ratios.median()
 }
 
 // spread is the smallest and the largest value.

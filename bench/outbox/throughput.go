@@ -64,10 +64,10 @@ func (b *bench) throughput() error {
 	for i, c := range cases {
 		fmt.Fprintf(b.w, "| %s | %d | %.0f | %s | %s |\n", c.name, c.n, rates[i].median(), rates[i].spread(), figure(cpus[i].median()))
 	}
-	raw, ours, forwarder := rates[0].median(), rates[2].median(), rates[3].median()
+	raw, forwarder := rates[2].over(&rates[0]), rates[2].over(&rates[3])
 	fmt.Fprintln(b.w)
-	b.goal("relay at least 0.9 of raw confirmed publishing", ours/raw, ours >= 0.9*raw, "where all share two cores and these are the bound, the database's work for each message adds to the broker's: its part of the rate, not of the latency, is lost")
-	b.goal("relay at least 4 times watermill's forwarder", ours/forwarder, ours >= 4*forwarder, "")
+	b.goal("relay at least 0.9 of raw confirmed publishing", raw, raw >= 0.9, "where all share two cores and these are the bound, the database's work for each message adds to the broker's: its part of the rate, not of the latency, is lost")
+	b.goal("relay at least 4 times watermill's forwarder", forwarder, forwarder >= 4, "")
 	fmt.Fprintln(b.w)
 	return nil
 }
