@@ -94,7 +94,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	}
 	k := fake(t)
 	cfg := config()
-	cfg.RebalanceTimeout, cfg.SessionTimeout, cfg.Timeout = 30*time.Second, 20*time.Second, 10*time.Second
+	cfg.RebalanceTimeout, cfg.SessionTimeout, cfg.Timeout = time.Minute, 45*time.Second, 30*time.Second
 	c := open(t, k, cfg)
 	s := messaging.Subscription{Group: "g", Topics: []string{"t"}, Ordered: true, Concurrency: 4, Backoff: messaging.Backoff{Base: time.Millisecond}}
 	if err := c.Declare(t.Context(), s); err != nil {

@@ -183,7 +183,7 @@ func (sub *subscription) open(ctx context.Context) error {
 		kgo.ConsumerGroup(c.consumerGroup(sub.s.Group)),
 		kgo.ConsumeTopics(topics...),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		kgo.SessionTimeout(c.cfg.SessionTimeout), kgo.HeartbeatInterval(c.cfg.SessionTimeout/10),
+		kgo.SessionTimeout(c.cfg.SessionTimeout), kgo.HeartbeatInterval(min(time.Second, c.cfg.SessionTimeout/10)), // members learn of a rebalance by it
 		kgo.RebalanceTimeout(c.cfg.RebalanceTimeout+c.cfg.Timeout),
 		// Where retention has taken what comes next, the oldest that is left comes next.
 		kgo.ConsumeStartOffset(begin), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
