@@ -109,19 +109,19 @@ func Up(ctx context.Context, cfg UpConfig) error {
 		return err
 	}
 	defer func() { _ = u.front.Close() }()
-	u.url = cfg.Getenv(PublicURLVar)
-	if u.url == "" {
-		u.url = "http://" + front.Addr().String()
-	}
-	settings, err := u.settings(services)
-	if err != nil {
-		return err
-	}
 	addr := *front.Addr().(*net.TCPAddr)
 	if addr.IP.IsUnspecified() {
 		addr.IP = net.IPv4(127, 0, 0, 1) // from here it can be reached there
 	}
 	u.local = "http://" + addr.String()
+	u.url = cfg.Getenv(PublicURLVar)
+	if u.url == "" {
+		u.url = u.local
+	}
+	settings, err := u.settings(services)
+	if err != nil {
+		return err
+	}
 	return u.run(ctx, settings, services)
 }
 
