@@ -100,7 +100,8 @@
 // stays unavailable afterwards. Declare at deployment, not under load.
 //
 // A queue that has lost its majority confirms nothing. What waits for it keeps its place in the
-// Window, also when its caller has gone, until the queue or the connection comes back.
+// Window, also when its caller has gone, for a minute (six times Config.Timeout). Then the
+// connection is given up, and with it all that is in flight is messaging.ErrUnknown.
 //
 // What retention removes before a group has read it is lost to that group; it is logged as an
 // error with the offsets. A time in Subscription.From is rounded down to the second, and to the

@@ -293,7 +293,12 @@ type channel struct {
 	mu      sync.Mutex
 	next    uint64 // the tag of the next message
 	pending map[uint64]*flight
+	oldest  uint64    // in flight, when overdue looked
+	since   time.Time // when it was first seen to be that
 }
+
+// confirmTimeouts is after how many of Config.Timeout a message is not confirmed any more.
+const confirmTimeouts = 6
 
 // open begins a session: a channel with confirms, and the topology that it needs.
 func (p *publisher) open(ctx context.Context) (*channel, error) {
@@ -449,8 +454,16 @@ func (s *channel) forget(f *flight) bool {
 // collect reads confirmations and returns, and tells the callers, until the session ends.
 func (s *channel) collect(p *publisher) {
 	returns := s.returns
+	look := time.NewTicker(p.c.cfg.Timeout)
+	defer look.Stop()
+	var stuck error
 	for open := true; open; {
 		select {
+		case now := <-look.C:
+			if stuck == nil && s.overdue(now, confirmTimeouts*p.c.cfg.Timeout) {
+				stuck = errors.New("rabbitkit: the broker has not confirmed a message for too long")
+				_ = s.cn.sock.Close()
+			}
 		case r, ok := <-returns:
 			if !ok {
 				returns = nil
@@ -481,6 +494,8 @@ func (s *channel) collect(p *publisher) {
 	select {
 	case err := <-s.closed:
 		switch {
+		case stuck != nil:
+			s.cause = stuck
 		case err == nil:
 		case err.Server && err.Code == amqp.AccessRefused: // to write to the exchange
 			s.cause = fmt.Errorf("%w: %w", ErrAccess, err)
@@ -498,6 +513,25 @@ func (s *channel) collect(p *publisher) {
 	for _, f := range left {
 		p.over(f, fmt.Errorf("%w: %w", messaging.ErrUnknown, s.cause))
 	}
+}
+
+// overdue reports whether the oldest message in flight waits for its confirmation for too
+// long, although the broker takes messages in. A queue may lose one for good, when it or a
+// part of it is restarted inside the broker; then nothing but the end of the channel frees
+// the places of the window.
+func (s *channel) overdue(now time.Time, most time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	oldest := uint64(0)
+	for tag := range s.pending {
+		if oldest == 0 || tag < oldest {
+			oldest = tag
+		}
+	}
+	if _, blocked := s.cn.room(); blocked || oldest != s.oldest {
+		s.oldest, s.since = oldest, now
+	}
+	return oldest != 0 && now.Sub(s.since) >= most
 }
 
 // comeBack notes that a message was returned: the oldest one with this ID that was not

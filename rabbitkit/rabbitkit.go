@@ -61,7 +61,8 @@ type Config struct {
 	// in whole seconds. Zero means 10 s. A heartbeat parameter in the URL overrides it.
 	Heartbeat time.Duration
 	// Timeout bounds the making of a connection, every answer but a confirmation, and
-	// every write to the socket. Zero means 10 s.
+	// every write to the socket. When a message waits six times as long for its confirmation
+	// the connection is given up. Zero means 10 s.
 	Timeout time.Duration
 	// MaxReconnectDelay bounds the growing delay between attempts to connect. Zero means 5 s.
 	MaxReconnectDelay time.Duration

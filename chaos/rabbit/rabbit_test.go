@@ -107,6 +107,7 @@ func TestABrokenBroker(t *testing.T) {
 	t.Run("alarm", func(t *testing.T) { alarm(t, s) })
 	t.Run("timeout", func(t *testing.T) { timeout(t, s) })
 	t.Run("retention", func(t *testing.T) { retention(t, s) })
+	t.Run("no confirmation", func(t *testing.T) { unconfirmed(t, s) })
 	t.Run("storm", func(t *testing.T) { storm(t, s) })
 }
 
@@ -281,6 +282,43 @@ func timeout(t *testing.T, s *server.Rabbit) {
 	}
 	eventually(t, func() bool { return deliveries.Load() == 3 && read.Load() > before }, "the next message is delivered")
 	eventually(t, func() bool { return p.Stats().StaleAcks > 0 }, "the late acknowledgement is counted")
+}
+
+// unconfirmed stops a queue inside the broker, which goes on in all else. A message that
+// waits for it must not hold its place for ever.
+func unconfirmed(t *testing.T, s *server.Rabbit) {
+	const group = "unconfirmed"
+	owner := connect(t, s, "owner")
+	defer owner.close()
+	sub := messaging.Subscription{Group: group, Topics: []string{group}}
+	if err := owner.Declare(t.Context(), sub); err != nil {
+		t.Fatal(err)
+	}
+	c, err := rabbitkit.New(s.URL, rabbitkit.Config{
+		Exchange: "chaos", Log: logs, Window: 1, Timeout: time.Second, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	m := &messaging.Message{ID: messaging.NewID(), Topic: group}
+	if err := c.Publish(t.Context(), m); err != nil {
+		t.Fatalf("Publish = %v, want nil", err)
+	}
+	queue := fmt.Sprintf("whereis(binary_to_atom(<<\"dovetail_chaos.group.%s\">>))", group)
+	s.Ctl("eval", "sys:suspend("+queue+").")
+	if err := c.Publish(t.Context(), m); !errors.Is(err, messaging.ErrUnknown) || !strings.Contains(err.Error(), "not confirmed") {
+		t.Errorf("Publish = %v, want ErrUnknown although its context goes on", err)
+	}
+	s.Ctl("eval", "sys:resume("+queue+").")
+	eventually(t, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		return c.Publish(ctx, m) == nil
+	}, "the message is confirmed")
+	if err := owner.Remove(t.Context(), group); err != nil {
+		t.Errorf("Remove = %v, want nil", err)
+	}
 }
 
 // retention removes what a group has not read, which the group is told. It is here because

@@ -276,8 +276,9 @@ func (r *runner) log() {
 		for left := len(all); left > 0; left -= 20 {
 			enough := make(chan struct{}, len(all))
 			one := e.subscribe(s, func(ctx context.Context, d *messaging.Delivery) error {
+				err := got.handle(ctx, d)
 				enough <- struct{}{}
-				return got.handle(ctx, d)
+				return err
 			})
 			for range 20 {
 				if got.len() < len(all) {
