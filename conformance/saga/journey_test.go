@@ -219,7 +219,7 @@ var journeys = []struct {
 // and after the call, or loses the answer, for trips that are refused at each of their
 // steps. DOVETAIL_SAGA_JOURNEYS=all cuts at every call, else at some of them.
 func TestEveryKindOfStep(t *testing.T) {
-	stride := 5
+	stride := 7
 	if os.Getenv("DOVETAIL_SAGA_JOURNEYS") == "all" {
 		stride = 1
 	}

@@ -59,7 +59,13 @@ func TestExploreFindsNothingWrong(t *testing.T) {
 		"children":           saga.Must(saga.New("x", 1, saga.Child("a", three, begin, keep), saga.Parallel(saga.Child("b", three, begin, keep), saga.Await("w", on)))),
 	} {
 		t.Run(name, func(t *testing.T) {
-			Explore(t, d, Bounds{})
+			var b Bounds
+			for _, s := range d.Steps() {
+				if s.Kind != saga.KindCall && s.Kind != saga.KindLocal {
+					b.Failures, b.Stalls = 1, -1 // fewer states, for the race detector's sake
+				}
+			}
+			Explore(t, d, b)
 		})
 	}
 }
