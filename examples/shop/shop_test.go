@@ -36,6 +36,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	}
 	path := filepath.Join(dir, "shop")
 	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		_ = os.RemoveAll(dir)
 		return "", fmt.Errorf("go build: %w: %s", err, out)
 	}
 	return path, nil
