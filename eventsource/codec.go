@@ -75,13 +75,13 @@ func Type[T any](name string) Entry {
 			return err
 		}
 		if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
-			return fmt.Errorf("Go type of %q is %v, want a type that is no pointer or interface", name, t)
+			return fmt.Errorf("type %q is given to %v, want a type that is no pointer or interface", name, t)
 		}
 		if other, ok := c.types[name]; ok {
 			return fmt.Errorf("type %q is given to %v and %v, want one", name, other, t)
 		}
 		if other, ok := c.names[t]; ok {
-			return fmt.Errorf("Go type %v is called %q and %q, want one name; older names have upcasters", t, other, name)
+			return fmt.Errorf("type %v is called %q and %q, want one name; older names have upcasters", t, other, name)
 		}
 		c.types[name], c.names[t] = t, name
 		return nil

@@ -27,7 +27,7 @@ func TestNewCodec(t *testing.T) {
 		`type "a" has two upcasters`:             {eventsource.Upcast("a", up), eventsource.Upcast("a", up)},
 		`upcaster of "a" is nil`:                 {eventsource.Upcast("a", nil)},
 		"type of event is empty":                 {eventsource.Type[placed]("")},
-		`Go type of "a" is *eventsource_test.pl`: {eventsource.Type[*placed]("a")},
+		`type "a" is given to *eventsource_test`: {eventsource.Type[*placed]("a")},
 		"Format is nil":                          {eventsource.Format(nil)},
 		"Sealer is nil":                          {eventsource.Seal(nil)},
 	} {

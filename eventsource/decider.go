@@ -306,7 +306,7 @@ func (r *Repository[S, C, E]) commit(ctx context.Context, p *Plan[S], also []fun
 	if err != nil {
 		return false, fmt.Errorf("eventsource: begin: %w", err)
 	}
-	defer tx.Rollback()
+	defer func() { _ = tx.Rollback() }()
 	if err := p.Append(ctx, tx); err != nil {
 		return false, err
 	}

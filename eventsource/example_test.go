@@ -35,7 +35,7 @@ var accounts = eventsource.Decider[account, withdraw, any]{
 		if c.Amount > a.Balance {
 			return nil, errFunds
 		}
-		return []any{withdrawn{c.Amount}}, nil
+		return []any{withdrawn(c)}, nil
 	},
 	Evolve: func(a account, e any) account {
 		switch e := e.(type) {

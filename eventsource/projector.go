@@ -458,7 +458,7 @@ func (r *projectorRun[T]) apply(ctx context.Context, s ProjectionShard, page Pag
 	if err != nil {
 		return false, fmt.Errorf("eventsource: begin: %w", err)
 	}
-	defer tx.Rollback()
+	defer func() { _ = tx.Rollback() }()
 	// The checkpoint first: its row is locked, so that an owner of the past is told before
 	// it has done anything, and one that is at work holds up its successor.
 	ok, err := r.models.Advance(ctx, tx, r.ID(), s.Shard, s.Epoch, s.Cursor, page.Next)

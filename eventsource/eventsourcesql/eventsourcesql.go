@@ -343,10 +343,10 @@ func (s *Store) insertSQLite(ctx context.Context, tx eventsource.Tx, stream stri
 		}
 	}
 	query := "INSERT INTO " + s.event + insertColumns +
-		"SELECT ?, " + strconv.Itoa(eventsource.Bucket(stream)) + ", base.version + e.column1, e.column2, e.column3, e.column4, e.column5, e.column6, " + s.dialect.Now() +
+		"SELECT ?, ?, base.version + e.column1, e.column2, e.column3, e.column4, e.column5, e.column6, " + s.dialect.Now() +
 		" FROM (SELECT COALESCE(MAX(version), 0) AS version FROM " + s.event + " WHERE stream = ?) AS base" +
 		" CROSS JOIN (VALUES " + sqldialect.Values(len(events), 6) + ") AS e WHERE " + condition(want, "base.version") + " ORDER BY e.column1"
-	return affected(tx.ExecContext(ctx, query, append([]any{stream, stream}, args...)...))
+	return affected(tx.ExecContext(ctx, query, append([]any{stream, eventsource.Bucket(stream), stream}, args...)...))
 }
 
 // condition is what a stream's version must fulfil.

@@ -50,7 +50,8 @@ func (s *Store) reached() string {
 }
 
 func (s *Store) insertPostgres(ctx context.Context, tx eventsource.Tx, stream string, want eventsource.Expect, events []eventsource.Event) (n int64, err error) {
-	args := []any{stream}
+	// The bucket is a parameter as well: drivers prepare statements and keep them by their text.
+	args := []any{stream, eventsource.Bucket(stream)}
 	for _, e := range events {
 		if args, err = row(args, e); err != nil {
 			return 0, err
@@ -60,7 +61,7 @@ func (s *Store) insertPostgres(ctx context.Context, tx eventsource.Tx, stream st
 	b.WriteString("WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(" + s.tag() + " << " + strconv.Itoa(floorBits) + " | " + s.reached() + "))," +
 		" base AS MATERIALIZED (SELECT COALESCE(MAX(version), 0) AS version FROM " + s.event + " WHERE stream = $1)" +
 		" INSERT INTO " + s.event + insertColumns +
-		"SELECT $1, " + strconv.Itoa(eventsource.Bucket(stream)) + ", base.version + e.n, e.a, e.b, e.c, e.d, e.e, " + s.dialect.Now() +
+		"SELECT $1, $2::integer, base.version + e.n, e.a, e.b, e.c, e.d, e.e, " + s.dialect.Now() +
 		// The numbers are taken for the rows of this join, so after the lock.
 		" FROM held CROSS JOIN base CROSS JOIN (VALUES ")
 	for i := range events {
@@ -71,7 +72,7 @@ func (s *Store) insertPostgres(ctx context.Context, tx eventsource.Tx, stream st
 		b.WriteString(strconv.Itoa(i + 1))
 		for j, kind := range [...]string{"text", "text", "bigint", "text", "bytea"} {
 			b.WriteString(", $")
-			b.WriteString(strconv.Itoa(2 + 5*i + j))
+			b.WriteString(strconv.Itoa(3 + 5*i + j))
 			if i == 0 {
 				b.WriteString("::" + kind)
 			}
@@ -81,7 +82,6 @@ func (s *Store) insertPostgres(ctx context.Context, tx eventsource.Tx, stream st
 	b.WriteString(") AS e (n, a, b, c, d, e) WHERE ")
 	switch v, exact := want.Version(); {
 	case exact:
-		// A parameter, because drivers prepare statements and keep them by their text.
 		args = append(args, v)
 		b.WriteString("base.version = $" + strconv.Itoa(len(args)) + "::bigint")
 	default:
