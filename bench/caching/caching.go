@@ -7,6 +7,7 @@ package caching
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -113,7 +114,7 @@ func suite(ctx context.Context) (run.Suite, func(), error) {
 	for _, c := range cases {
 		for _, name := range names {
 			if p, err := c.get(name); err != nil || p.Name != name {
-				return s, nil, fmt.Errorf("%s: get(%s) = %v, %v", c.name, name, p, err)
+				return s, nil, errors.Join(err, fmt.Errorf("%s: get(%s) = %v, want that product", c.name, name, p))
 			}
 		}
 	}
