@@ -25,7 +25,9 @@ func TestDNS(t *testing.T) {
 		return d.DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", a.dns))
 	}}
 	watch := func(cfg discovery.DNSConfig) <-chan discovery.Set {
-		cfg.Lookup, cfg.Every = lookup, 20*time.Millisecond
+		if cfg.Server == "" {
+			cfg.Lookup, cfg.Every = lookup, 20*time.Millisecond
+		}
 		dns := must[*discovery.DNS](t)(discovery.NewDNS("{service}.service.consul.", cfg))
 		sets := make(chan discovery.Set)
 		background(t, func(ctx context.Context) error {
@@ -62,8 +64,11 @@ func TestDNS(t *testing.T) {
 		}
 	}
 	services, addresses := watch(discovery.DNSConfig{}), watch(discovery.DNSConfig{Port: 8080})
+	// As one would use it: the agent tells the targets' addresses, and how long its answers live.
+	whole := watch(discovery.DNSConfig{Server: fmt.Sprintf("127.0.0.1:%d", a.dns)})
 	want(services)
 	want(addresses)
+	want(whole)
 	var leases []discovery.Lease
 	for _, in := range []discovery.Instance{
 		{Service: "order", ID: "a", Addr: "10.1.0.1:80", Weight: 3},
@@ -78,6 +83,7 @@ func TestDNS(t *testing.T) {
 	// The targets of Consul's SRV records are names of addresses: ac? is 10.1.0.?
 	want(services, "0a010001.addr.dc1.consul:80 weight 300", "0a010002.addr.dc1.consul:81 weight 100")
 	want(addresses, "10.1.0.1:8080 weight 0", "10.1.0.2:8080 weight 0")
+	want(whole, "10.1.0.1:80 weight 300", "10.1.0.2:81 weight 100")
 	for _, l := range leases {
 		if err := l.Deregister(t.Context()); err != nil {
 			t.Fatal(err)
@@ -85,4 +91,5 @@ func TestDNS(t *testing.T) {
 	}
 	want(services)
 	want(addresses)
+	want(whole)
 }

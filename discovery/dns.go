@@ -31,13 +31,18 @@ type DNSConfig struct {
 	// Network is "ip4" or "ip6" to use addresses of one family only, where hosts with
 	// both would count twice. Empty means both. SRV records take no notice of it.
 	Network string
-	// Every is the time between two lookups. Go's resolver does not tell the records'
-	// time to live, so choose it near that. Zero means 10 seconds.
+	// Server is the host:port of the server to ask, such as the 127.0.0.1:8600 of a Consul
+	// agent. It is also asked for the targets of SRV records, whose addresses become
+	// the instances, as perhaps nobody else knows them. Empty means the servers of the system's
+	// configuration.
+	Server string
+	// Every is the longest time between two lookups. Records that live shorter are looked
+	// up again when their time is over, but not within a second. Zero means 10 seconds.
 	Every time.Duration
 	// Timeout bounds one lookup. Zero means 5 seconds.
 	Timeout time.Duration
-	// Lookup makes the lookups. Nil means net.DefaultResolver. For a server of your
-	// choice, such as a Consul agent, use a *net.Resolver with PreferGo and Dial.
+	// Lookup makes the lookups, every Every, as it does not tell for how long records live.
+	// Nil means Go's own resolver; use net.DefaultResolver for that of the system.
 	Lookup Lookup
 }
 
@@ -86,8 +91,16 @@ func NewDNS(name string, cfg DNSConfig) (*DNS, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 5 * time.Second
 	}
-	if cfg.Lookup == nil {
-		cfg.Lookup = net.DefaultResolver
+	switch {
+	case cfg.Lookup != nil && cfg.Server != "":
+		return nil, errors.New("discovery: DNSConfig has both Server and Lookup, want one")
+	case cfg.Server != "":
+		if host, _, err := net.SplitHostPort(cfg.Server); err != nil || host == "" {
+			return nil, fmt.Errorf("discovery: DNSConfig.Server is %q, want host:port", cfg.Server)
+		}
+		fallthrough
+	case cfg.Lookup == nil:
+		cfg.Lookup = listeningResolver(cfg.Server)
 	}
 	return &DNS{name, cfg}, nil
 }
@@ -103,7 +116,7 @@ func (d *DNS) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
 		soon := min(time.Second, d.cfg.Every)
 		retry := soon
 		for pause := time.Duration(0); ctx.Err() == nil && (pause == 0 || sleep(ctx, pause)); {
-			set, err := d.lookup(ctx, service)
+			set, live, err := d.lookup(ctx, service)
 			if ctx.Err() != nil {
 				return
 			}
@@ -113,7 +126,7 @@ func (d *DNS) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
 				pause, retry = retry, min(2*retry, d.cfg.Every)
 				goOn = feed.Fail(fmt.Errorf("discovery: dns: %w", err))
 			} else {
-				pause, retry = d.cfg.Every, soon
+				pause, retry = min(max(live, soon), d.cfg.Every), soon
 				goOn = feed.Set(set)
 			}
 			if !goOn {
@@ -123,9 +136,12 @@ func (d *DNS) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
 	}
 }
 
-func (d *DNS) lookup(ctx context.Context, service string) (Set, error) {
+// lookup returns the present set, and for how long it is good.
+func (d *DNS) lookup(ctx context.Context, service string) (Set, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
+	life := &lifetime{least: d.cfg.Every}
+	ctx = context.WithValue(ctx, lifetimeKey{}, life)
 	name := strings.ReplaceAll(d.name, "{service}", service)
 	var instances []Instance
 	var err error
@@ -138,14 +154,54 @@ func (d *DNS) lookup(ctx context.Context, service string) (Set, error) {
 		_, records, err = d.cfg.Lookup.LookupSRV(ctx, "", "", name)
 		instances = fromSRV(records)
 	}
-	if dnsErr, ok := errors.AsType[*net.DNSError](err); ok && dnsErr.IsNotFound {
-		return NewSet(service, nil)
+	if err != nil && !notFound(err) && len(instances) == 0 {
+		return Set{}, 0, err
 	}
 	// LookupSRV returns an error beside the good records when others are malformed.
-	if err != nil && len(instances) == 0 {
-		return Set{}, err
+	if d.cfg.Server != "" && d.cfg.Port == 0 {
+		if instances, err = d.addresses(ctx, instances); err != nil {
+			return Set{}, 0, err
+		}
 	}
-	return NewSet(service, instances)
+	set, err := NewSet(service, instances)
+	return set, life.get(), err
+}
+
+func notFound(err error) bool {
+	dnsErr, ok := errors.AsType[*net.DNSError](err)
+	return ok && dnsErr.IsNotFound
+}
+
+// addresses puts the addresses of each target in its place. A target without an address is none.
+func (d *DNS) addresses(ctx context.Context, targets []Instance) ([]Instance, error) {
+	var all []Instance
+	seen := map[string]bool{}
+	for _, target := range targets {
+		host, portText, err := net.SplitHostPort(target.Addr)
+		if err != nil {
+			return nil, err
+		}
+		port, err := strconv.Atoi(portText)
+		if err != nil {
+			return nil, err
+		}
+		addrs, err := d.cfg.Lookup.LookupNetIP(ctx, d.cfg.Network, host+".")
+		if err != nil && !notFound(err) {
+			return nil, err
+		}
+		for _, in := range fromAddrs(addrs, port) {
+			if seen[in.Addr] {
+				continue
+			}
+			seen[in.Addr] = true
+			in.Priority = target.Priority
+			if target.Weight > 0 {
+				in.Weight = max(target.Weight/len(addrs), 1)
+			}
+			all = append(all, in)
+		}
+	}
+	return all, nil
 }
 
 func fromAddrs(addrs []netip.Addr, port int) []Instance {

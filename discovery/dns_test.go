@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -141,9 +142,13 @@ func TestDNSServer(t *testing.T) {
 	answers := map[string][][]byte{}
 	answers["srv.example."] = [][]byte{srvData(1, 10, 8080, "a", "example"), srvData(2, 0, 8081, "b", "example")}
 	answers["addr.example."] = [][]byte{{10, 0, 0, 1}}
+	answers["a.example."] = [][]byte{{10, 0, 0, 2}, {10, 0, 0, 3}}
+	answers["b.example."] = [][]byte{{10, 0, 0, 4}}
+	answers["lost.example."] = [][]byte{srvData(1, 1, 80, "missing", "example"), srvData(1, 1, 81, "b", "example")}
+	answers["halfbroken.example."] = [][]byte{srvData(1, 1, 80, "broken", "example")}
 	answers["here-not.example."] = [][]byte{srvData(0, 0, 0)}
 	served := make(chan struct{})
-	go func() { defer close(served); serveDNS(conn, answers) }()
+	go func() { defer close(served); serveDNS(conn, 1, func(name string) [][]byte { return answers[name] }) }()
 	t.Cleanup(func() { _ = conn.Close(); <-served })
 	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "udp", conn.LocalAddr().String())
@@ -160,15 +165,56 @@ func TestDNSServer(t *testing.T) {
 		{"here-not.example.", discovery.DNSConfig{}, ""},
 		{"broken.example.", discovery.DNSConfig{}, "unknown error"},
 		{"broken.example.", discovery.DNSConfig{Port: 80}, "unknown error"},
+		// A server of one's choice is asked for the targets too.
+		{"srv.example.", discovery.DNSConfig{Server: conn.LocalAddr().String()}, "10.0.0.2:8080 10.0.0.3:8080 10.0.0.4:8081"},
+		{"addr.example.", discovery.DNSConfig{Server: conn.LocalAddr().String(), Port: 80}, "10.0.0.1:80"},
+		{"lost.example.", discovery.DNSConfig{Server: conn.LocalAddr().String()}, "10.0.0.4:81"},
+		{"halfbroken.example.", discovery.DNSConfig{Server: conn.LocalAddr().String()}, "unknown error"},
 	} {
-		t.Run(fmt.Sprintf("%s %d", tt.name, tt.cfg.Port), func(t *testing.T) {
-			tt.cfg.Lookup = resolver
+		t.Run(fmt.Sprintf("%s %d by itself %v", tt.name, tt.cfg.Port, tt.cfg.Server != ""), func(t *testing.T) {
+			if tt.cfg.Server == "" {
+				tt.cfg.Lookup = resolver
+			}
 			got := wantWord(t, follow(t, newDNS(t, tt.name, tt.cfg)), tt.want)
 			if len(got.set.Instances) == 2 {
 				if in := got.set.Instances[0]; in.Priority != 1 || in.Weight != 1000 {
 					t.Errorf("instance = %+v, want priority 1 and weight 10 (times 100)", in)
 				}
 			}
+		})
+	}
+}
+
+// TestDNSTimeToLive changes what a server says: it is asked again when the records' time is over, and
+// not only after Every; and after Every where the records live longer.
+func TestDNSTimeToLive(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		ttl   uint32
+		every time.Duration
+	}{
+		{"records that live for a second", 1, time.Hour},
+		{"records that live for a day", 86400, time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var last atomic.Uint32
+			last.Store(1)
+			served := make(chan struct{})
+			go func() {
+				defer close(served)
+				serveDNS(conn, tt.ttl, func(string) [][]byte { return [][]byte{{10, 0, 0, byte(last.Load())}} })
+			}()
+			t.Cleanup(func() { _ = conn.Close(); <-served })
+			watch := follow(t, newDNS(t, "addr.example.", discovery.DNSConfig{Server: conn.LocalAddr().String(), Port: 80, Every: tt.every}))
+			wantWord(t, watch, "10.0.0.1:80")
+			last.Store(2)
+			wantWord(t, watch, "10.0.0.2:80")
 		})
 	}
 }
@@ -184,7 +230,8 @@ func srvData(priority, weight, port uint16, target ...string) []byte {
 }
 
 // serveDNS answers queries over UDP (RFC 1035): data by name, else NXDOMAIN; for broken.* SERVFAIL.
-func serveDNS(conn net.PacketConn, answers map[string][][]byte) {
+// Records live for ttl seconds.
+func serveDNS(conn net.PacketConn, ttl uint32, answers func(name string) [][]byte) {
 	const typeA, typeSRV = 1, 33
 	buf := make([]byte, 512)
 	for {
@@ -202,7 +249,8 @@ func serveDNS(conn net.PacketConn, answers map[string][][]byte) {
 		kind := binary.BigEndian.Uint16(query[end+1:])
 		question := query[12 : end+5]
 		var records [][]byte
-		for _, data := range answers[name] {
+		known := answers(name)
+		for _, data := range known {
 			if (kind == typeA) == (len(data) == 4) && (kind == typeA || kind == typeSRV) {
 				records = append(records, data)
 			}
@@ -210,7 +258,7 @@ func serveDNS(conn net.PacketConn, answers map[string][][]byte) {
 		code := uint16(0)
 		if strings.HasPrefix(name, "broken.") {
 			code = 2
-		} else if answers[name] == nil {
+		} else if known == nil {
 			code = 3
 		}
 		reply := append([]byte(nil), query[:2]...)
@@ -222,7 +270,8 @@ func serveDNS(conn net.PacketConn, answers map[string][][]byte) {
 		for _, data := range records {
 			reply = append(reply, 0xc0, 12) // the name of the question
 			reply = binary.BigEndian.AppendUint16(reply, kind)
-			reply = append(reply, 0, 1, 0, 0, 0, 1) // class IN, time to live 1 s
+			reply = append(reply, 0, 1) // class IN
+			reply = binary.BigEndian.AppendUint32(reply, ttl)
 			reply = binary.BigEndian.AppendUint16(reply, uint16(len(data)))
 			reply = append(reply, data...)
 		}
@@ -232,10 +281,7 @@ func serveDNS(conn net.PacketConn, answers map[string][][]byte) {
 
 // SRV records of a Consul agent on its own port.
 func ExampleDNS() {
-	agent := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.1:8600")
-	}}
-	resolver, err := discovery.NewDNS("{service}.service.consul.", discovery.DNSConfig{Lookup: agent, Every: time.Second})
+	resolver, err := discovery.NewDNS("{service}.service.consul.", discovery.DNSConfig{Server: "127.0.0.1:8600"})
 	fmt.Println(resolver != nil, err)
 	// Output: true <nil>
 }

@@ -40,9 +40,9 @@
 //
 // # Caveats
 //
-// [DNS] asks again after a fixed time, because Go's resolver does not tell the records'
-// time to live. A name that does not exist is an empty set, so a misspelt name looks like
-// a service without instances.
+// [DNS] cannot be told of a change: it is as late as the records' time to live, a second at
+// least. A name that does not exist is an empty set, so a misspelt name looks like a service
+// without instances.
 //
 // Health as seen by callers (ejection, latency) is not here but in balance: a registry
 // knows who is registered, only callers know who answers.
