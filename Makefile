@@ -42,7 +42,7 @@ services-down: ## stop the test servers; their data stays
 	@scripts/services down $(NAMES)
 
 bench: ## dovetail beside its peers in one run; writes bench/README.md (ROUNDS=9, ONLY=guards)
-	@scripts/services up redis postgres rabbitmq
+	@scripts/services up redis postgres rabbitmq consul
 	@eval "$$(scripts/services env)" && cd bench && GOWORK=off go run . -rounds $(or $(ROUNDS),9) -only "$(ONLY)"
 
 bench-blocks: ## benchmarks in the packages (PKG=./retry for one, COUNT=10 for benchstat)

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dovetail-go/dovetail/bench/balancing"
 	"github.com/dovetail-go/dovetail/bench/caching"
 	"github.com/dovetail-go/dovetail/bench/events"
 	"github.com/dovetail-go/dovetail/bench/gatewaying"
@@ -49,6 +50,7 @@ var sections = []section{
 	{"promises", promises.Report, nil},
 	{"caching", caching.Report, caching.Peers},
 	{"gateway", gatewaying.Report, gatewaying.Peers},
+	{"balancing", balancing.Report, balancing.Peers},
 }
 
 func main() {
