@@ -476,8 +476,8 @@ func (b *bench) rebuilds() error {
 		fmt.Fprintf(b.stdout, "BenchmarkRebuild/%d\t1\t%.0f events/s\n", n, last)
 	}
 	if at100k > 0 {
-		fmt.Fprintf(b.w, "\nThe cost of an event does not grow with the history: at the largest size the rate is %.2f of that at 100,000. "+
-			"So ten million would take about %.0f s here and a hundred million about %.0f min; those are extrapolated, not measured.\n\n", last/at100k, 1e7/last, 1e8/last/60)
+		fmt.Fprintf(b.w, "\nAt the largest size the rate is %.2f of that at 100,000: the cost of an event does not grow with the history. "+
+			"Ten times as many would take about %.0f min, which is extrapolated.\n\n", last/at100k, 10*float64(most)/last/60)
 	}
 	return nil
 }
