@@ -4,16 +4,16 @@
 package stockpb_test
 
 import (
+	"os"
 	"os/exec"
 	"testing"
 )
 
 // TestGeneratedCodeFitsTheDefinition makes the code once more and compares.
 func TestGeneratedCodeFitsTheDefinition(t *testing.T) {
-	for _, tool := range []string{"bash", "protoc"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("there is no %s here; scripts/generate --check installs what it needs", tool)
-		}
+	// Under make test the script may install protoc.
+	if _, err := exec.LookPath("protoc"); err != nil && os.Getenv("DOVETAIL_REQUIRE_SERVICES") != "1" {
+		t.Skip("there is no protoc here; scripts/generate --check installs it")
 	}
 	out, err := exec.CommandContext(t.Context(), "bash", "../../../../scripts/generate", "--check").CombinedOutput()
 	if err != nil {
