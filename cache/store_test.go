@@ -36,7 +36,7 @@ func processes(t *testing.T, n int, cfg cache.Config[int]) ([]*cache.Cache[int],
 
 func TestSharedStore(t *testing.T) {
 	t.Run("what one process has loaded the others find", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, _ := processes(t, 2, plain())
 			o := &origin{takes: time.Second}
 			want(t, cs[0], o, 1, cache.Origin)
@@ -52,7 +52,7 @@ func TestSharedStore(t *testing.T) {
 		})
 	})
 	t.Run("four processes with many readers make one load of a cold and of an expiring key", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cfg := plain()
 			cfg.StaleFor = -1 // so that all have to wait
 			cs, _ := processes(t, 4, cfg)
@@ -77,7 +77,7 @@ func TestSharedStore(t *testing.T) {
 		})
 	})
 	t.Run("and with early refresh", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, _ := processes(t, 4, cache.Config[int]{Jitter: -1})
 			o := &origin{takes: 500 * time.Millisecond}
 			var wg sync.WaitGroup
@@ -104,7 +104,7 @@ func TestSharedStore(t *testing.T) {
 		})
 	})
 	t.Run("while another process loads, an old value is served rather than waited for", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, _ := processes(t, 2, plain())
 			o := &origin{takes: time.Second}
 			want(t, cs[0], o, 1, cache.Origin)
@@ -117,7 +117,7 @@ func TestSharedStore(t *testing.T) {
 		})
 	})
 	t.Run("a process that dies while it loads holds the others up for one lease", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, s := processes(t, 1, plain())
 			o := &origin{}
 			if h, err := s.Take(t.Context(), "test:k", cache.Ask{Lease: 3 * time.Second}); h.Token == "" || err != nil {
@@ -131,7 +131,7 @@ func TestSharedStore(t *testing.T) {
 		})
 	})
 	t.Run("and leases of others that never end hold nobody up for ever", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, s := processes(t, 1, plain())
 			o := &origin{}
 			if _, err := s.Take(t.Context(), "test:k", cache.Ask{Lease: 24 * time.Hour}); err != nil {
@@ -145,7 +145,7 @@ func TestSharedStore(t *testing.T) {
 		})
 	})
 	t.Run("a load that fails lets the next process try at once", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, _ := processes(t, 2, plain())
 			o := &origin{takes: time.Second}
 			o.fail(errors.New("down"))
@@ -160,7 +160,7 @@ func TestSharedStore(t *testing.T) {
 		})
 	})
 	t.Run("an old value of the store covers up a failing load of a process that never had it", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, _ := processes(t, 2, plain())
 			o := &origin{}
 			want(t, cs[0], o, 1, cache.Origin)
@@ -187,7 +187,7 @@ func TestSharedStore(t *testing.T) {
 		}
 	})
 	t.Run("a negative answer that is not to be remembered removes the value", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cfg := plain()
 			cfg.NegativeTTL = -1
 			cs, _ := processes(t, 2, cfg)
@@ -216,7 +216,7 @@ func TestSharedStore(t *testing.T) {
 		}
 	})
 	t.Run("LocalTTL is how long the store is not asked", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cfg := plain()
 			cfg.LocalTTL = time.Second
 			cs, s := processes(t, 1, cfg)
@@ -240,7 +240,7 @@ func TestSharedStore(t *testing.T) {
 func TestStoreDown(t *testing.T) {
 	down := errors.New("store is down")
 	t.Run("each process loads for itself, and the store is not hammered", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, s := processes(t, 2, plain())
 			o := &origin{}
 			s.Fail(down)
@@ -265,7 +265,7 @@ func TestStoreDown(t *testing.T) {
 		})
 	})
 	t.Run("a store that hangs costs its timeout", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cfg := plain()
 			cfg.Store = hanging{}
 			c, o := newCache(t, cfg), &origin{}
@@ -313,7 +313,7 @@ func (hanging) Delete(ctx context.Context, _ string, _ ...string) error {
 
 func TestInvalidateAcrossProcesses(t *testing.T) {
 	t.Run("a load in another process that began before stores nothing", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, _ := processes(t, 2, plain())
 			o := &origin{takes: time.Second}
 			go want(t, cs[1], o, 1, cache.Origin)
@@ -330,7 +330,7 @@ func TestInvalidateAcrossProcesses(t *testing.T) {
 		})
 	})
 	t.Run("a message that every process handles costs one load", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		virtual(t, func(t *testing.T) {
 			cs, _ := processes(t, 8, plain())
 			o := &origin{}
 			want(t, cs[0], o, 1, cache.Origin)
@@ -361,7 +361,7 @@ func TestNothingOldAfterInvalidate(t *testing.T) {
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			virtual(t, func(t *testing.T) {
 				var mu sync.Mutex
 				rnd := rand.New(rand.NewPCG(seed, 2))
 				chance := func(n int) int { mu.Lock(); defer mu.Unlock(); return rnd.IntN(n) }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -71,7 +72,9 @@ func TestMigrate(t *testing.T) {
 			t.Errorf("data = %+v, %v", v, err)
 		}
 		w.end("stays", saga.Completed)
-		if got := strings.Join(w.notes(), ", "); !strings.Contains(got, "new/do moved, b/do moved") {
+		// The saga that stays on version 1 runs beside the one that moved.
+		calls := slices.DeleteFunc(w.notes(), func(c string) bool { return !strings.HasSuffix(c, " moved") })
+		if got := strings.Join(calls, ", "); got != "new/do moved, b/do moved" {
 			t.Errorf("calls = %s", got)
 		}
 		if h := w.history("s"); !strings.Contains(strings.Join(h, "; "), `old/migrate accepted version 1 to 2, step "new"`) {
