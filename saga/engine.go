@@ -195,7 +195,12 @@ func Start[T any](ctx context.Context, e *Engine, tx Tx, def *Definition[T], id 
 	if err != nil {
 		return fmt.Errorf("saga %s: start: data: %w", id, err)
 	}
-	if err := e.store.Start(ctx, tx, d.beginning(id, encoded)); err != nil {
+	b := d.beginning(id, encoded)
+	if h := e.cfg.Hooks.Starting; h != nil {
+		b.Header = messaging.Header{}
+		h(ctx, Starting{Saga: id, Name: d.name, Version: d.version, Header: b.Header})
+	}
+	if err := e.store.Start(ctx, tx, b); err != nil {
 		return fmt.Errorf("saga %s: start: %w", id, err)
 	}
 	return nil

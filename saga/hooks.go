@@ -6,11 +6,17 @@ package saga
 import (
 	"context"
 	"time"
+
+	"github.com/dovetail-go/dovetail/messaging"
 )
 
 // Hooks observe an engine. Every field may be nil. They are called outside locks, from
 // many goroutines, and should be quick.
 type Hooks struct {
+	// Starting is called by [Start], in the caller's context, and may fill the header that is
+	// stored with the saga and comes back with each of its attempts: with the trace that the
+	// start is a part of, say, which so survives crashes and long waits.
+	Starting func(ctx context.Context, s Starting)
 	// StepStart is called before an attempt. The attempt runs with the context that it
 	// returns, in which a tracer may put its span.
 	StepStart func(ctx context.Context, s StepStart) context.Context
@@ -27,12 +33,27 @@ type Hooks struct {
 	Stuck func(Stuck)
 }
 
+// Starting is a saga that [Start] is about to write.
+type Starting struct {
+	// Saga is the saga's ID.
+	Saga string
+	// Name and Version are those of the definition.
+	Name    string
+	Version int
+	// Header is empty, to be filled. The header of a start that is repeated is not stored. The
+	// [Child] of a saga has its parent's. The command of a [Send] carries it, too, but for the
+	// names that it sets itself.
+	Header messaging.Header
+}
+
 // StepStart is an attempt that begins.
 type StepStart struct {
 	Attempt
 	// Name and Version are those of the definition.
 	Name    string
 	Version int
+	// Header is what [Hooks.Starting] has stored with the saga. It must not be changed.
+	Header messaging.Header
 }
 
 // StepEnd is an attempt that has ended.

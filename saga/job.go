@@ -92,7 +92,7 @@ func (j *job) attempt(op, name string, kind Kind, timeout time.Duration, fn func
 		defer cancel()
 	}
 	if h := j.r.cfg.Hooks.StepStart; h != nil {
-		ctx = h(ctx, StepStart{Attempt: a, Name: j.def.name, Version: j.def.version})
+		ctx = h(ctx, StepStart{Attempt: a, Name: j.def.name, Version: j.def.version, Header: j.rec.Header})
 	}
 	if kind == KindLocal {
 		return j.local(ctx, a, fn)

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -168,7 +169,7 @@ func (j *job) try(t *turn, timeout time.Duration, fn func(ctx context.Context) (
 		defer cancel()
 	}
 	if h := j.r.cfg.Hooks.StepStart; h != nil {
-		ctx = h(ctx, StepStart{Attempt: t.a, Name: j.def.name, Version: j.def.version})
+		ctx = h(ctx, StepStart{Attempt: t.a, Name: j.def.name, Version: j.def.version, Header: j.rec.Header})
 	}
 	start := time.Now()
 	t.data, t.err = j.invoke(t.a, func() ([]byte, error) { return fn(ctx) })
@@ -229,9 +230,8 @@ func (j *job) send(t *turn, timeout time.Duration, message func(context.Context,
 	}
 	command := *m
 	command.Header = messaging.Header{}
-	for name, value := range m.Header {
-		command.Header[name] = value
-	}
+	maps.Copy(command.Header, j.rec.Header)
+	maps.Copy(command.Header, m.Header)
 	command.Header[HeaderKey] = t.a.Key()
 	if command.Header[HeaderReplyTo] == "" && j.r.cfg.ReplyTo != "" {
 		command.Header[HeaderReplyTo] = j.r.cfg.ReplyTo
@@ -293,7 +293,7 @@ func (j *job) startChild(t *turn, s *erased) {
 	}
 	t.arm = func(ctx context.Context, tx *sql.Tx) (turn, error) {
 		b := s.child.beginning(id, data)
-		b.Notes = notes{Parent: t.a.Key()}.encode()
+		b.Notes, b.Header = notes{Parent: t.a.Key()}.encode(), j.rec.Header
 		// A nil *sql.Tx must not become a Tx that is not nil.
 		if tx == nil {
 			return *t, j.r.store.Start(ctx, nil, b)

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net/url"
 	"time"
+
+	"github.com/dovetail-go/dovetail/messaging"
 )
 
 var (
@@ -185,6 +187,8 @@ type Instance struct {
 	Cancel string
 	// Data is the user's value as JSON.
 	Data []byte
+	// Header is what [Hooks.Starting] has stored with the saga. It never changes. Nil is none.
+	Header messaging.Header
 	// Created and Updated are times of the store's clock.
 	Created, Updated time.Time
 	// WakeAt is when the saga may next be worked on. Zero when it has ended, is parked, or

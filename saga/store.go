@@ -8,6 +8,8 @@ import (
 	"database/sql"
 	"errors"
 	"time"
+
+	"github.com/dovetail-go/dovetail/messaging"
 )
 
 // ErrLost is returned by [Store.SaveTx] for a change that came too late: the saga has
@@ -113,6 +115,8 @@ type Beginning struct {
 	Deadline time.Duration
 	// Notes are the engine's own, as in Record.
 	Notes []byte
+	// Header comes back in [Instance.Header]. Empty is none.
+	Header messaging.Header
 	// Waits is true if something may be delivered to the saga. Then Signals counts what was
 	// delivered before, and a delivery in progress waits for tx, or tx for it.
 	Waits bool

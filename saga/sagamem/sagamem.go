@@ -14,11 +14,13 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/saga"
 )
 
@@ -73,7 +75,7 @@ func (s *Store) Start(ctx context.Context, _ saga.Tx, b saga.Beginning) error {
 	r.Notes, r.Signals = slices.Clone(b.Notes), int64(len(s.signals[b.ID]))
 	r.Instance = saga.Instance{
 		ID: b.ID, Name: b.Name, Version: b.Version, Status: saga.Running, Step: b.Step,
-		Data: slices.Clone(b.Data), Created: now, Updated: now, WakeAt: now,
+		Data: slices.Clone(b.Data), Header: header(b.Header), Created: now, Updated: now, WakeAt: now,
 	}
 	if b.Deadline > 0 {
 		r.Deadline = now.Add(b.Deadline)
@@ -401,10 +403,18 @@ func (s *Store) Count(ctx context.Context) (saga.Counts, error) {
 	return c, ctx.Err()
 }
 
+// header returns a copy, nil if it is empty.
+func header(h messaging.Header) messaging.Header {
+	if len(h) == 0 {
+		return nil
+	}
+	return maps.Clone(h)
+}
+
 // read returns a copy for a caller.
 func (r *row) read(now time.Time) saga.Record {
 	rec := r.Record
-	rec.Data, rec.Notes = slices.Clone(rec.Data), slices.Clone(rec.Notes)
+	rec.Data, rec.Notes, rec.Header = slices.Clone(rec.Data), slices.Clone(rec.Notes), header(rec.Header)
 	rec.Now = now
 	return rec
 }

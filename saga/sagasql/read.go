@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ import (
 
 // columns are those of a saga.Record, in the order of scan.
 const columns = "id, name, version, status, step, attempt, reason, cancel, stuck, parked, data, " +
-	"owner, epoch, revision, takeovers, wake_at, deadline, created_at, updated_at, signals, notes, {now}"
+	"owner, epoch, revision, takeovers, wake_at, deadline, created_at, updated_at, signals, notes, header, {now}"
 
 const (
 	load    = "SELECT " + columns + " FROM {i} WHERE id = ?"
@@ -55,8 +56,12 @@ func scan(row interface{ Scan(...any) error }) (saga.Record, error) {
 	var r saga.Record
 	var wake, deadline sql.NullInt64
 	var created, updated, now int64
+	var header []byte
 	err := row.Scan(&r.ID, &r.Name, &r.Version, &r.Status, &r.Step, &r.Attempt, &r.Reason, &r.Cancel, &r.Stuck, &r.Parked, &r.Data,
-		&r.Owner, &r.Epoch, &r.Revision, &r.Takeovers, &wake, &deadline, &created, &updated, &r.Signals, &r.Notes, &now)
+		&r.Owner, &r.Epoch, &r.Revision, &r.Takeovers, &wake, &deadline, &created, &updated, &r.Signals, &r.Notes, &header, &now)
+	if len(header) > 0 && json.Unmarshal(header, &r.Header) != nil {
+		r.Header = nil // somebody has spoilt it: no reason to stop the saga
+	}
 	if wake.Valid {
 		r.WakeAt = time.UnixMicro(wake.Int64)
 	}

@@ -96,5 +96,8 @@ CREATE INDEX {b}_lock_wait_saga ON {b}_lock_wait (saga_id);
 `
 	names := strings.NewReplacer("{b}", block, "{text}", text, "{options}", d.TableOptions(), "{room}", room,
 		"{sparse_wake}", sparseWake, "{sparse_stuck}", sparseStuck)
-	return []string{names.Replace(first), names.Replace(second)}
+	third := `
+ALTER TABLE {b}_instance ADD COLUMN header {text} NULL;
+`
+	return []string{names.Replace(first), names.Replace(second), names.Replace(third)}
 }

@@ -5,14 +5,15 @@ package sagasql
 
 import (
 	"context"
+	"encoding/json"
 
 	"github.com/dovetail-go/dovetail/saga"
 )
 
 const (
 	insertHead = "INSERT INTO {i} (id, name, version, status, step, data, input, attempt, reason, cancel, stuck, stuck_at, parked, " +
-		"starts, owner, epoch, revision, takeovers, wake_at, created_at, updated_at, notes, signals, deadline) " +
-		"VALUES (?, ?, ?, 1, ?, ?, ?, 0, '', '', '', NULL, 0, 1, '', 0, 0, 0, {now}, {now}, {now}, ?, "
+		"starts, owner, epoch, revision, takeovers, wake_at, created_at, updated_at, notes, header, signals, deadline) " +
+		"VALUES (?, ?, ?, 1, ?, ?, ?, 0, '', '', '', NULL, 0, 1, '', 0, 0, 0, {now}, {now}, {now}, ?, ?, "
 	// The update affects the row only if it is the same saga, so no row is a conflict.
 	insertTail = ") ON CONFLICT (id) DO UPDATE SET starts = {i}.starts + 1 WHERE {i}.name = excluded.name AND {i}.input = excluded.input"
 	// An inserted row counts as one, a changed one as two. A change that always changes
@@ -24,9 +25,16 @@ const (
 // Start implements saga.Store.
 func (s *Store) Start(ctx context.Context, tx saga.Tx, b saga.Beginning) error {
 	query, tail := insertHead, insertTail
-	args := []any{b.ID, b.Name, b.Version, b.Step, string(b.Data), b.Input, nil}
+	args := []any{b.ID, b.Name, b.Version, b.Step, string(b.Data), b.Input, nil, nil}
 	if len(b.Notes) > 0 {
 		args[6] = string(b.Notes)
+	}
+	if len(b.Header) > 0 {
+		header, err := json.Marshal(b.Header)
+		if err != nil {
+			return err
+		}
+		args[7] = string(header)
 	}
 	if b.Waits {
 		// What was delivered before is counted; what is being delivered waits at the gate.

@@ -8,12 +8,14 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/saga"
 )
 
@@ -62,6 +64,7 @@ var storeChecks = []storeCheck{
 	{"a conflict leaves the transaction usable", true, (*storeTest).conflictLeavesTx},
 	{"a start that is rolled back has not happened", true, (*storeTest).startRolledBack},
 	{"a deadline counts from the start", false, (*storeTest).deadline},
+	{"the header of the start comes back with every record", false, (*storeTest).header},
 	{"a claim takes the sagas that are due oldest first up to the limit", false, (*storeTest).claims},
 	{"a claim leaves what a living node owns", false, (*storeTest).claimLeavesOwned},
 	{"a claim takes over from a node whose lease has expired", false, (*storeTest).takeover},
@@ -297,6 +300,35 @@ func (s *storeTest) deadline() {
 	if r := s.load("a"); r.Deadline.Sub(r.Created) != time.Minute {
 		s.Errorf("the deadline is %v after the start, want 1m", r.Deadline.Sub(r.Created))
 	}
+}
+
+func (s *storeTest) header() {
+	b := beginning("a")
+	b.Header = messaging.Header{"traceparent": "00-1-2-01", "Ümlaut ☃": "it's \"quoted\" \\ ? $1"}
+	want := maps.Clone(b.Header)
+	s.tx(true, func(tx saga.Tx) { s.ok("Start", s.Store.Start(s.Context(), tx, b)) })
+	b.Header["traceparent"] = "of a start that is repeated"
+	s.tx(true, func(tx saga.Tx) { s.ok("Start again", s.Store.Start(s.Context(), tx, b)) })
+	s.start("b")
+	check := func(from string, recs []saga.Record, err error) {
+		s.Helper()
+		s.ok(from, err)
+		for _, r := range recs {
+			if r.ID == "a" && !maps.Equal(r.Header, want) || r.ID == "b" && r.Header != nil {
+				s.Errorf("%s: the header of %s is %q, want %q for a, nil for b", from, r.ID, r.Header, want)
+			}
+		}
+		if len(recs) != 2 {
+			s.Errorf("%s gave %v, want a and b", from, ids(recs))
+		}
+	}
+	check("Claim", s.claim("n", 2), nil)
+	owned, err := s.Store.Owned(s.Context(), "n")
+	check("Owned", owned, err)
+	list, err := s.Store.List(s.Context(), saga.Filter{Limit: 10})
+	check("List", list, err)
+	s.save(change(s.load("a")))
+	check("Load after a change", []saga.Record{s.load("a"), s.load("b")}, nil)
 }
 
 func (s *storeTest) claims() {

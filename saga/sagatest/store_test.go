@@ -104,6 +104,13 @@ func (b broken) Deliver(ctx context.Context, tx saga.Tx, g saga.Signal) (bool, e
 	return first || b.what == "every signal is the first", err
 }
 
+func (b broken) Start(ctx context.Context, tx saga.Tx, s saga.Beginning) error {
+	if b.what == "no header" {
+		s.Header = nil
+	}
+	return b.Store.Start(ctx, tx, s)
+}
+
 func (b broken) Prune(ctx context.Context, age time.Duration, limit int) (int, error) {
 	if b.what == "prune ignores age" {
 		age = -time.Hour
@@ -116,6 +123,7 @@ func TestTheStoreChecksCanFail(t *testing.T) {
 		"":                          "",
 		"no fencing":                "save refuses another epoch another revision and an unknown saga",
 		"lost wake-up":              "a signal that a wait has not seen makes it due at once",
+		"no header":                 "the header of the start comes back with every record",
 		"no history":                "the history is in order and numbered by revision",
 		"swallowed errors":          "a cancelled context ends a call with an error",
 		"any definition":            "a claim leaves foreign definitions to others for a while",
