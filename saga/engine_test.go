@@ -192,23 +192,23 @@ func TestARefusalBehindThePivotParksTheSaga(t *testing.T) {
 		if err != nil || len(list) != 1 || list[0].ID != "s" {
 			t.Errorf("List of the stuck = %v, %v, want s", list, err)
 		}
-		if err := w.engine.Cancel(t.Context(), "s", "ann"); !errors.Is(err, saga.ErrPastPivot) {
+		if err := w.engine.Cancel(t.Context(), "s", byAnn); !errors.Is(err, saga.ErrPastPivot) {
 			t.Errorf("Cancel = %v, want ErrPastPivot", err)
 		}
 		time.Sleep(time.Hour)
 		w.noted("a/do", "b/do")
 
-		if err := w.engine.Retry(t.Context(), "s", "ann: bank is back"); err != nil {
+		if err := w.engine.Retry(t.Context(), "s", saga.By{Who: "ann", Why: "bank is back"}); err != nil {
 			t.Errorf("Retry = %v, want nil", err)
 		}
 		synctest.Wait()
 		w.noted("b/do")
-		if err := w.engine.Skip(t.Context(), "s", "ann: done by hand"); err != nil {
+		if err := w.engine.Skip(t.Context(), "s", saga.By{Who: "ann", Why: "done by hand"}); err != nil {
 			t.Errorf("Skip = %v, want nil", err)
 		}
 		synctest.Wait()
 		w.noted("c/do")
-		if err := w.engine.Skip(t.Context(), "s", "ann"); err != nil {
+		if err := w.engine.Skip(t.Context(), "s", byAnn); err != nil {
 			t.Errorf("Skip = %v, want nil", err)
 		}
 		in = w.end("s", saga.Completed)
@@ -216,17 +216,60 @@ func TestARefusalBehindThePivotParksTheSaga(t *testing.T) {
 			t.Errorf("the saga is %+v, want it no longer stuck", in)
 		}
 		w.same("history", w.history("s"), []string{
-			"a/do done", "b/do refused refused: no", "b/retry accepted ann: bank is back", "b/do refused refused: no",
-			"b/skip accepted ann: done by hand", "c/do refused refused: no", "c/skip accepted ann",
+			"a/do done", "b/do refused refused: no", "b/retry accepted bank is back", "b/do refused refused: no",
+			"b/skip accepted done by hand", "c/do refused refused: no", "c/skip accepted tired of it",
 		})
-		for verb, fn := range map[string]func(context.Context, string, string) error{"Retry": w.engine.Retry, "Skip": w.engine.Skip} {
-			if err := fn(t.Context(), "s", "ann"); !errors.Is(err, saga.ErrNotStuck) {
+		entries, err := w.engine.History(t.Context(), "s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if verb := e.Op == "retry" || e.Op == "skip"; verb != (e.Who == "ann") {
+				t.Errorf("the entry %+v does not say who", e)
+			}
+		}
+		for verb, fn := range map[string]func(context.Context, string, saga.By) error{"Retry": w.engine.Retry, "Skip": w.engine.Skip} {
+			if err := fn(t.Context(), "s", byAnn); !errors.Is(err, saga.ErrNotStuck) {
 				t.Errorf("%s of a saga that is not stuck = %v, want ErrNotStuck", verb, err)
 			}
-			if err := fn(t.Context(), "unknown", "ann"); !errors.Is(err, saga.ErrNotFound) {
+			if err := fn(t.Context(), "unknown", byAnn); !errors.Is(err, saga.ErrNotFound) {
 				t.Errorf("%s of an unknown saga = %v, want ErrNotFound", verb, err)
 			}
 		}
+	})
+}
+
+func TestVerbsWantToKnowWhoAndWhy(t *testing.T) {
+	w := newWorld(t)
+	d := saga.Must(saga.New("x", 1, saga.Await("event", judge)))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		w.start(d, "s", data{})
+		synctest.Wait()
+		for _, c := range []struct {
+			by   saga.By
+			want string
+		}{
+			{saga.By{Why: "tired"}, "By.Who is empty, want who decides"},
+			{saga.By{Who: " ", Why: "tired"}, "By.Who is empty, want who decides"},
+			{saga.By{Who: "ann"}, "By.Why is empty, want the reason"},
+			{saga.By{Who: "ann", Why: "\n"}, "By.Why is empty, want the reason"},
+			{saga.By{Who: strings.Repeat("a", 201), Why: "tired"}, "By.Who has 201 bytes, want at most 200"},
+			{saga.By{Who: "a\x00", Why: "tired"}, "By.Who "},
+		} {
+			for verb, fn := range map[string]func(context.Context, string, saga.By) error{"cancel": w.engine.Cancel, "retry": w.engine.Retry, "skip": w.engine.Skip} {
+				if err := fn(t.Context(), "s", c.by); err == nil || !strings.HasPrefix(err.Error(), "saga s: "+verb+": "+c.want) {
+					t.Errorf("%s by %+v = %v, want %s", verb, c.by, err, c.want)
+				}
+			}
+		}
+		if got := w.history("s"); slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, "accepted") }) {
+			t.Errorf("the history is %q, want nothing of what was refused", got)
+		}
+		if err := w.engine.Cancel(t.Context(), "s", byAnn); err != nil {
+			t.Fatal(err)
+		}
+		w.end("s", saga.Compensated)
 	})
 }
 
@@ -274,10 +317,10 @@ func TestARefusedUndoParksTheSaga(t *testing.T) {
 			if in := w.end("s", saga.Compensating); !in.Parked || in.Stuck != c.want {
 				t.Errorf("stuck = %q, want %q", in.Stuck, c.want)
 			}
-			if err := w.engine.Cancel(t.Context(), "s", "ann"); err != nil {
+			if err := w.engine.Cancel(t.Context(), "s", byAnn); err != nil {
 				t.Errorf("Cancel of a saga that compensates = %v, want nil", err)
 			}
-			if err := w.engine.Skip(t.Context(), "s", "ann"); err != nil {
+			if err := w.engine.Skip(t.Context(), "s", byAnn); err != nil {
 				t.Errorf("Skip = %v, want nil", err)
 			}
 			w.end("s", saga.Compensated)
@@ -411,10 +454,10 @@ func TestCancel(t *testing.T) {
 	t.Run("an attempt in progress finishes, and the pivot does not begin", func(t *testing.T) {
 		w := newWorld(t)
 		d := saga.Must(saga.New("x", 1, saga.Call("a", func(ctx context.Context, a saga.Attempt, d *data) error {
-			if err := w.engine.Cancel(ctx, "s", "ann changed her mind"); err != nil {
+			if err := w.engine.Cancel(ctx, "s", saga.By{Who: "ann", Why: "changed her mind"}); err != nil {
 				t.Errorf("Cancel = %v, want nil", err)
 			}
-			if err := w.engine.Cancel(ctx, "s", "ann again"); err != nil {
+			if err := w.engine.Cancel(ctx, "s", byAnn); err != nil {
 				t.Errorf("second Cancel = %v, want nil", err)
 			}
 			if err := ctx.Err(); err != nil {
@@ -430,12 +473,12 @@ func TestCancel(t *testing.T) {
 			w.start(d, "s", data{})
 			in := w.end("s", saga.Compensated)
 			w.noted("a/do", "undo with [a/do]")
-			if in.Reason != "ann changed her mind" || in.Cause != saga.CauseCancelled {
+			if in.Reason != "changed her mind" || in.Cause != saga.CauseCancelled {
 				t.Errorf("reason = %q", in.Reason)
 			}
-			w.same("history", w.history("s"), []string{"a/cancel accepted ann changed her mind", "a/do done",
-				"/compensate accepted ann changed her mind", "a/undo done"})
-			if err := w.engine.Cancel(t.Context(), "s", "ann"); err != nil {
+			w.same("history", w.history("s"), []string{"a/cancel accepted changed her mind", "a/do done",
+				"/compensate accepted changed her mind", "a/undo done"})
+			if err := w.engine.Cancel(t.Context(), "s", byAnn); err != nil {
 				t.Errorf("Cancel of a compensated saga = %v, want nil", err)
 			}
 		})
@@ -443,7 +486,7 @@ func TestCancel(t *testing.T) {
 	t.Run("a local step in progress is rolled back", func(t *testing.T) {
 		w := newWorld(t)
 		d := saga.Must(saga.New("x", 1, w.step("a"), saga.Pivot(saga.Local("b", func(ctx context.Context, _ *sql.Tx, a saga.Attempt, d *data) error {
-			return w.engine.Cancel(ctx, "s", "ann")
+			return w.engine.Cancel(ctx, "s", byAnn)
 		})), saga.Call("c", w.fn())))
 		w.defs = []saga.Registered{d}
 		w.run(func() {
@@ -460,11 +503,11 @@ func TestCancel(t *testing.T) {
 			w.start(d, "s", data{})
 			synctest.Wait()
 			begin := time.Now()
-			if err := w.engine.Cancel(t.Context(), "s", ""); err != nil {
+			if err := w.engine.Cancel(t.Context(), "s", byAnn); err != nil {
 				t.Errorf("Cancel = %v, want nil", err)
 			}
 			in := w.end("s", saga.Compensated)
-			if took := time.Since(begin); took != 0 || in.Reason != "no reason given" {
+			if took := time.Since(begin); took != 0 || in.Reason != byAnn.Why {
 				t.Errorf("compensated after %v because of %q, want at once", took, in.Reason)
 			}
 			w.noted("a/do", "a/undo")
@@ -473,7 +516,7 @@ func TestCancel(t *testing.T) {
 	t.Run("a pivot that has begun cannot be stopped", func(t *testing.T) {
 		w := newWorld(t)
 		d := saga.Must(saga.New("x", 1, w.step("a"), saga.Pivot(saga.Call("b", func(ctx context.Context, a saga.Attempt, d *data) error {
-			if err := w.engine.Cancel(ctx, "s", "ann"); !errors.Is(err, saga.ErrPastPivot) {
+			if err := w.engine.Cancel(ctx, "s", byAnn); !errors.Is(err, saga.ErrPastPivot) {
 				t.Errorf("Cancel = %v, want ErrPastPivot", err)
 			}
 			return nil
@@ -482,10 +525,10 @@ func TestCancel(t *testing.T) {
 		w.run(func() {
 			w.start(d, "s", data{})
 			w.end("s", saga.Completed)
-			if err := w.engine.Cancel(t.Context(), "s", "ann"); !errors.Is(err, saga.ErrPastPivot) {
+			if err := w.engine.Cancel(t.Context(), "s", byAnn); !errors.Is(err, saga.ErrPastPivot) {
 				t.Errorf("Cancel of a completed saga = %v, want ErrPastPivot", err)
 			}
-			if err := w.engine.Cancel(t.Context(), "unknown", "ann"); !errors.Is(err, saga.ErrNotFound) {
+			if err := w.engine.Cancel(t.Context(), "unknown", byAnn); !errors.Is(err, saga.ErrNotFound) {
 				t.Errorf("Cancel of an unknown saga = %v, want ErrNotFound", err)
 			}
 		})
@@ -493,7 +536,7 @@ func TestCancel(t *testing.T) {
 	t.Run("a refused attempt of a cancelled saga compensates once", func(t *testing.T) {
 		w := newWorld(t)
 		d := saga.Must(saga.New("x", 1, saga.Call("a", func(ctx context.Context, a saga.Attempt, d *data) error {
-			_ = w.engine.Cancel(ctx, "s", "ann")
+			_ = w.engine.Cancel(ctx, "s", byAnn)
 			return saga.Refuse("no")
 		}, saga.Undo(w.fn()))))
 		w.defs = []saga.Registered{d}

@@ -191,7 +191,7 @@ func TestAMissingDefinitionWaitsForANodeThatHasIt(t *testing.T) {
 			t.Errorf("the saga is %+v, reported %d times; want it stuck for want of a definition, reported once", in, len(stuck))
 		}
 		w.noted()
-		if err := w.engine.Retry(t.Context(), "s", "ann"); !errors.Is(err, saga.ErrUnknownDefinition) || !strings.Contains(err.Error(), "no such definition: x version 2") {
+		if err := w.engine.Retry(t.Context(), "s", byAnn); !errors.Is(err, saga.ErrUnknownDefinition) || !strings.Contains(err.Error(), "no such definition: x version 2") {
 			t.Errorf("Retry by a node without the definition = %v, want an error that says so", err)
 		}
 		// A new node starts.
@@ -273,7 +273,7 @@ func TestAPoisonSagaIsParkedAfterItsLimit(t *testing.T) {
 			t.Errorf("stuck = %q, want %q", in.Stuck, want)
 		}
 		w.noted()
-		if err := w.engine.Retry(t.Context(), "s", "ann: fixed"); err != nil {
+		if err := w.engine.Retry(t.Context(), "s", byAnn); err != nil {
 			t.Errorf("Retry = %v", err)
 		}
 		synctest.Wait()
@@ -299,10 +299,10 @@ func TestAVerbWinsAgainstABusyEngine(t *testing.T) {
 		if err := saga.Start(t.Context(), e, nil, d, "s", data{}); err != nil {
 			t.Fatal(err)
 		}
-		if err := e.Cancel(t.Context(), "s", "ann"); !errors.Is(err, errOops) {
+		if err := e.Cancel(t.Context(), "s", byAnn); !errors.Is(err, errOops) {
 			t.Errorf("Cancel with a failing store = %v, want its error", err)
 		}
-		if err := e.Cancel(t.Context(), "s", "ann"); err != nil {
+		if err := e.Cancel(t.Context(), "s", byAnn); err != nil {
 			t.Errorf("Cancel = %v, want nil", err)
 		}
 		w.engine.Wake()

@@ -305,8 +305,8 @@ func (j *job) startChild(t *turn, s *erased) {
 // revertChild makes the child of a step turn back, whatever has become of it.
 func (j *job) revertChild(t *turn) {
 	id := j.childID(t)
-	why := fmt.Sprintf("saga %s compensates: %s", j.rec.ID, j.state.Reason)
-	err := j.r.intervene(j.r.writing, id, core.Revert, "revert", why)
+	parent := By{Who: "saga " + j.rec.ID, Why: fmt.Sprintf("saga %s compensates: %s", j.rec.ID, j.state.Reason)}
+	err := j.r.intervene(j.r.writing, id, core.Revert, "revert", parent)
 	var child Instance
 	if err == nil {
 		child, err = j.r.Get(j.r.writing, id)

@@ -219,6 +219,8 @@ type Entry struct {
 	Outcome string
 	// Text is the error of an attempt, or the reason given with a verb.
 	Text string
+	// Who is [By.Who] of a verb, or the parent that turned the saga back. Else it is empty.
+	Who string
 	// Took is how long the attempt took on its node.
 	Took time.Duration
 	// Node is the engine that wrote the entry.

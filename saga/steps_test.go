@@ -196,7 +196,7 @@ func TestSend(t *testing.T) {
 			w.start(d, "s", data{})
 			w.waiting("s", "b")
 			do, _ := p.last()
-			if err := w.engine.Cancel(t.Context(), "s", "ann"); err != nil {
+			if err := w.engine.Cancel(t.Context(), "s", byAnn); err != nil {
 				t.Fatal(err)
 			}
 			w.waiting("s", "b")
@@ -688,7 +688,7 @@ func TestChild(t *testing.T) {
 			w.start(parent, "s", data{})
 			time.Sleep(time.Second)
 			w.waiting("s/sub", "event")
-			if err := w.engine.Cancel(t.Context(), "s", "ann"); err != nil {
+			if err := w.engine.Cancel(t.Context(), "s", byAnn); err != nil {
 				t.Fatal(err)
 			}
 			w.end("s", saga.Compensated)
@@ -785,7 +785,7 @@ func TestLock(t *testing.T) {
 			w.waiting("s1", "hold")
 			w.start(d, "s2", data{})
 			w.waiting("s2", "lock")
-			_ = w.engine.Cancel(t.Context(), "s1", "ann")
+			_ = w.engine.Cancel(t.Context(), "s1", byAnn)
 			w.end("s1", saga.Compensated)
 			w.waiting("s2", "hold")
 			w.end("s2", saga.Completed)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/dovetail-go/dovetail/saga/internal/core"
@@ -52,26 +53,60 @@ func (e *Engine) History(ctx context.Context, id string) ([]Entry, error) {
 	return append([]Entry{start}, entries...), nil
 }
 
+// By says who uses one of an operator's verbs, and why. The saga's history keeps both.
+type By struct {
+	// Who is the person or the program that decides, such as the subject of its token: 1 to
+	// 200 bytes.
+	Who string
+	// Why is the reason, for those who read the history later. Not empty; what is longer than
+	// 2,000 bytes is cut.
+	Why string
+}
+
+const maxWho = 200
+
+// Validate returns what the verbs do not accept: an error that names the field.
+func (b By) Validate() error {
+	switch {
+	case strings.TrimSpace(b.Who) == "":
+		return errors.New("By.Who is empty, want who decides")
+	case strings.TrimSpace(b.Why) == "":
+		return errors.New("By.Why is empty, want the reason")
+	case len(b.Who) > maxWho:
+		return fmt.Errorf("By.Who has %d bytes, want at most %d", len(b.Who), maxWho)
+	}
+	if problem := checkText(b.Who); problem != "" {
+		return fmt.Errorf("By.Who %s", problem)
+	}
+	return nil
+}
+
 // Cancel makes a saga compensate that has not begun its pivot, and returns
 // [ErrPastPivot] for one that has: when it returns nil the saga is certain to end
 // compensated. An attempt in progress finishes first. For a saga that compensates
-// already it does nothing. Why is kept in the history: say who, too.
-func (e *Engine) Cancel(ctx context.Context, id, why string) error {
-	return e.intervene(ctx, id, core.Cancel, "cancel", why)
+// already it does nothing. By.Why becomes the reason why the saga compensates.
+func (e *Engine) Cancel(ctx context.Context, id string, by By) error {
+	return e.verb(ctx, id, core.Cancel, "cancel", by)
 }
 
 // Retry makes a stuck saga go on with its current step at once, with its attempts
-// counted afresh. [ErrNotStuck] is returned for any other saga. Why is kept in the
-// history: say who, too.
-func (e *Engine) Retry(ctx context.Context, id, why string) error {
-	return e.intervene(ctx, id, core.Retry, "retry", why)
+// counted afresh. [ErrNotStuck] is returned for any other saga.
+func (e *Engine) Retry(ctx context.Context, id string, by By) error {
+	return e.verb(ctx, id, core.Retry, "retry", by)
 }
 
 // Skip declares the current operation of a stuck saga done, because somebody has done
 // it by hand or can do without, and lets the saga go on. [ErrNotStuck] is returned
-// for any other saga. Why is kept in the history: say who, too.
-func (e *Engine) Skip(ctx context.Context, id, why string) error {
-	return e.intervene(ctx, id, core.Skip, "skip", why)
+// for any other saga.
+func (e *Engine) Skip(ctx context.Context, id string, by By) error {
+	return e.verb(ctx, id, core.Skip, "skip", by)
+}
+
+func (e *Engine) verb(ctx context.Context, id string, kind core.Kind, verb string, by By) error {
+	if err := by.Validate(); err != nil {
+		return fmt.Errorf("saga %s: %s: %w", id, verb, err)
+	}
+	return e.intervene(ctx, id, kind, verb, by)
 }
 
 // Count counts the sagas of the store that have not ended. It is cheap as long as these
@@ -102,9 +137,10 @@ func (e *Engine) Prune(ctx context.Context, age time.Duration) (int, error) {
 }
 
 // intervene applies an operator's verb against whatever the engines do meanwhile.
-func (e *Engine) intervene(ctx context.Context, id string, kind core.Kind, verb, why string) error {
+func (e *Engine) intervene(ctx context.Context, id string, kind core.Kind, verb string, by By) error {
+	by.Why = clean(by.Why)
 	for n := 1; ; n++ {
-		done, err := e.tryVerb(ctx, id, kind, or(clean(why), "no reason given"))
+		done, err := e.tryVerb(ctx, id, kind, by)
 		if err != nil {
 			return fmt.Errorf("saga %s: %s: %w", id, verb, err)
 		}
@@ -117,7 +153,7 @@ func (e *Engine) intervene(ctx context.Context, id string, kind core.Kind, verb,
 	}
 }
 
-func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, why string) (done bool, err error) {
+func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, by By) (done bool, err error) {
 	rec, err := e.store.Load(ctx, id)
 	if err != nil {
 		return false, err
@@ -135,7 +171,7 @@ func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, why str
 		return false, fmt.Errorf("notes: %w", err)
 	}
 	before := def.stateOf(rec, noted, step)
-	after, out, err := def.shape(0, noted.Parent != "").Decide(before, core.Event{Kind: kind, Text: why})
+	after, out, err := def.shape(0, noted.Parent != "").Decide(before, core.Event{Kind: kind, Text: by.Why})
 	switch {
 	case errors.Is(err, core.ErrPastPivot):
 		return false, ErrPastPivot
@@ -145,7 +181,7 @@ func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, why str
 		return true, err
 	}
 	c := changeTo(rec, after, def.notesOf(after, noted), def.stepName(after), rec.Data)
-	c.Entries = []Entry{{Step: rec.Step, Op: out.Op, Outcome: out.Outcome, Text: why, Node: e.cfg.Node}}
+	c.Entries = []Entry{{Step: rec.Step, Op: out.Op, Outcome: out.Outcome, Text: by.Why, Who: by.Who, Node: e.cfg.Node}}
 	c.Due = DueAfter
 	if Status(after.Status).Ended() {
 		c.Due, c.Release = DueNever, true

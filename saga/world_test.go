@@ -173,6 +173,9 @@ func (w *world) step(name string, errs ...error) saga.Step[data] {
 	return saga.Call(name, w.fn(errs...), saga.Undo(w.fn()))
 }
 
+// byAnn is an operator's verb in tests that do not care whose.
+var byAnn = saga.By{Who: "ann", Why: "tired of it"}
+
 var errOops = errors.New("oops")
 
 // always is a list of errors that does not end in a test's lifetime.

@@ -23,7 +23,7 @@ const columns = "id, name, version, status, step, attempt, reason, cancel, stuck
 
 const (
 	load    = "SELECT " + columns + " FROM {i} WHERE id = ?"
-	history = "SELECT n, at, step, op, attempt, outcome, detail, took, node FROM {h} WHERE saga_id = ? ORDER BY n"
+	history = "SELECT n, at, step, op, attempt, outcome, detail, took, node, COALESCE(who, '') FROM {h} WHERE saga_id = ? ORDER BY n"
 	// What ended long ago was started long ago: that bounds the search by the index.
 	ended = "SELECT id FROM {i} WHERE status = ? AND created_at < {now} - ? AND updated_at < {now} - ? ORDER BY created_at, id LIMIT ?"
 )
@@ -148,7 +148,7 @@ func (s *Store) History(ctx context.Context, id string) ([]saga.Entry, error) {
 	for rows.Next() {
 		var e saga.Entry
 		var at, took int64
-		if err := rows.Scan(&e.N, &at, &e.Step, &e.Op, &e.Attempt, &e.Outcome, &e.Text, &took, &e.Node); err != nil {
+		if err := rows.Scan(&e.N, &at, &e.Step, &e.Op, &e.Attempt, &e.Outcome, &e.Text, &took, &e.Node, &e.Who); err != nil {
 			return nil, err
 		}
 		e.At, e.Took = time.UnixMicro(at), time.Duration(took)*time.Microsecond

@@ -23,8 +23,8 @@ const (
 		"wake_at = CASE 0 + ? WHEN 1 THEN {now} + ? WHEN 2 THEN NULL WHEN 3 THEN CASE WHEN signals <> ? THEN {now} ELSE {now} + ? END " +
 		"WHEN 4 THEN CASE WHEN signals <> ? THEN {now} ELSE NULL END ELSE wake_at END, owner = CASE WHEN ? = 1 THEN '' ELSE owner END " +
 		"WHERE id = ? AND epoch = ? AND revision = ?"
-	entryColumns = "saga_id, n, at, step, op, attempt, outcome, detail, took, node"
-	insertEntry  = "INSERT INTO {h} (" + entryColumns + ") VALUES (?, ?, {now}, ?, ?, ?, ?, ?, ?, ?)"
+	entryColumns = "saga_id, n, at, step, op, attempt, outcome, detail, took, node, who"
+	insertEntry  = "INSERT INTO {h} (" + entryColumns + ") VALUES (?, ?, {now}, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 // Save implements saga.Store.
@@ -144,7 +144,14 @@ func due(c *saga.Change) int {
 
 func entryArgs(c *saga.Change, k int) []any {
 	e := &c.Entries[k]
-	return []any{c.ID, c.Revision + 1 + int64(k), e.Step, e.Op, e.Attempt, e.Outcome, e.Text, e.Took.Microseconds(), e.Node}
+	return []any{c.ID, c.Revision + 1 + int64(k), e.Step, e.Op, e.Attempt, e.Outcome, e.Text, e.Took.Microseconds(), e.Node, who(e)}
+}
+
+func who(e *saga.Entry) any {
+	if e.Who == "" {
+		return nil
+	}
+	return e.Who
 }
 
 func number(b bool) int {
@@ -157,7 +164,7 @@ func number(b bool) int {
 // saveOne makes a change with one entry in a single statement of PostgreSQL.
 func (s *Store) saveOne(ctx context.Context, c saga.Change) (lost []int, err error) {
 	const one = "WITH moved AS (" + update + " RETURNING id) INSERT INTO {h} (" + entryColumns + ") " +
-		"SELECT CAST(? AS varchar), CAST(? AS bigint), {now}, ?, ?, CAST(? AS integer), ?, ?, CAST(? AS bigint), ? FROM moved"
+		"SELECT CAST(? AS varchar), CAST(? AS bigint), {now}, ?, ?, CAST(? AS integer), ?, ?, CAST(? AS bigint), ?, ? FROM moved"
 	n, err := s.exec(ctx, nil, one, append(updateArgs(&c), entryArgs(&c, 0)...)...)
 	if err == nil && n == 0 {
 		lost = []int{0}
@@ -177,8 +184,8 @@ func (s *Store) saveMany(ctx context.Context, changes []saga.Change) (lost []int
 		"WHEN 4 THEN CASE WHEN {i}.signals <> c.signals THEN {now} ELSE NULL END ELSE NULL END, " +
 		"owner = CASE WHEN c.release = 1 THEN '' ELSE owner END " +
 		"FROM c WHERE {i}.id = c.id AND {i}.epoch = c.epoch AND {i}.revision = c.revision RETURNING c.k), " +
-		"logged AS (INSERT INTO {h} (" + entryColumns + ") SELECT e.id, e.n, {now}, e.step, e.op, e.attempt, e.outcome, e.detail, e.took, e.node " +
-		"FROM json_to_recordset(CAST(? AS json)) AS e(k int, id text, n bigint, step text, op text, attempt int, outcome text, detail text, took bigint, node text) " +
+		"logged AS (INSERT INTO {h} (" + entryColumns + ") SELECT e.id, e.n, {now}, e.step, e.op, e.attempt, e.outcome, e.detail, e.took, e.node, e.who " +
+		"FROM json_to_recordset(CAST(? AS json)) AS e(k int, id text, n bigint, step text, op text, attempt int, outcome text, detail text, took bigint, node text, who text) " +
 		"JOIN moved ON moved.k = e.k) SELECT k FROM moved"
 	cs, es, err := encode(changes)
 	if err != nil {
@@ -240,6 +247,7 @@ func encode(changes []saga.Change) (cs, es string, err error) {
 		Detail  string `json:"detail"`
 		Took    int64  `json:"took"`
 		Node    string `json:"node"`
+		Who     any    `json:"who,omitempty"`
 	}
 	list := make([]change, len(changes))
 	entries := []entry{}
@@ -250,7 +258,7 @@ func encode(changes []saga.Change) (cs, es string, err error) {
 			string(c.Data), c.NewRevision(), notes(c), c.Version, due(c), c.After.Microseconds(), c.Signals, number(c.Release),
 		}
 		for n, e := range c.Entries {
-			entries = append(entries, entry{k, c.ID, c.Revision + 1 + int64(n), e.Step, e.Op, e.Attempt, e.Outcome, e.Text, e.Took.Microseconds(), e.Node})
+			entries = append(entries, entry{k, c.ID, c.Revision + 1 + int64(n), e.Step, e.Op, e.Attempt, e.Outcome, e.Text, e.Took.Microseconds(), e.Node, who(&e)})
 		}
 	}
 	a, err := json.Marshal(list)

@@ -99,5 +99,12 @@ CREATE INDEX {b}_lock_wait_saga ON {b}_lock_wait (saga_id);
 	third := `
 ALTER TABLE {b}_instance ADD COLUMN header {text} NULL;
 `
-	return []string{names.Replace(first), names.Replace(second), names.Replace(third)}
+	fourth := `
+ALTER TABLE {b}_history ADD COLUMN who VARCHAR(200) NULL;
+`
+	list := []string{first, second, third, fourth}
+	for i := range list {
+		list[i] = names.Replace(list[i])
+	}
+	return list
 }

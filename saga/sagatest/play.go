@@ -173,9 +173,9 @@ func (p *Player[T]) Deliver(step string, value any) *Player[T] {
 }
 
 // Cancel asks the engine to cancel the saga, and expects it to agree.
-func (p *Player[T]) Cancel(why string) *Player[T] {
+func (p *Player[T]) Cancel(by saga.By) *Player[T] {
 	p.Helper()
-	if err := p.Engine.Cancel(p.Context(), playID, why); err != nil {
+	if err := p.Engine.Cancel(p.Context(), playID, by); err != nil {
 		p.Error(err)
 	}
 	p.settle()

@@ -64,7 +64,7 @@ func TestPlay(t *testing.T) {
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		sagatest.Play(t, defineTrip(), trip{}, func(p *sagatest.Player[trip]) {
-			p.Cancel("ann changed her mind").Reply("hotel.cancel", "ok").Ends(saga.Compensated)
+			p.Cancel(saga.By{Who: "ann", Why: "changed her mind"}).Reply("hotel.cancel", "ok").Ends(saga.Compensated)
 		})
 	})
 }

@@ -527,7 +527,7 @@ func (s *storeTest) saveBatch() {
 	for i, r := range recs {
 		c := change(r)
 		c.Step = "next-" + r.ID
-		c.Entries = []saga.Entry{{Op: "do", Outcome: "done", Text: r.ID}, {Op: "compensate"}}[:1+i%2]
+		c.Entries = []saga.Entry{{Op: "do", Outcome: "done", Text: r.ID, Who: "ann"}, {Op: "compensate"}}[:1+i%2]
 		switch i {
 		case 1:
 			c.Epoch++
@@ -552,6 +552,9 @@ func (s *storeTest) saveBatch() {
 		if wantLen := (1 + i%2) * boolInt(i != 1); got.Step != want || len(h) != wantLen {
 			s.Errorf("%s is at step %q with %d entries, want %q with %d", r.ID, got.Step, len(h), want, wantLen)
 		}
+	}
+	if h, err := s.Store.History(s.Context(), recs[0].ID); err != nil || h[0].Who != "ann" {
+		s.Errorf("History = %+v, %v, want it by ann", h, err)
 	}
 	if got := s.load(recs[2].ID); got.WakeAt.Sub(got.Now) < time.Minute || got.Owner != "n" {
 		s.Errorf("the third of the batch wakes at %v, owned by %q, want in an hour, by n", got.WakeAt, got.Owner)
@@ -640,7 +643,7 @@ func (s *storeTest) history() {
 	c := change(r)
 	c.Entries = []saga.Entry{
 		{Step: "reserve", Op: "do", Attempt: 1, Outcome: "failed", Text: "no answer", Took: 1500 * time.Microsecond, Node: "n"},
-		{Op: "compensate", Outcome: "accepted", Text: "why"},
+		{Op: "cancel", Outcome: "accepted", Text: "why", Who: "ann ☃"},
 	}
 	s.save(c)
 	s.save(change(s.load("a"))) // without an entry
@@ -657,6 +660,9 @@ func (s *storeTest) history() {
 		if h[i].N != want || h[i].At.Before(r.Created) || h[i].At.After(now) {
 			s.Errorf("entry %d has number %d at %v, want %d between %v and %v", i, h[i].N, h[i].At, want, r.Created, now)
 		}
+	}
+	if h[1].Who != "ann ☃" || h[1].Text != "why" {
+		s.Errorf("the second entry is %+v, want it by ann", h[1])
 	}
 	got := h[0]
 	want := saga.Entry{N: 1, At: got.At, Step: "reserve", Op: "do", Attempt: 1, Outcome: "failed", Text: "no answer", Took: 1500 * time.Microsecond, Node: "n"}

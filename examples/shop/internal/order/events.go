@@ -177,6 +177,7 @@ type entryView struct {
 	Attempt     int       `json:"attempt,omitempty"`
 	Outcome     string    `json:"outcome"`
 	Text        string    `json:"text,omitempty"`
+	Who         string    `json:"who,omitempty"`
 	TookSeconds float64   `json:"took_seconds"`
 	Node        string    `json:"node"`
 }
@@ -224,7 +225,7 @@ func (s *Service) saga(w http.ResponseWriter, r *http.Request) error {
 	for i, e := range history {
 		entries[i] = entryView{
 			N: e.N, At: e.At.UTC(), Step: e.Step, Op: e.Op, Attempt: e.Attempt, Outcome: e.Outcome, Text: e.Text,
-			TookSeconds: e.Took.Seconds(), Node: e.Node,
+			Who: e.Who, TookSeconds: e.Took.Seconds(), Node: e.Node,
 		}
 	}
 	return platform.WriteJSON(w, http.StatusOK, map[string]any{"saga": viewOf(in), "history": entries})

@@ -344,7 +344,7 @@ func (s *Service) cancelOrder(w http.ResponseWriter, r *http.Request) error {
 	case statusDispatched:
 		return &platform.Error{Status: http.StatusConflict, Code: "wrong-state", Detail: "the order is on its way to you; it cannot be cancelled any more"}
 	case statusPending:
-		err := s.engine.Cancel(ctx, v.ID, cancelledByCustomer)
+		err := s.engine.Cancel(ctx, v.ID, saga.By{Who: platform.IdentityOf(ctx).Subject, Why: cancelledByCustomer})
 		if takeBack = errors.Is(err, saga.ErrPastPivot); err != nil && !takeBack {
 			return err
 		}
