@@ -17,13 +17,13 @@ import (
 
 // Relay shows an outbox, by asking its database, and a relay of it.
 func Relay(name string, box *outbox.Outbox, relay *outbox.Relay) prometheus.Collector {
-	return both{
+	return group{
 		ask("outbox", name, []metric[outbox.Stats]{
 			gauge("waiting", "Messages to be published.", func(s outbox.Stats) float64 { return float64(s.Depth) }),
 			gauge("oldest_seconds", "Age of the oldest message to be published.", func(s outbox.Stats) float64 { return s.OldestAge.Seconds() }),
 			gauge("parked", "Messages set aside after too many failures.", func(s outbox.Stats) float64 { return float64(s.Parked) }),
 		}, box.Stats),
-		collect("relay", []string{"name"}, []metric[outbox.RelayStats]{
+		one("relay", name, []metric[outbox.RelayStats]{
 			gauge("shards", "Shards that it holds.", func(s outbox.RelayStats) float64 { return float64(s.Shards) }),
 			gauge("in_flight", "Messages with the publisher.", func(s outbox.RelayStats) float64 { return float64(s.InFlight) }),
 			gauge("oldest_in_flight_seconds", "For how long the first of them has been there.", func(s outbox.RelayStats) float64 { return s.OldestInFlight.Seconds() }),
@@ -33,33 +33,35 @@ func Relay(name string, box *outbox.Outbox, relay *outbox.Relay) prometheus.Coll
 			counter("unknown", "Attempts whose outcome is unknown.", func(s outbox.RelayStats) float64 { return float64(s.Unknown) }),
 			counter("parked", "Messages that it set aside.", func(s outbox.RelayStats) float64 { return float64(s.Parked) }),
 			counter("store_errors", "Failed calls of the store.", func(s outbox.RelayStats) float64 { return float64(s.StoreErrors) }),
-		}, nil, func(yield func(outbox.RelayStats, ...string)) { yield(relay.Stats(), name) }),
+		}, relay.Stats),
 	}
 }
 
 // Saga shows an engine, and the sagas in its database by asking that.
 func Saga(name string, engine *saga.Engine) prometheus.Collector {
-	return both{
+	return group{
 		ask("sagas", name, []metric[saga.Counts]{
 			gauge("running", "Sagas under way.", func(c saga.Counts) float64 { return float64(c.Running) }),
 			gauge("compensating", "Sagas that are being undone.", func(c saga.Counts) float64 { return float64(c.Compensating) }),
 			gauge("stuck", "Sagas that need an operator.", func(c saga.Counts) float64 { return float64(c.Stuck) }),
 			gauge("oldest_seconds", "Age of the oldest saga that has not ended.", func(c saga.Counts) float64 { return c.Oldest.Seconds() }),
 		}, engine.Count),
-		collect("saga_engine", []string{"name"}, []metric[saga.Stats]{
+		one("saga_engine", name, []metric[saga.Stats]{
 			gauge("active", "Sagas that it works on.", func(s saga.Stats) float64 { return float64(s.Active) }),
 			counter("claimed", "Sagas that it took up.", func(s saga.Stats) float64 { return float64(s.Claimed) }),
 			counter("takeovers", "Sagas that it took from dead nodes.", func(s saga.Stats) float64 { return float64(s.Takeovers) }),
 			counter("attempts", "Attempts at steps.", func(s saga.Stats) float64 { return float64(s.Attempts) }),
 			counter("failed_attempts", "Attempts that failed.", func(s saga.Stats) float64 { return float64(s.Failed) }),
 			counter("refused_attempts", "Attempts that were refused.", func(s saga.Stats) float64 { return float64(s.Refused) }),
+			counter("waits", "How often it put a saga away to wait for something.", func(s saga.Stats) float64 { return float64(s.Waiting) }),
+			counter("pruned", "Ended sagas that it deleted for their age.", func(s saga.Stats) float64 { return float64(s.Pruned) }),
 			counter("compensating", "Sagas that it turned back.", func(s saga.Stats) float64 { return float64(s.Compensating) }),
 			counter("completed", "Sagas that it ended well.", func(s saga.Stats) float64 { return float64(s.Completed) }),
 			counter("compensated", "Sagas that it ended undone.", func(s saga.Stats) float64 { return float64(s.Compensated) }),
 			counter("stuck", "Sagas that it reported as stuck.", func(s saga.Stats) float64 { return float64(s.Stuck) }),
 			counter("lost", "Writes that were refused because another node had the saga.", func(s saga.Stats) float64 { return float64(s.Lost) }),
 			counter("polls", "Questions to the store for work.", func(s saga.Stats) float64 { return float64(s.Polls) }),
-		}, nil, func(yield func(saga.Stats, ...string)) { yield(engine.Stats(), name) }),
+		}, engine.Stats),
 	}
 }
 
@@ -109,8 +111,8 @@ type instance struct{ balance.InstanceView }
 // Balancing shows the views of balancers: give it [balance.Transport.View], or a function that
 // collects those of several balancers. Instances are labels by their IDs, for as long as they are known.
 func Balancing(views func() []balance.View) prometheus.Collector {
-	return both{
-		collect("service", []string{"service"}, []metric[balance.View]{
+	return group{
+		collect("service", "", []string{"service"}, []metric[balance.View]{
 			gauge("instances", "Instances that are known.", func(v balance.View) float64 { return float64(len(v.Instances)) }),
 			gauge("in_flight", "Calls under way.", func(v balance.View) float64 { return float64(v.InFlight) }),
 			gauge("stale", "Whether the registry cannot be asked.", func(v balance.View) float64 { return truth(v.Stale) }),
@@ -120,7 +122,7 @@ func Balancing(views func() []balance.View) prometheus.Collector {
 				yield(v, v.Service)
 			}
 		}),
-		collect("instance", []string{"service", "instance"}, []metric[instance]{
+		collect("instance", "", []string{"service", "instance"}, []metric[instance]{
 			gauge("in_flight", "Calls under way.", func(i instance) float64 { return float64(i.InFlight) }),
 			gauge("ejected", "Whether it is left out.", func(i instance) float64 { return truth(i.Ejected) }),
 			gauge("latency_seconds", "The present estimate of its latency.", func(i instance) float64 { return i.Latency.Seconds() }),
@@ -136,14 +138,42 @@ func Balancing(views func() []balance.View) prometheus.Collector {
 	}
 }
 
+// ClientStats is what a client of a message broker tells of itself, whatever broker it is: fill in what the Stats of
+// rabbitkit, kafkakit or your own client have, and leave zero what they do not.
+type ClientStats struct {
+	// Connected says that it can publish, Consuming that it can consume, Blocked that the broker has asked
+	// publishers to stop.
+	Connected, Consuming, Blocked bool
+	// InFlight is how many messages are on their way to the broker, Handling how many are with a handler.
+	InFlight, Handling int64
+	// Delivered counts calls of handlers, Lost the messages that could not be acknowledged and come
+	// again, Reconnects the connections after the first.
+	Delivered, Lost, Reconnects int64
+}
+
+// Client shows a client of a message broker. [Messages] shows what becomes of its messages.
+func Client(name string, stats func() ClientStats) prometheus.Collector {
+	return one("client", name, []metric[ClientStats]{
+		gauge("connected", "Whether it can publish.", func(s ClientStats) float64 { return truth(s.Connected) }),
+		gauge("consuming", "Whether it can consume.", func(s ClientStats) float64 { return truth(s.Consuming) }),
+		gauge("blocked", "Whether the broker has asked publishers to stop.", func(s ClientStats) float64 { return truth(s.Blocked) }),
+		gauge("in_flight", "Messages on their way to the broker.", func(s ClientStats) float64 { return float64(s.InFlight) }),
+		gauge("handling", "Messages with a handler.", func(s ClientStats) float64 { return float64(s.Handling) }),
+		counter("delivered", "Calls of handlers.", func(s ClientStats) float64 { return float64(s.Delivered) }),
+		counter("lost", "Messages that could not be acknowledged, and come again.", func(s ClientStats) float64 { return float64(s.Lost) }),
+		counter("reconnects", "Connections after the first.", func(s ClientStats) float64 { return float64(s.Reconnects) }),
+	}, stats)
+}
+
 // MemoryBroker shows the groups of a broker in memory.
 func MemoryBroker(broker *messagingmem.Broker) prometheus.Collector {
-	return collect("group", []string{"group"}, []metric[messagingmem.GroupStats]{
+	return collect("group", "", []string{"group"}, []metric[messagingmem.GroupStats]{
 		gauge("ready", "Messages that wait for a handler.", func(g messagingmem.GroupStats) float64 { return float64(g.Ready) }),
 		gauge("held", "Messages that wait for one of their key.", func(g messagingmem.GroupStats) float64 { return float64(g.Held) }),
 		gauge("delayed", "Messages that wait for their next delivery.", func(g messagingmem.GroupStats) float64 { return float64(g.Delayed) }),
 		gauge("in_flight", "Messages with a handler.", func(g messagingmem.GroupStats) float64 { return float64(g.InFlight) }),
 		gauge("dead", "Dead letters in memory.", func(g messagingmem.GroupStats) float64 { return float64(g.Dead) }),
+		gauge("publishers", "Publishers that wait for room.", func(g messagingmem.GroupStats) float64 { return float64(g.Publishers) }),
 		gauge("subscribers", "Subscriptions that run.", func(g messagingmem.GroupStats) float64 { return float64(g.Subscribers) }),
 		counter("acked", "Deliveries that were handled.", func(g messagingmem.GroupStats) float64 { return float64(g.Acked) }),
 		counter("retried", "Deliveries that come again.", func(g messagingmem.GroupStats) float64 { return float64(g.Retried) }),

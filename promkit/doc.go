@@ -17,7 +17,7 @@
 // Labels are the names that you give to guards, caches and engines, the groups and instances
 // that you run, and a handful of states: how many series there are does not depend on who calls or
 // what is called for. Keys are never labels, with one exception that you ask for:
-// [KeyedBreakers] has one series for each key of a set, whose size is bounded.
+// [KeyedBreakers] and [Policies] have series for each key of a set, and a bound for these.
 //
 // Names follow Prometheus' conventions: base units, _total for what only grows,
 // and dovetail_ before all of them.
@@ -27,9 +27,8 @@
 //
 // # Caveats
 //
-// Names must be unique within one collector, and each kind of collector can be in a registry once:
-// give it all breakers, and not a collector to each. A registry refuses a second one, and
-// a name that is missing or given twice, with an error that says so.
+// Names must be unique within a registry and kind: it refuses one that is missing or given twice, with an error that says
+// so. [Balancing], [MemoryBroker], [Messages], [Steps], [Inbox] and [Requests] have no name, and are in a registry once.
 //
 // Counts begin at zero with each process, and states are this process's: alert on the worst
 // instance (max by), not on the sum.

@@ -6,10 +6,12 @@ package promkit
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/dovetail-go/dovetail/fault"
+	"github.com/dovetail-go/dovetail/idempotency"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/saga"
 )
@@ -20,13 +22,14 @@ var buckets = []float64{.001, .005, .025, .1, .5, 2.5, 10}
 func histogram(name, help string, labels ...string) *prometheus.HistogramVec {
 	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: name, Help: help, Buckets: buckets, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100,
+		NativeHistogramMinResetDuration: time.Hour,
 	}, labels)
 }
 
 // Messages counts and times what clients of message brokers do, of any broker: it is a
 // collector, and its Hooks are for their configuration. One serves all clients of a process.
 type Messages struct {
-	both
+	group
 	published, handled *prometheus.HistogramVec
 }
 
@@ -36,7 +39,7 @@ func NewMessages() *Messages {
 		published: histogram("dovetail_publish_seconds", "Time until the outcome of a message is known, by outcome.", "outcome"),
 		handled:   histogram("dovetail_handle_seconds", "Time in a handler, by consumer group and what became of the message.", "group", "action"),
 	}
-	m.both = both{m.published, m.handled}
+	m.group = group{m.published, m.handled}
 	return m
 }
 
@@ -66,6 +69,71 @@ func outcome(err error) string {
 	}
 	return "failed"
 }
+
+// Inbox counts what an inbox says of messages, by consumer: it is a collector, and the inbox to give to
+// the consumers.
+type Inbox struct {
+	idempotency.Inbox
+	*prometheus.CounterVec
+}
+
+// NewInbox returns an inbox that counts what another one says. What a transaction asked that was rolled back
+// afterwards is counted too, and again when the message comes back.
+func NewInbox(inbox idempotency.Inbox) *Inbox {
+	return &Inbox{inbox, prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "dovetail_inbox_messages_total", Help: "Answers of the inbox, by whether the message was new, known already, or the database did not answer.",
+	}, []string{"consumer", "answer"})}
+}
+
+// Once implements [idempotency.Inbox].
+func (i *Inbox) Once(ctx context.Context, tx idempotency.Tx, consumer, id string) (bool, error) {
+	first, err := i.Inbox.Once(ctx, tx, consumer, id)
+	i.count(consumer, first, err)
+	return first, err
+}
+
+// OnceMany implements [idempotency.Inbox].
+func (i *Inbox) OnceMany(ctx context.Context, tx idempotency.Tx, consumer string, ids []string) ([]bool, error) {
+	all, err := i.Inbox.OnceMany(ctx, tx, consumer, ids)
+	if err != nil {
+		i.count(consumer, false, err)
+	}
+	for _, first := range all {
+		i.count(consumer, first, nil)
+	}
+	return all, err
+}
+
+func (i *Inbox) count(consumer string, first bool, err error) {
+	answer := "duplicate"
+	switch {
+	case err != nil:
+		answer = "failed"
+	case first:
+		answer = "new"
+	}
+	i.WithLabelValues(consumer, answer).Inc()
+}
+
+// Requests counts the requests with an Idempotency-Key by what was done with them: it is a collector, and its
+// Hook is [idempotency.HTTPHooks.Request].
+type Requests struct {
+	*prometheus.CounterVec
+}
+
+// NewRequests returns Requests that have seen nothing yet.
+func NewRequests() *Requests {
+	r := &Requests{prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "dovetail_idempotency_requests_total", Help: "Requests with an Idempotency-Key, by what was done with them.",
+	}, []string{"outcome"})}
+	for _, o := range []idempotency.HTTPOutcome{idempotency.Stored, idempotency.Released, idempotency.Replayed, idempotency.Refused, idempotency.Lost} {
+		r.WithLabelValues(string(o))
+	}
+	return r
+}
+
+// Hook counts one request.
+func (r *Requests) Hook(h idempotency.HTTPRequest) { r.WithLabelValues(string(h.Outcome)).Inc() }
 
 // Steps times the attempts at steps of sagas: it is a collector, and its Hook is [saga.Hooks.StepEnd].
 // Labels are the names of definitions and steps.

@@ -6,6 +6,7 @@ package promkit
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,12 +60,17 @@ type collector[S any] struct {
 	err     error
 }
 
-// collect makes a collector. What is wrong with the names of its members is in err, and the
-// registry's to say: so that what cannot fail in practice needs no second result.
-func collect[S any](prefix string, labels []string, metrics []metric[S], err error, each func(yield func(s S, labels ...string))) *collector[S] {
+// collect makes a collector, whose series have the label name if that is not empty. What is wrong with
+// names is in err, and the registry's to say: so that what cannot fail in practice needs no second result.
+func collect[S any](prefix, name string, labels []string, metrics []metric[S], err error, each func(yield func(s S, labels ...string))) *collector[S] {
 	c := &collector[S]{metrics: metrics, each: each, err: err}
 	for _, m := range metrics {
-		c.descs = append(c.descs, prometheus.NewDesc("dovetail_"+prefix+"_"+m.name, m.help, labels, m.labels))
+		constant := prometheus.Labels{}
+		maps.Copy(constant, m.labels)
+		if name != "" {
+			constant["name"] = name
+		}
+		c.descs = append(c.descs, prometheus.NewDesc("dovetail_"+prefix+"_"+m.name, m.help, labels, constant))
 	}
 	return c
 }
@@ -82,11 +88,13 @@ func (c *collector[S]) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements [prometheus.Collector].
 func (c *collector[S]) Collect(ch chan<- prometheus.Metric) {
-	c.each(func(s S, labels ...string) {
-		for i, m := range c.metrics {
-			ch <- prometheus.MustNewConstMetric(c.descs[i], m.kind, m.value(s), labels...)
-		}
-	})
+	c.each(func(s S, labels ...string) { c.show(ch, s, labels...) })
+}
+
+func (c *collector[S]) show(ch chan<- prometheus.Metric, s S, labels ...string) {
+	for i, m := range c.metrics {
+		ch <- prometheus.MustNewConstMetric(c.descs[i], m.kind, m.value(s), labels...)
+	}
 }
 
 // distinct returns an error if a name is empty or given twice.
@@ -105,45 +113,40 @@ func distinct(what string, names ...string) error {
 }
 
 // named makes a collector of members whose stats carry their name.
-func named[M any, S any](prefix string, members []M, stats func(M) S, name func(S) string, metrics []metric[S]) *collector[S] {
-	names := make([]string, len(members))
+func named[M any, S any](prefix string, members []M, stats func(M) S, name func(S) string, metrics []metric[S]) prometheus.Collector {
+	all, names := make(group, len(members)), make([]string, len(members))
 	for i, m := range members {
 		names[i] = name(stats(m))
 	}
-	return collect(prefix, []string{"name"}, metrics, distinct(prefix, names...), func(yield func(S, ...string)) {
-		for i, m := range members {
-			yield(stats(m), names[i])
-		}
-	})
-}
-
-// remote shows stats that a database has to be asked for, and whether it answered.
-type remote[S any] struct {
-	*collector[S]
-	up  *prometheus.Desc
-	ask func(ctx context.Context) (S, error)
-}
-
-func ask[S any](prefix, name string, metrics []metric[S], stats func(ctx context.Context) (S, error)) *remote[S] {
-	r := &remote[S]{ask: stats}
-	r.collector = collect(prefix, []string{"name"}, metrics, distinct(prefix, name), func(yield func(S, ...string)) {})
-	r.up = prometheus.NewDesc("dovetail_"+prefix+"_up", "Whether the database answered when it was asked for the numbers beside this.", nil, prometheus.Labels{"name": name})
-	for i, m := range metrics {
-		labels := prometheus.Labels{"name": name}
-		for k, v := range m.labels {
-			labels[k] = v
-		}
-		r.descs[i] = prometheus.NewDesc("dovetail_"+prefix+"_"+m.name, m.help, nil, labels)
+	err := distinct(prefix, names...)
+	for i, m := range members {
+		all[i] = collect(prefix, names[i], nil, metrics, err, func(yield func(S, ...string)) { yield(stats(m)) })
 	}
-	return r
+	return all
+}
+
+// one makes a collector of a single thing that does not know its name.
+func one[S any](prefix, name string, metrics []metric[S], stats func() S) prometheus.Collector {
+	return collect(prefix, name, nil, metrics, distinct(prefix, name), func(yield func(S, ...string)) { yield(stats()) })
+}
+
+// ask makes a collector of stats that a database has to be asked for, and of whether it answered.
+func ask[S any](prefix, name string, metrics []metric[S], stats func(ctx context.Context) (S, error)) prometheus.Collector {
+	up := collect(prefix, name, nil, []metric[bool]{gauge("up", "Whether the database answered when it was asked for the numbers beside this.", truth)}, distinct(prefix, name), nil)
+	return &remote[S]{up, collect(prefix, name, nil, metrics, nil, nil), stats}
+}
+
+// remote is what ask makes. Its two collectors are given what they show, and ask for nothing.
+type remote[S any] struct {
+	up    *collector[bool]
+	stats *collector[S]
+	ask   func(ctx context.Context) (S, error)
 }
 
 // Describe implements [prometheus.Collector].
 func (r *remote[S]) Describe(ch chan<- *prometheus.Desc) {
-	r.collector.Describe(ch)
-	if r.err == nil {
-		ch <- r.up
-	}
+	r.up.Describe(ch)
+	r.stats.Describe(ch)
 }
 
 // Collect implements [prometheus.Collector].
@@ -151,28 +154,25 @@ func (r *remote[S]) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	s, err := r.ask(ctx)
-	ch <- prometheus.MustNewConstMetric(r.up, prometheus.GaugeValue, truth(err == nil))
-	if err != nil {
-		return
-	}
-	for i, m := range r.metrics {
-		ch <- prometheus.MustNewConstMetric(r.descs[i], m.kind, m.value(s))
+	r.up.show(ch, err == nil)
+	if err == nil {
+		r.stats.show(ch, s)
 	}
 }
 
-// both is two collectors that are registered as one.
-type both []prometheus.Collector
+// group is several collectors that are registered as one.
+type group []prometheus.Collector
 
 // Describe implements [prometheus.Collector].
-func (b both) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range b {
+func (g group) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range g {
 		c.Describe(ch)
 	}
 }
 
 // Collect implements [prometheus.Collector].
-func (b both) Collect(ch chan<- prometheus.Metric) {
-	for _, c := range b {
+func (g group) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range g {
 		c.Collect(ch)
 	}
 }

@@ -5,8 +5,11 @@ package promkit_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"math"
 	"regexp"
 	"strings"
@@ -24,6 +27,8 @@ import (
 	"github.com/dovetail-go/dovetail/eventsource"
 	"github.com/dovetail-go/dovetail/eventsource/eventsourcemem"
 	"github.com/dovetail-go/dovetail/fault"
+	"github.com/dovetail-go/dovetail/idempotency"
+	"github.com/dovetail-go/dovetail/idempotency/idempotencymem"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/messaging/messagingmem"
 	"github.com/dovetail-go/dovetail/outbox"
@@ -108,7 +113,13 @@ func everything(t *testing.T) map[string]prometheus.Collector {
 	lease := must[balance.Lease](t)(balancer.Pick(ctx))
 	lease.Done(fault.Success)
 
+	inbox, requests := promkit.NewInbox(idempotencymem.New()), promkit.NewRequests()
+	requests.Hook(idempotency.HTTPRequest{Outcome: idempotency.Replayed})
+	policies := map[string]*resilience.Policy{"order": {Breaker: b, Retry: r, Bulkhead: bulk, RateLimit: limit, Adaptive: adaptive}, "stock": {}, "unset": nil}
+
 	return map[string]prometheus.Collector{
+		"policies": promkit.Policies("http", 10, maps.All(policies)), "inbox": inbox, "requests": requests,
+		"client":  promkit.Client("orders", func() promkit.ClientStats { return promkit.ClientStats{Connected: true, Reconnects: 3} }),
 		"breaker": promkit.Breakers(b), "keyed": promkit.KeyedBreakers("hosts", keyed, func(k string) string { return k }),
 		"retry": promkit.Retries(r), "bulkhead": promkit.Bulkheads(bulk),
 		"ratelimit": promkit.RateLimits(limit), "keyed limits": promkit.KeyedRateLimit("customers", limits),
@@ -140,6 +151,16 @@ func TestWhatBlocksDoIsShown(t *testing.T) {
 		`dovetail_breaker_window_failures{name="payments"} 1`,
 		`dovetail_keyed_breaker_state{key="host-1",name="hosts",state="closed"} 1`,
 		`dovetail_retry_retries_total{name="payments"} 1`,
+		`dovetail_policy_breaker_state{key="order",name="http",state="closed"} 1`,
+		`dovetail_policy_retry_retries_total{key="order",name="http"} 1`,
+		`dovetail_policy_bulkhead_max{key="order",name="http"} 3`,
+		`dovetail_policy_ratelimit_per_second{key="order",name="http"} 2`,
+		`dovetail_policy_adaptive_in_flight{key="order",name="http"} 0`,
+		`dovetail_policies_hidden{name="http"} 0`,
+		`dovetail_client_connected{name="orders"} 1`,
+		`dovetail_client_reconnects_total{name="orders"} 3`,
+		`dovetail_idempotency_requests_total{outcome="replayed"} 1`,
+		`dovetail_idempotency_requests_total{outcome="lost"} 0`,
 		`dovetail_retry_gave_up_total{name="payments"} 1`,
 		`dovetail_bulkhead_max{name="payments"} 3`,
 		`dovetail_ratelimit_per_second{name="mails"} 2`,
@@ -185,6 +206,91 @@ func TestNamesMustTellApart(t *testing.T) {
 	set.Get(2)
 	if n := testutil.CollectAndCount(promkit.KeyedBreakers("set", set, func(int) string { return "same" }), "dovetail_keyed_breaker_opened_total"); n != 1 {
 		t.Errorf("keys that read alike make %d series, want 1", n)
+	}
+}
+
+// Engines, outboxes and guards of one program can be shown where they are made, and not all in one place.
+func TestARegistryTakesEachName(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	for _, name := range []string{"a", "b"} {
+		box := must[*outbox.Outbox](t)(outbox.New(outboxmem.New(), outbox.Config{}))
+		relay := must[*outbox.Relay](t)(outbox.NewRelay(box, must[*messagingmem.Broker](t)(messagingmem.New(messagingmem.Config{})), outbox.RelayConfig{}))
+		for _, c := range []prometheus.Collector{
+			promkit.Breakers(must[*breaker.Breaker](t)(breaker.New(breaker.Config{Name: name}))), promkit.Relay(name, box, relay),
+		} {
+			if err := registry.Register(c); err != nil {
+				t.Errorf("%s: Register = %v, want nil", name, err)
+			}
+			if err := registry.Register(c); err == nil {
+				t.Errorf("%s, a second time: Register = nil, want an error", name)
+			}
+		}
+	}
+	text := scrape(t, registry)
+	for _, want := range []string{`dovetail_breaker_opened_total{name="a"} 0`, `dovetail_breaker_opened_total{name="b"} 0`, `dovetail_outbox_up{name="a"} 1`, `dovetail_outbox_up{name="b"} 1`} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("the scrape lacks %q", want)
+		}
+	}
+}
+
+func TestPoliciesAreBounded(t *testing.T) {
+	var all iter.Seq2[string, *resilience.Policy] = func(yield func(string, *resilience.Policy) bool) {
+		for i := range 100_000 {
+			if !yield(fmt.Sprintf("host-%06d", 99_999-i), &resilience.Policy{Breaker: must[*breaker.Breaker](t)(breaker.New(breaker.Config{}))}) {
+				return
+			}
+		}
+	}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(promkit.Policies("http", 3, all))
+	text := scrape(t, registry)
+	if n := strings.Count(text, "dovetail_policy_breaker_opened_total"); n != 3 {
+		t.Errorf("100,000 hosts make %d series of a counter, want 3", n)
+	}
+	for _, want := range []string{`dovetail_policy_breaker_opened_total{key="host-000002",name="http"} 0`, `dovetail_policies_hidden{name="http"} 99997`} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("the scrape lacks %q", want)
+		}
+	}
+	if err := prometheus.NewRegistry().Register(promkit.Policies("http", 0, all)); err == nil || !strings.Contains(err.Error(), `"http" are to be 0 at most`) {
+		t.Errorf("Register of at most 0 = %v, want promkit's error", err)
+	}
+}
+
+func TestAnInboxIsCounted(t *testing.T) {
+	store := idempotencymem.New()
+	db := store.OpenDB()
+	t.Cleanup(func() { _ = db.Close() })
+	inbox := promkit.NewInbox(store)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(inbox)
+
+	handler := idempotency.Consumer(db, inbox, func(context.Context, *sql.Tx, *messaging.Delivery) error { return nil })
+	for range 3 { // once, and twice more
+		if err := handler.Handle(t.Context(), &messaging.Delivery{Group: "mails", Message: &messaging.Message{ID: "m1", Topic: "order.placed"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tx := must[*sql.Tx](t)(db.Begin())
+	if first, err := inbox.OnceMany(t.Context(), tx, "figures", []string{"m1", "m2", "m1"}); err != nil || !first[0] || !first[1] || first[2] {
+		t.Errorf("OnceMany = %v, %v, want true, true, false as the inbox says", first, err)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := inbox.OnceMany(t.Context(), tx, "figures", []string{"m3"}); err == nil {
+		t.Error("OnceMany in a transaction that is over = nil, want its error")
+	}
+	text := scrape(t, registry)
+	for _, want := range []string{
+		`dovetail_inbox_messages_total{answer="new",consumer="mails"} 1`, `dovetail_inbox_messages_total{answer="duplicate",consumer="mails"} 2`,
+		`dovetail_inbox_messages_total{answer="new",consumer="figures"} 2`, `dovetail_inbox_messages_total{answer="duplicate",consumer="figures"} 1`,
+		`dovetail_inbox_messages_total{answer="failed",consumer="figures"} 1`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("the scrape lacks %q; it has:\n%s", want, text)
+		}
 	}
 }
 
