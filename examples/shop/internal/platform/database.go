@@ -44,23 +44,33 @@ func DialectOf(db *sql.DB) Dialect {
 //
 // The write-ahead log is synced at checkpoints only: a killed process loses nothing, a
 // power cut may lose the last transactions.
-func OpenSQLite(path string) (*sql.DB, error) {
-	return openSQLite(path, "_txlock=immediate")
+func OpenSQLite(path string) (*sql.DB, error) { return OpenSQLiteBehind(path, nil) }
+
+// OpenSQLiteBehind is OpenSQLite with a gate before every statement. Nil is none.
+func OpenSQLiteBehind(path string, gate *Gate) (*sql.DB, error) {
+	return openSQLite(path, "_txlock=immediate", gate)
 }
 
 // OpenSQLiteReadOnly opens a database file that exists for looking at it, also while its
 // service runs.
-func OpenSQLiteReadOnly(path string) (*sql.DB, error) {
+func OpenSQLiteReadOnly(path string) (*sql.DB, error) { return OpenSQLiteReadOnlyBehind(path, nil) }
+
+// OpenSQLiteReadOnlyBehind is OpenSQLiteReadOnly with a gate before every statement. Nil is none.
+func OpenSQLiteReadOnlyBehind(path string, gate *Gate) (*sql.DB, error) {
 	// SQLite's own mode=ro cannot read a write-ahead log that nobody has open.
-	return openSQLite(path, "mode=rw&_pragma=query_only(1)")
+	return openSQLite(path, "mode=rw&_pragma=query_only(1)", gate)
 }
 
-func openSQLite(path, extra string) (*sql.DB, error) {
+func openSQLite(path, extra string, gate *Gate) (*sql.DB, error) {
 	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: extra +
 		"&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)"}).String()
 	db, err := sql.Open("sqlite", dsn)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	if gate != nil {
+		_ = db.Close() // nothing is open yet
+		db = sql.OpenDB(gatedConnector{db.Driver(), dsn, gate})
 	}
 	db.SetMaxOpenConns(1)
 	return db, nil

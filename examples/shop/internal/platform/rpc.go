@@ -135,7 +135,7 @@ func withRPC(env Env, register func(*grpc.Server), next http.Handler) http.Handl
 	}
 	server := grpc.NewServer(append(guards.ServerOptions(), grpc.ChainUnaryInterceptor(say(env)))...)
 	register(server)
-	calls := env.Auth.Require(server)
+	calls := env.Auth.Require(env.Gate.requests(server))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 			calls.ServeHTTP(w, r)

@@ -65,6 +65,11 @@ type Env struct {
 	// Flush is how long a stopping service waits for the broker to confirm what it was given. Zero
 	// means 5 seconds.
 	Flush time.Duration
+	// Gate is where harm is done to the service on purpose. Nil does none.
+	Gate *Gate
+	// Control answers what the gateway is asked about the shop as a whole: faults, invariants, load.
+	// Nil where nothing is in control of the whole shop.
+	Control http.Handler
 	// Log is never nil.
 	Log *slog.Logger
 }
@@ -87,6 +92,8 @@ const drainTimeout = 10 * time.Second
 // readiness fails, the registry forgets the service, nothing new is taken in, requests in flight and
 // messages in hand are finished, and only then its workers publish the rest and stop. It returns nil, or why a
 // part of the service failed, which drains it too.
+//
+// A service whose gate is killed does not drain: see [Gate.Kill]. Serve then returns [ErrKilled].
 func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -108,7 +115,7 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // gRPC, on the same port
 	server := &http.Server{
-		Handler:           routes(running, env, s),
+		Handler:           env.Gate.awake(routes(running, env, s)),
 		Protocols:         protocols,
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       2 * time.Minute,
@@ -117,6 +124,14 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 		BaseContext: func(net.Listener) context.Context {
 			return context.WithValue(context.WithoutCancel(ctx), drainKey{}, intake.Done()) // streams end with the intake
 		},
+	}
+	if env.Gate != nil {
+		defer context.AfterFunc(env.Gate.life, func() {
+			fail(ErrKilled)
+			stopIntake()
+			stopWork()
+			_ = server.Close()
+		})()
 	}
 	var taking, working, registered sync.WaitGroup
 	part(intake, &taking, "serve", func(context.Context) error {
@@ -157,6 +172,11 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 	taking.Wait()
 	stopWork()
 	working.Wait()
+	select {
+	case <-env.Gate.killed():
+		return ErrKilled // whatever else its parts said of that
+	default:
+	}
 	if cause := context.Cause(running); ctx.Err() == nil {
 		return errors.Join(cause, err)
 	}
@@ -196,7 +216,7 @@ func routes(running context.Context, env Env, s Service) http.Handler {
 		registry.MustRegister(m.Collectors()...)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", observe(registry, env, s.Handler()))
+	mux.Handle("/", observe(registry, env, env.Gate.requests(s.Handler())))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.Handle("GET /readyz", Handle(func(w http.ResponseWriter, r *http.Request) error {
 		if running.Err() != nil {
