@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
@@ -120,6 +121,11 @@ func (s *Service) Consumers() []platform.Consumer { return nil }
 
 // Run implements [platform.Service].
 func (s *Service) Run(ctx context.Context) error { return s.bus.Run(ctx) }
+
+// Collectors are what the service shows of its blocks, beside what every service does.
+func (s *Service) Collectors() []prometheus.Collector {
+	return platform.QuotaCollectors(map[string]platform.Quota{"sign-in": s.tries})
+}
 
 // Bus returns the service's outbox and inbox, for the operator's view.
 func (s *Service) Bus() *platform.Bus { return s.bus }

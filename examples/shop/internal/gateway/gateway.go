@@ -36,6 +36,7 @@ type Service struct {
 	services []string
 	// quota is per customer, guard per address and for the gateway as a whole.
 	quota platform.Quota
+	shown []prometheus.Collector // of the guards
 	guard func(http.Handler) http.Handler
 	// catalogue answers from memory.
 	catalogue *catalogue
@@ -74,8 +75,9 @@ func New(env platform.Env, services []string) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	shown := append(platform.QuotaCollectors(map[string]platform.Quota{"address": addresses, "customer": quota}), promkit.AdaptiveLimits(adaptive))
 	products, err := newCatalogue(env)
-	return &Service{env: env, services: services, quota: quota, guard: guard, catalogue: products}, err
+	return &Service{env: env, services: services, quota: quota, shown: shown, guard: guard, catalogue: products}, err
 }
 
 // exempt is what says nothing about load: a page costs nothing, and a stream takes as long as somebody
@@ -114,7 +116,7 @@ func (s *Service) metered(next http.Handler) http.Handler {
 
 // Collectors are what the service shows of its blocks, beside what every service does.
 func (s *Service) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{promkit.Caches(s.catalogue.answers)}
+	return append(s.shown, promkit.Caches(s.catalogue.answers))
 }
 
 // Consumers implements [platform.Service].

@@ -8,6 +8,8 @@ package kernel
 
 import (
 	"fmt"
+	"strconv"
+	"time"
 
 	"github.com/dovetail-go/dovetail/messaging"
 )
@@ -29,3 +31,16 @@ func (m Money) String() string {
 
 // NewID returns a new identifier: unique, ordered by time, safe in a URL.
 func NewID() string { return messaging.NewID() }
+
+// Born returns when an identifier was made, to the millisecond. It is the zero time for one that is not from NewID.
+func Born(id string) time.Time {
+	// A UUID of version 7 begins with the milliseconds since 1970 in 48 bits (RFC 9562, section 5.7).
+	if len(id) != 36 || id[14] != '7' {
+		return time.Time{}
+	}
+	ms, err := strconv.ParseInt(id[:8]+id[9:13], 16, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
+}

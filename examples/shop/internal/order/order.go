@@ -62,6 +62,8 @@ type Service struct {
 	// watchers are told what this instance does to an order.
 	watchers watchers
 	steps    *promkit.Steps
+	requests *promkit.Requests
+	took     *prometheus.HistogramVec
 }
 
 const schema = `
@@ -92,7 +94,10 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{env: env, bus: bus, stock: stockpb.NewStockClient(inventory), steps: promkit.NewSteps()}
+	s := &Service{
+		env: env, bus: bus, stock: stockpb.NewStockClient(inventory), steps: promkit.NewSteps(), requests: promkit.NewRequests(),
+		took: platform.Histogram("shop_order_duration_seconds", "Time from the acceptance of an order to its end, by how it ended.", "outcome"),
+	}
 	if s.orders, err = newOrders(ctx, env, bus); err != nil {
 		return nil, err
 	}
@@ -116,7 +121,10 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 				s.steps.Hook(ctx, e)
 				s.watchers.tell(e.Saga)
 			},
-			Ended: func(e saga.Ended) { s.watchers.tell(e.Saga) },
+			Ended: func(e saga.Ended) {
+				s.ended(e)
+				s.watchers.tell(e.Saga)
+			},
 		},
 		// A customer waits: what is down is asked again soon after it may be back.
 		Backoff: saga.Backoff{Base: 100 * time.Millisecond, Max: 5 * time.Second},
@@ -128,8 +136,25 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 		Scope:    func(r *http.Request) (string, error) { return platform.IdentityOf(r.Context()).Subject, nil },
 		Lease:    s.env.Lease,
 		MaxBody:  platform.MaxBody,
+		Hooks:    idempotency.HTTPHooks{Request: s.requests.Hook},
 	})
 	return s, err
+}
+
+// ended counts an order that has come to its end, with the time since it was accepted.
+func (s *Service) ended(e saga.Ended) {
+	born := kernel.Born(e.Saga)
+	if e.Name != s.place.Name() || born.IsZero() {
+		return
+	}
+	outcome := statusRejected
+	switch {
+	case e.Status == saga.Completed:
+		outcome = statusConfirmed
+	case e.Cause == saga.CauseCancelled:
+		outcome = statusCancelled
+	}
+	s.took.WithLabelValues(outcome).Observe(max(time.Since(born), 0).Seconds())
 }
 
 // Consumers implements [platform.Service]: the sagas ask, but nobody asked shipping.
@@ -144,7 +169,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 // Collectors are what the service shows of its blocks, beside what every service does.
 func (s *Service) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{promkit.Saga("order", s.engine), s.steps, promkit.EventLog("order", s.orders.log)}
+	return []prometheus.Collector{promkit.Saga("order", s.engine), s.steps, s.requests, s.took, promkit.EventLog("order", s.orders.log)}
 }
 
 // Bus returns the service's outbox and inbox, for the operator's view.

@@ -8,8 +8,6 @@ import (
 	"database/sql"
 	"fmt"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/idempotency"
 	"github.com/dovetail-go/dovetail/idempotency/idempotencysql"
@@ -42,6 +40,8 @@ type Bus struct {
 	Inbox *idempotencysql.Store
 	// Barrier guards this service's part in sagas.
 	Barrier *barrier.Barrier
+
+	metrics busMetrics
 }
 
 // NewBus creates the tables of outbox, inbox and barrier in the service's database.
@@ -83,6 +83,7 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	}
 	b := &Bus{
 		service: env.Name, db: env.DB, outbox: box, relay: relay, Inbox: inbox, Barrier: guard,
+		metrics:  newBusMetrics(promkit.NewInbox(inbox)),
 		handlers: map[string]messaging.Handler{}, atOnce: 2,
 	}
 	if dialect == Postgres {
@@ -107,9 +108,6 @@ func (b *Bus) Emit(ctx context.Context, tx *sql.Tx, events ...kernel.Event) erro
 	}
 	return b.outbox.Enqueue(ctx, tx, msgs...)
 }
-
-// Collector shows the outbox and its relay on the service's metrics.
-func (b *Bus) Collector() prometheus.Collector { return promkit.Relay(b.service, b.outbox, b.relay) }
 
 // Outbox returns the outbox itself, for a block that enqueues by itself.
 func (b *Bus) Outbox() *outbox.Outbox { return b.outbox }
@@ -139,21 +137,31 @@ type Consumer struct {
 	Handler      messaging.Handler
 }
 
+type appliedKey struct{}
+
 // On returns a consumer that applies each message of the topics exactly once, in order
 // per key: apply runs in the transaction that also remembers the message.
 func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error) Consumer {
-	handler := idempotency.Consumer(b.db, b.Inbox, func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	handler := idempotency.Consumer(b.db, b.metrics.inbox, func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
 		if err := apply(ctx, tx, d); err != nil {
 			return fmt.Errorf("%s: %s: %w", b.service, d.Message.Type, err)
+		}
+		if applied, ok := ctx.Value(appliedKey{}).(*bool); ok {
+			*applied = true
 		}
 		return nil
 	})
 	b.handlers[group] = messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
-		err := handler.Handle(ctx, d)
-		if err == nil {
+		applied := new(bool) // a duplicate is not
+		err := handler.Handle(context.WithValue(ctx, appliedKey{}, applied), d)
+		if err != nil {
+			return err
+		}
+		if *applied {
+			b.Delayed(group, d.Message)
 			b.Wake() // apply may have emitted
 		}
-		return err
+		return nil
 	})
 	subscription := Group(group, topics...)
 	// More handlers at once would only queue for the database's connections, and hold up the

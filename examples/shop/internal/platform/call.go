@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/dovetail-go/dovetail/discovery/balance"
 	"github.com/dovetail-go/dovetail/fault"
 )
 
@@ -25,6 +26,8 @@ type Caller struct {
 	Guards *Guarded
 	// RPC is the way to services that speak gRPC. Nil if there is none.
 	RPC *RPC
+	// Instances are those of the services that were called so far, as they are seen from here. Nil if nobody knows.
+	Instances func() []balance.View
 	// Token is the shared service token.
 	Token string
 }

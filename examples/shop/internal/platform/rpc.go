@@ -123,7 +123,7 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 func (bearer) RequireTransportSecurity() bool { return false }
 
 // withRPC serves gRPC beside next, on the same port, to other services only.
-func withRPC(env Env, register func(*grpc.Server), next http.Handler) http.Handler {
+func withRPC(m *metrics, env Env, register func(*grpc.Server), next http.Handler) http.Handler {
 	guards, err := grpckit.NewServer(grpckit.ServerConfig{
 		Propagated: true,
 		OnPanic: func(ctx context.Context, method string, value any, stack []byte) {
@@ -133,7 +133,7 @@ func withRPC(env Env, register func(*grpc.Server), next http.Handler) http.Handl
 	if err != nil {
 		panic(err) // the configuration is constant
 	}
-	server := grpc.NewServer(append(guards.ServerOptions(), grpc.ChainUnaryInterceptor(say(env)))...)
+	server := grpc.NewServer(append(guards.ServerOptions(), grpc.ChainUnaryInterceptor(m.call, say(env)))...)
 	register(server)
 	calls := env.Auth.Require(env.Gate.requests(server))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

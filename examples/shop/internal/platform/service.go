@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -65,6 +64,8 @@ type Env struct {
 	// Flush is how long a stopping service waits for the broker to confirm what it was given. Zero
 	// means 5 seconds.
 	Flush time.Duration
+	// Collectors show what the surroundings are made of in the service's metrics.
+	Collectors []prometheus.Collector
 	// Gate is where harm is done to the service on purpose. Nil does none.
 	Gate *Gate
 	// Control answers what the gateway is asked about the shop as a whole: faults, invariants, load.
@@ -140,15 +141,20 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 		}
 		return nil
 	})
+	bus := busOf(s)
 	for _, c := range s.Consumers() {
 		part(intake, &taking, "group "+c.Subscription.Group, func(ctx context.Context) error {
-			return env.Broker.Subscribe(ctx, c.Subscription, messaging.Chain(c.Handler, messaging.Recover()))
+			handler := messaging.Chain(c.Handler, messaging.Recover())
+			if bus != nil {
+				handler = bus.watched(Consumer{c.Subscription, handler})
+			}
+			return env.Broker.Subscribe(ctx, c.Subscription, handler)
 		})
 	}
 	part(work, &working, "work", s.Run)
-	if speaker, ok := s.(interface{ Bus() *Bus }); ok {
+	if bus != nil {
 		part(work, &working, "dead letters", func(ctx context.Context) error {
-			speaker.Bus().collectDeadLetters(ctx, env, s.Consumers())
+			bus.collectDeadLetters(ctx, env, s.Consumers())
 			return nil
 		})
 	}
@@ -207,16 +213,9 @@ func announce(ctx context.Context, env Env, ln net.Listener, g *sync.WaitGroup) 
 
 // routes are the service's own and those that every service has. It is ready while running lasts.
 func routes(running context.Context, env Env, s Service) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if speaker, ok := s.(interface{ Bus() *Bus }); ok {
-		registry.MustRegister(speaker.Bus().Collector())
-	}
-	if m, ok := s.(interface{ Collectors() []prometheus.Collector }); ok {
-		registry.MustRegister(m.Collectors()...)
-	}
+	m := newMetrics(env, s)
 	mux := http.NewServeMux()
-	mux.Handle("/", observe(registry, env, env.Gate.requests(s.Handler())))
+	mux.Handle("/", observe(m, env, env.Gate.requests(s.Handler())))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.Handle("GET /readyz", Handle(func(w http.ResponseWriter, r *http.Request) error {
 		if running.Err() != nil {
@@ -230,17 +229,25 @@ func routes(running context.Context, env Env, s Service) http.Handler {
 		_, _ = w.Write([]byte("ok\n"))
 		return nil
 	}))
-	if speaker, ok := s.(interface{ Bus() *Bus }); ok {
-		speaker.Bus().operate(mux, env.Auth)
+	if bus := busOf(s); bus != nil {
+		bus.operate(mux, env.Auth)
 	}
 	if env.Caller.Guards != nil {
 		env.Caller.operate(mux, env)
 	}
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m, promhttp.HandlerOpts{}))
 	if speaker, ok := s.(interface{ RPC(server *grpc.Server) }); ok {
-		return withRPC(env, speaker.RPC, mux)
+		return withRPC(m, env, speaker.RPC, mux)
 	}
 	return mux
+}
+
+// busOf returns how a service speaks and listens, nil if it does neither.
+func busOf(s Service) *Bus {
+	if speaker, ok := s.(interface{ Bus() *Bus }); ok {
+		return speaker.Bus()
+	}
+	return nil
 }
 
 type drainKey struct{}
@@ -254,13 +261,7 @@ func Draining(ctx context.Context) <-chan struct{} {
 
 // observe counts and times requests by route pattern, never by raw path, and logs
 // the ones that failed.
-func observe(registry *prometheus.Registry, env Env, next http.Handler) http.Handler {
-	duration := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "shop_http_request_duration_seconds", Help: "Time to answer a request.",
-		ConstLabels: prometheus.Labels{"service": env.Name}, NativeHistogramBucketFactor: 1.1,
-		Buckets: []float64{.001, .005, .025, .1, .5, 2.5, 10},
-	}, []string{"route", "status"})
-	registry.MustRegister(duration)
+func observe(m *metrics, env Env, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		rec := &statusRecorder{ResponseWriter: w}
@@ -269,7 +270,7 @@ func observe(registry *prometheus.Registry, env Env, next http.Handler) http.Han
 		if route == "" {
 			route = "unmatched"
 		}
-		duration.WithLabelValues(route, strconv.Itoa(rec.Status())).Observe(time.Since(start).Seconds())
+		m.requests.WithLabelValues(route, strconv.Itoa(rec.Status())).Observe(time.Since(start).Seconds())
 		env.Log.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", rec.Status(), "duration", time.Since(start))
 	})
 }

@@ -125,7 +125,7 @@ func (s *Service) read(ctx context.Context) error {
 			run, stop := context.WithCancel(ctx)
 			running[b.Build] = stop
 			readers.Go(func() {
-				if err := s.follow(run, b.Build); err != nil && run.Err() == nil {
+				if err := s.follow(run, b); err != nil && run.Err() == nil {
 					select {
 					case failed <- err:
 					default:
@@ -157,16 +157,23 @@ func (s *Service) read(ctx context.Context) error {
 const batch = 64
 
 // follow reads the stream from its beginning, or from where it was, and goes on with it.
-func (s *Service) follow(ctx context.Context, build int64) error {
+func (s *Service) follow(ctx context.Context, b build) error {
 	apply := idempotency.BatchConsumer(s.env.DB, s.bus.Inbox, func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
-		return s.apply(ctx, tx, build, d)
+		return s.apply(ctx, tx, b.Build, d)
 	})
 	handler, err := messaging.Batch(messaging.BatchConfig{Size: batch}, apply)
 	if err != nil {
 		return err
 	}
+	if b.Status == "serving" { // one that catches up is late by design
+		handler = messaging.Chain(handler, messaging.Observe(func(_ context.Context, h messaging.Handled) {
+			if h.Err == nil {
+				s.bus.Delayed("reporting", h.Delivery.Message)
+			}
+		}))
+	}
 	return s.env.Broker.Subscribe(ctx, messaging.Subscription{
-		Group: fmt.Sprintf("reporting.%d", build), Topics: []string{"order.*"}, From: messaging.FromFirst(),
+		Group: fmt.Sprintf("reporting.%d", b.Build), Topics: []string{"order.*"}, From: messaging.FromFirst(),
 		Ordered: true, Concurrency: batch, MaxDeliveries: -1, // a figure that leaves something out is worth nothing
 	}, handler)
 }

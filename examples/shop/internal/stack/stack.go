@@ -27,6 +27,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/customer"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/promkit"
 	"github.com/dovetail-go/dovetail/rabbitkit"
 	"github.com/dovetail-go/dovetail/ratelimit"
 	"github.com/dovetail-go/dovetail/rediskit"
@@ -97,7 +98,7 @@ func Run(ctx context.Context, p Process) error {
 		return err
 	}
 	defer func() { _ = rpc.Close() }()
-	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Token: s.ServiceToken}
+	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: transport.View, Token: s.ServiceToken}
 	if env.Auth, err = platform.NewAuth(s.PublicURL, "http://customer/.well-known/jwks.json", s.ServiceToken, &http.Client{Transport: transport, Timeout: 5 * time.Second}); err != nil {
 		return err
 	}
@@ -121,6 +122,13 @@ func Run(ctx context.Context, p Process) error {
 		}
 		defer func() { _ = broker.Close() }()
 		env.Broker = broker
+		env.Collectors = append(env.Collectors, promkit.Client("rabbitmq", func() promkit.ClientStats {
+			s := broker.Stats()
+			return promkit.ClientStats{
+				Connected: s.Connected, Consuming: s.Consuming, Blocked: s.Blocked, InFlight: int64(s.InFlight), Handling: s.Handling,
+				Delivered: s.Delivered, Lost: s.StaleAcks, Reconnects: s.Reconnects,
+			}
+		}))
 	}
 	if withQuotas(p.Service) {
 		client, err := s.redis(ctx, log)
