@@ -105,14 +105,12 @@ func Caches(caches ...interface{ Stats() cache.Stats }) prometheus.Collector {
 	))
 }
 
-// instance is one instance of a service, as its balancer sees it.
-type instance struct{ balance.InstanceView }
-
 // Balancing shows the views of balancers: give it [balance.Transport.View], or a function that
-// collects those of several balancers. Instances are labels by their IDs, for as long as they are known.
+// collects those of several balancers. Instances are labels by their IDs, for as long as they are known. The labels
+// are upstream and id, because service and instance are mostly taken by whoever is asked.
 func Balancing(views func() []balance.View) prometheus.Collector {
 	return group{
-		collect("service", "", []string{"service"}, []metric[balance.View]{
+		collect("upstream", "", []string{"upstream"}, []metric[balance.View]{
 			gauge("instances", "Instances that are known.", func(v balance.View) float64 { return float64(len(v.Instances)) }),
 			gauge("in_flight", "Calls under way.", func(v balance.View) float64 { return float64(v.InFlight) }),
 			gauge("stale", "Whether the registry cannot be asked.", func(v balance.View) float64 { return truth(v.Stale) }),
@@ -122,16 +120,16 @@ func Balancing(views func() []balance.View) prometheus.Collector {
 				yield(v, v.Service)
 			}
 		}),
-		collect("instance", "", []string{"service", "instance"}, []metric[instance]{
-			gauge("in_flight", "Calls under way.", func(i instance) float64 { return float64(i.InFlight) }),
-			gauge("ejected", "Whether it is left out.", func(i instance) float64 { return truth(i.Ejected) }),
-			gauge("latency_seconds", "The present estimate of its latency.", func(i instance) float64 { return i.Latency.Seconds() }),
-			counter("calls", "Calls that have ended.", func(i instance) float64 { return float64(i.Calls) }),
-			counter("failures", "Calls that failed.", func(i instance) float64 { return float64(i.Failures) }),
-		}, nil, func(yield func(instance, ...string)) {
+		collect("upstream_instance", "", []string{"upstream", "id"}, []metric[balance.InstanceView]{
+			gauge("in_flight", "Calls under way.", func(i balance.InstanceView) float64 { return float64(i.InFlight) }),
+			gauge("ejected", "Whether it is left out.", func(i balance.InstanceView) float64 { return truth(i.Ejected) }),
+			gauge("latency_seconds", "The present estimate of its latency.", func(i balance.InstanceView) float64 { return i.Latency.Seconds() }),
+			counter("calls", "Calls that have ended.", func(i balance.InstanceView) float64 { return float64(i.Calls) }),
+			counter("failures", "Calls that failed.", func(i balance.InstanceView) float64 { return float64(i.Failures) }),
+		}, nil, func(yield func(balance.InstanceView, ...string)) {
 			for _, v := range views() {
 				for _, i := range v.Instances {
-					yield(instance{i}, v.Service, i.ID)
+					yield(i, v.Service, i.ID)
 				}
 			}
 		}),

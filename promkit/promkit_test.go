@@ -178,8 +178,8 @@ func TestWhatBlocksDoIsShown(t *testing.T) {
 		`dovetail_sagas_running{name="orders"} 0`,
 		`dovetail_saga_step_seconds_count{op="do",outcome="done",saga="place-order",step="reserve"} 1`,
 		`dovetail_eventlog_head{name="orders"} 0`,
-		`dovetail_service_instances{service="order"} 1`,
-		`dovetail_instance_calls_total{instance="order-1",service="order"} 1`,
+		`dovetail_upstream_instances{upstream="order"} 1`,
+		`dovetail_upstream_instance_calls_total{id="order-1",upstream="order"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("the scrape lacks %q; it has:\n%s", want, like(text, want))

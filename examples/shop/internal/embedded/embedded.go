@@ -230,6 +230,9 @@ func (s *shop) run(ctx context.Context, front net.Listener, ready func(url strin
 	if err != nil {
 		return err
 	}
+	if err := s.tellPrometheus(env, front.Addr().String()); err != nil {
+		return err
+	}
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
 	network, stopNetwork := context.WithCancel(context.WithoutCancel(ctx))
