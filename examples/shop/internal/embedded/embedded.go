@@ -208,7 +208,7 @@ func (s *shop) env(name string, callsAtOnce int) (platform.Env, error) {
 	if err != nil {
 		return platform.Env{}, err
 	}
-	rpc, err := platform.NewRPC(s.resolver, s.token, callsAtOnce)
+	rpc, err := platform.NewRPC(s.resolver, nil, s.token, callsAtOnce)
 	if err != nil {
 		return platform.Env{}, err
 	}

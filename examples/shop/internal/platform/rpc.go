@@ -17,7 +17,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
@@ -33,6 +32,7 @@ import (
 // RPC is the way from one service to those that speak gRPC, with the same guards as [Guarded] has.
 type RPC struct {
 	dialer     *grpckit.Dialer
+	certs      *Certificates
 	token      string
 	concurrent int
 
@@ -45,13 +45,14 @@ type rpcConn struct {
 	policy *resilience.Policy
 }
 
-// NewRPC returns the way to the services that the resolver knows. Concurrent is as for [NewGuarded].
-func NewRPC(resolver discovery.Resolver, token string, concurrent int) (*RPC, error) {
+// NewRPC returns the way to the services that the resolver knows, by TLS if there are certificates. Concurrent is
+// as for [NewGuarded].
+func NewRPC(resolver discovery.Resolver, certs *Certificates, token string, concurrent int) (*RPC, error) {
 	d, err := grpckit.NewDialer(resolver, grpckit.DialerConfig{Balancer: balance.Config{KeepOnEmpty: 10 * time.Second}})
 	if err != nil {
 		return nil, err
 	}
-	return &RPC{dialer: d, token: token, concurrent: concurrent, conns: map[string]rpcConn{}}, nil
+	return &RPC{dialer: d, certs: certs, token: token, concurrent: concurrent, conns: map[string]rpcConn{}}, nil
 }
 
 // Conn returns the connection to a service, made when it is first asked for. Errors of calls that the service answered
@@ -71,7 +72,7 @@ func (r *RPC) Conn(service string) (grpc.ClientConnInterface, error) {
 		return nil, err
 	}
 	conn, err := r.dialer.Dial(service, append([]grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // services are on one private network
+		grpc.WithTransportCredentials(r.certs.Credentials(service)),
 		grpc.WithPerRPCCredentials(bearer(r.token)),
 		grpc.WithChainUnaryInterceptor(understand),
 	}, client.DialOptions()...)...)

@@ -8,6 +8,7 @@ package platform
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -64,6 +65,8 @@ type Env struct {
 	// Flush is how long a stopping service waits for the broker to confirm what it was given. Zero
 	// means 5 seconds.
 	Flush time.Duration
+	// Certificates are what the service's listener shows, and what it wants to see. Nil serves without TLS.
+	Certificates *Certificates
 	// Collectors show what the surroundings are made of in the service's metrics.
 	Collectors []prometheus.Collector
 	// Gate is where harm is done to the service on purpose. Nil does none.
@@ -114,9 +117,13 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true) // gRPC, on the same port
+	protocols.SetHTTP2(env.Certificates != nil) // gRPC, on the same port
+	protocols.SetUnencryptedHTTP2(env.Certificates == nil)
+	if env.Certificates != nil {
+		ln = tls.NewListener(ln, env.Certificates.Server())
+	}
 	server := &http.Server{
-		Handler:           env.Gate.awake(routes(running, env, s)),
+		Handler:           env.Gate.awake(env.Certificates.Require(routes(running, env, s))),
 		Protocols:         protocols,
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       2 * time.Minute,

@@ -33,6 +33,13 @@ const (
 	RedisVar            = "SHOP_REDIS_URL"
 	ConsulVar           = "SHOP_CONSUL_ADDR"
 	DiscoveryFileVar    = "SHOP_DISCOVERY_FILE"
+	DiscoveryDNSVar     = "SHOP_DISCOVERY_DNS"
+	TLSCertVar          = "SHOP_TLS_CERT_FILE"
+	TLSKeyVar           = "SHOP_TLS_KEY_FILE"
+	TLSCAVar            = "SHOP_TLS_CA_FILE"
+	PublicTLSCertVar    = "SHOP_PUBLIC_TLS_CERT_FILE"
+	PublicTLSKeyVar     = "SHOP_PUBLIC_TLS_KEY_FILE"
+	ServersCAVar        = "SHOP_SERVERS_CA_FILE"
 	AdminPasswordVar    = "SHOP_ADMIN_PASSWORD"
 	OperatorPasswordVar = "SHOP_OPERATOR_PASSWORD"
 	LeaseVar            = "SHOP_LEASE"
@@ -51,8 +58,18 @@ type Settings struct {
 	Postgres, RabbitMQ, Redis string
 	// Replica, if not empty, is a read replica of Postgres.
 	Replica string
-	// Consul is the agent's address; DiscoveryFile takes its place if it is empty.
-	Consul, DiscoveryFile string
+	// Consul is the agent's address, as host:port or https://host:port; DiscoveryFile, or else DiscoveryDNS, takes its
+	// place if it is empty.
+	Consul, DiscoveryFile, DiscoveryDNS string
+	// TLSCert, TLSKey and TLSCA are files: the certificate of this service, its key, and the authorities of all
+	// services' certificates. With them, services talk to each other by mutual TLS only.
+	TLSCert, TLSKey, TLSCA string
+	// PublicTLSCert and PublicTLSKey are the files of the gateway's certificate for people. Without them it speaks
+	// plain HTTP, to a proxy that does.
+	PublicTLSCert, PublicTLSKey string
+	// ServersCA is a file of the authorities of the certificates of RabbitMQ, Redis and Consul. Empty means the
+	// system's. PostgreSQL has its own in the DSN, as sslrootcert.
+	ServersCA string
 	// AdminPassword and OperatorPassword are those of the first members of staff.
 	AdminPassword, OperatorPassword string
 	// Lease is how long after the death of a process another takes over its work.
@@ -122,14 +139,24 @@ var variables = []variable{
 		func(s *Settings, v string) { s.Redis = v },
 	},
 	{
-		ConsulVar, nil, "host:port of the Consul agent", func(v string) error {
-			_, _, err := net.SplitHostPort(v)
+		ConsulVar, nil, "host:port of the Consul agent, or https://host:port", func(v string) error {
+			_, _, err := net.SplitHostPort(strings.TrimPrefix(v, "https://"))
 			return err
 		}, func(s *Settings, v string) { s.Consul = v },
 	},
 	{
 		DiscoveryFileVar, nil, "a JSON file of the services' addresses", anything, func(s *Settings, v string) { s.DiscoveryFile = v },
 	},
+	{
+		DiscoveryDNSVar, nil, "a name with {service} in it, and :port where it has addresses only, such as {service}.shop.svc.cluster.local.:8080",
+		func(v string) error { return parsed(byDNS(v)) }, func(s *Settings, v string) { s.DiscoveryDNS = v },
+	},
+	{TLSCertVar, nil, "a PEM file", file, func(s *Settings, v string) { s.TLSCert = v }},
+	{TLSKeyVar, nil, "a PEM file", file, func(s *Settings, v string) { s.TLSKey = v }},
+	{TLSCAVar, nil, "a PEM file", file, func(s *Settings, v string) { s.TLSCA = v }},
+	{PublicTLSCertVar, nil, "a PEM file", file, func(s *Settings, v string) { s.PublicTLSCert = v }},
+	{PublicTLSKeyVar, nil, "a PEM file", file, func(s *Settings, v string) { s.PublicTLSKey = v }},
+	{ServersCAVar, nil, "a PEM file", file, func(s *Settings, v string) { s.ServersCA = v }},
 	{AdminPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.AdminPassword = v }},
 	{OperatorPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.OperatorPassword = v }},
 	{
@@ -141,6 +168,15 @@ var variables = []variable{
 			return err
 		}, func(s *Settings, v string) { s.Lease, _ = time.ParseDuration(v) },
 	},
+}
+
+// file is one that can be read.
+func file(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return errors.New("cannot be opened")
+	}
+	return f.Close()
 }
 
 func password(v string) error {
@@ -157,10 +193,31 @@ func Load(service string, getenv func(name string) string) (Settings, error) {
 		return Settings{}, fmt.Errorf("there is no service %q, want one of %s, %s", service, assembly.Gateway, strings.Join(assembly.Backends, ", "))
 	}
 	s, err := load(getenv, func(v variable) bool { return v.neededBy != nil && v.neededBy(service) })
-	if s.Consul == "" && s.DiscoveryFile == "" {
-		err = errors.Join(err, fmt.Errorf("neither %s nor %s is set, want one of them", ConsulVar, DiscoveryFileVar))
+	if s.Consul == "" && s.DiscoveryFile == "" && s.DiscoveryDNS == "" {
+		err = errors.Join(err, fmt.Errorf("none of %s, %s and %s is set, want one of them", ConsulVar, DiscoveryFileVar, DiscoveryDNSVar))
 	}
-	return s, err
+	return s, errors.Join(err, s.together())
+}
+
+// together says which settings are of no use without each other.
+func (s Settings) together() error {
+	var wrong []error
+	if n := given(s.TLSCert, s.TLSKey, s.TLSCA); n != 0 && n != 3 {
+		wrong = append(wrong, fmt.Errorf("%s, %s and %s: %d of them are set, want all or none", TLSCertVar, TLSKeyVar, TLSCAVar, n))
+	}
+	if n := given(s.PublicTLSCert, s.PublicTLSKey); n == 1 {
+		wrong = append(wrong, fmt.Errorf("%s and %s: one of them is set, want both or none", PublicTLSCertVar, PublicTLSKeyVar))
+	}
+	return errors.Join(wrong...)
+}
+
+func given(values ...string) (n int) {
+	for _, v := range values {
+		if v != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // LoadDatabases reads what is needed to look at the databases.

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -64,18 +65,26 @@ func Run(ctx context.Context, p Process) error {
 	}
 	log = log.With("service", p.Service, "instance", p.Instance)
 	s := p.Settings
-	addr, err := p.addr()
+	addr, err := p.addr(ctx)
 	if err != nil {
 		return err
 	}
 	env := platform.Env{Name: p.Service, Instance: p.Instance, Addr: addr, Lease: s.Lease, Grace: grace, Log: log}
 
+	between, err := s.certificates(log)
+	if err != nil {
+		return err
+	}
+	if env.Certificates, err = s.front(p.Service, between, log); err != nil {
+		return err
+	}
 	resolver, registry, err := s.discovery(ctx)
 	if err != nil {
 		return err
 	}
 	env.Registry = registry
-	transport, err := balance.NewTransport(resolver, balance.TransportConfig{Balancer: balance.Config{KeepOnEmpty: 10 * time.Second}})
+	wire := platform.NewWire(between)
+	transport, err := balance.NewTransport(resolver, balance.TransportConfig{Base: wire.Below(), Balancer: balance.Config{KeepOnEmpty: 10 * time.Second}})
 	if err != nil {
 		return err
 	}
@@ -89,17 +98,17 @@ func Run(ctx context.Context, p Process) error {
 	if p.Service == assembly.Gateway {
 		concurrent = 0 // what it passes on is bounded where it arrives
 	}
-	guards, err := platform.NewGuarded(transport, concurrent)
+	guards, err := platform.NewGuarded(wire.Above(transport), concurrent)
 	if err != nil {
 		return err
 	}
-	rpc, err := platform.NewRPC(resolver, s.ServiceToken, concurrent)
+	rpc, err := platform.NewRPC(resolver, between, s.ServiceToken, concurrent)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rpc.Close() }()
-	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: transport.View, Token: s.ServiceToken}
-	if env.Auth, err = platform.NewAuth(s.PublicURL, "http://customer/.well-known/jwks.json", s.ServiceToken, &http.Client{Transport: transport, Timeout: 5 * time.Second}); err != nil {
+	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: transport.View, Below: wire.Below(), Token: s.ServiceToken}
+	if env.Auth, err = platform.NewAuth(s.PublicURL, "http://customer/.well-known/jwks.json", s.ServiceToken, &http.Client{Transport: wire.Above(transport), Timeout: 5 * time.Second}); err != nil {
 		return err
 	}
 
@@ -156,7 +165,7 @@ func Run(ctx context.Context, p Process) error {
 }
 
 // addr is where others reach the process.
-func (p Process) addr() (string, error) {
+func (p Process) addr(ctx context.Context) (string, error) {
 	host, port, err := net.SplitHostPort(p.Listener.Addr().String())
 	if err != nil {
 		return "", err
@@ -167,10 +176,33 @@ func (p Process) addr() (string, error) {
 		}
 		return net.JoinHostPort(host, port), nil
 	}
+	if p.Advertise == HostAddress {
+		if p.Advertise, err = hostAddress(ctx); err != nil {
+			return "", err
+		}
+	}
 	if _, _, err := net.SplitHostPort(p.Advertise); err == nil {
 		return p.Advertise, nil
 	}
 	return net.JoinHostPort(p.Advertise, port), nil
+}
+
+// HostAddress, as an address to advertise, is the one that the machine's own name stands for: in a container,
+// where others reach it.
+const HostAddress = "host"
+
+func hostAddress(ctx context.Context) (string, error) {
+	name, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	for _, a := range addrs {
+		if !a.IsLoopback() && !a.IsLinkLocalUnicast() {
+			return a.Unmap().String(), nil
+		}
+	}
+	return "", errors.Join(fmt.Errorf("the name of this machine, %s, stands for no address that others could reach", name), err)
 }
 
 // staff are the first accounts, with passwords from outside. They are created once: a password
@@ -211,8 +243,12 @@ func (s Settings) Look(service string) (*sql.DB, error) {
 // broker is RabbitMQ with every group of the shop declared, so that an event reaches those too who
 // have not started yet. What is published is also kept, for reporting, which reads from the very beginning.
 func (s Settings) broker(ctx context.Context, instance string, log *slog.Logger) (*rabbitkit.Client, error) {
+	secure, err := s.server(s.RabbitMQ, log)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", RabbitMQVar, err)
+	}
 	client, err := rabbitkit.New(s.RabbitMQ, rabbitkit.Config{
-		Exchange: s.Name, Name: s.Name + " " + instance, Log: rabbitkit.Log{MaxAge: 10 * 365 * 24 * time.Hour}, Logger: log,
+		TLS: secure, Exchange: s.Name, Name: s.Name + " " + instance, Log: rabbitkit.Log{MaxAge: 10 * 365 * 24 * time.Hour}, Logger: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", RabbitMQVar, err)
@@ -230,6 +266,11 @@ func (s Settings) redis(ctx context.Context, log *slog.Logger) (*redis.Client, e
 	options, err := redis.ParseURL(s.Redis)
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be read", RedisVar)
+	}
+	if options.TLSConfig != nil && s.ServersCA != "" {
+		if options.TLSConfig, err = s.server(s.Redis, log); err != nil {
+			return nil, fmt.Errorf("%s: %w", RedisVar, err)
+		}
 	}
 	client := redis.NewClient(options)
 	err = client.Ping(ctx).Err()
@@ -254,16 +295,24 @@ func quotas(client *redis.Client, prefix string) func(name string, limit ratelim
 	}
 }
 
-// discovery is Consul, or a file that somebody else keeps: then nobody registers.
+// discovery is Consul, or what somebody else keeps, a file or a domain name server: then nobody registers.
 func (s Settings) discovery(ctx context.Context) (discovery.Resolver, discovery.Registry, error) {
-	if s.Consul == "" {
+	switch {
+	case s.Consul != "":
+	case s.DiscoveryDNS != "" && s.DiscoveryFile == "":
+		names, err := byDNS(s.DiscoveryDNS)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", DiscoveryDNSVar, err)
+		}
+		return names, nil, nil
+	default:
 		file, err := discovery.NewFile(s.DiscoveryFile, discovery.FileConfig{})
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", DiscoveryFileVar, err)
 		}
 		return file, nil, nil
 	}
-	client, err := consulkit.New(&api.Config{Address: s.Consul})
+	client, err := consulkit.New(s.consul())
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", ConsulVar, err)
 	}
@@ -271,7 +320,7 @@ func (s Settings) discovery(ctx context.Context) (discovery.Resolver, discovery.
 		return nil, nil, fmt.Errorf("%s: %w", ConsulVar, err)
 	}
 	// The agent's own look finds a process that hangs sooner than its lease would.
-	registry, err := consulkit.NewRegistry(client, consulkit.RegistryConfig{Checks: consulkit.HTTPCheck("/readyz", 2*time.Second)})
+	registry, err := consulkit.NewRegistry(client, consulkit.RegistryConfig{Checks: s.looks})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -114,6 +114,9 @@ func Up(ctx context.Context, cfg UpConfig) error {
 		addr.IP = net.IPv4(127, 0, 0, 1) // from here it can be reached there
 	}
 	u.local = "http://" + addr.String()
+	if cfg.Getenv(PublicTLSCertVar) != "" {
+		u.local = "https://" + addr.String()
+	}
 	u.url = cfg.Getenv(PublicURLVar)
 	if u.url == "" {
 		u.url = u.local
@@ -253,7 +256,7 @@ func (u *up) process(ctx context.Context, service, name string) error {
 	cmd.Stderr = u.Output
 	cmd.SysProcAttr = ownGroup() // Ctrl-C is for us: we decide who stops when
 	if service == assembly.Gateway {
-		cmd.Args = append(cmd.Args, "--listen", inheritedListener, "--advertise", strings.TrimPrefix(u.local, "http://"))
+		cmd.Args = append(cmd.Args, "--listen", inheritedListener, "--advertise", strings.TrimPrefix(strings.TrimPrefix(u.local, "https://"), "http://"))
 		cmd.ExtraFiles = []*os.File{u.front}
 	}
 	// A process whose standard input ends knows that we are gone.
@@ -284,7 +287,11 @@ func (u *up) process(ctx context.Context, service, name string) error {
 
 // await returns when every service answers through the gateway.
 func (u *up) await(ctx context.Context, settings Settings) error {
-	caller := &platform.Caller{Client: &http.Client{Timeout: 5 * time.Second}, Token: settings.ServiceToken}
+	client := &http.Client{Timeout: 5 * time.Second}
+	if settings.PublicTLSCert != "" {
+		client.Transport = &http.Transport{TLSClientConfig: settings.ownGateway()}
+	}
+	caller := &platform.Caller{Client: client, Token: settings.ServiceToken}
 	defer caller.Client.CloseIdleConnections()
 	for {
 		if u.allUp() {
