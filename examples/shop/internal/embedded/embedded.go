@@ -215,7 +215,7 @@ func (s *shop) env(name string, callsAtOnce int) (platform.Env, error) {
 	s.rpcs = append(s.rpcs, rpc)
 	return platform.Env{
 		Name: name, Instance: name + "-1", Broker: s.broker, Auth: s.auth, Lease: takeover, Flush: flush, Log: s.log.With("service", name),
-		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: s.transport.View, Token: s.token},
+		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: s.transport.View, Below: s.wire, Token: s.token},
 	}, nil
 }
 

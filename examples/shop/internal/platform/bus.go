@@ -41,7 +41,8 @@ type Bus struct {
 	// Barrier guards this service's part in sagas.
 	Barrier *barrier.Barrier
 
-	metrics busMetrics
+	metrics             busMetrics
+	published, consumed messageCounts
 }
 
 // NewBus creates the tables of outbox, inbox and barrier in the service's database.
@@ -75,21 +76,19 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	if err := CreateTables(ctx, env.DB, deadLetterSchema); err != nil {
 		return nil, err
 	}
-	relay, err := outbox.NewRelay(box, env.Broker, outbox.RelayConfig{
-		DrainTimeout: env.Flush, Lease: env.Lease, Logger: env.Log,
-	})
-	if err != nil {
-		return nil, err
-	}
 	b := &Bus{
-		service: env.Name, db: env.DB, outbox: box, relay: relay, Inbox: inbox, Barrier: guard,
+		service: env.Name, db: env.DB, outbox: box, Inbox: inbox, Barrier: guard,
 		metrics:  newBusMetrics(promkit.NewInbox(inbox)),
 		handlers: map[string]messaging.Handler{}, atOnce: 2,
 	}
 	if dialect == Postgres {
 		b.atOnce = PostgresConns / 2
 	}
-	return b, nil
+	b.relay, err = outbox.NewRelay(box, env.Broker, outbox.RelayConfig{
+		DrainTimeout: env.Flush, Lease: env.Lease, Logger: env.Log,
+		Hooks: outbox.Hooks{Confirmed: func(c outbox.Confirmed) { b.published.add(c.Message.Topic, "", false) }},
+	})
+	return b, err
 }
 
 // Emit enqueues events in the caller's transaction: they are published if and only if it

@@ -28,6 +28,8 @@ type Caller struct {
 	RPC *RPC
 	// Instances are those of the services that were called so far, as they are seen from here. Nil if nobody knows.
 	Instances func() []balance.View
+	// Below makes a call to one instance by its address. Nil leaves the choice of the instance to Client.
+	Below http.RoundTripper
 	// Token is the shared service token.
 	Token string
 }

@@ -20,6 +20,7 @@ import (
 // budget, and one slow service cannot take every goroutine of this one.
 type Guarded struct {
 	*resiliencehttp.Transport
+	calls tallies
 }
 
 // NewGuarded returns the guarded way through base. Concurrent bounds the calls to one service that
@@ -39,7 +40,7 @@ func NewGuarded(base http.RoundTripper, concurrent int) (*Guarded, error) {
 			return resiliencehttp.Guards{Policy: p}
 		},
 	})
-	return &Guarded{t}, err
+	return &Guarded{Transport: t}, err
 }
 
 // guards are those of the calls to one service, by either protocol.

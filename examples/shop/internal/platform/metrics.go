@@ -32,6 +32,7 @@ func Histogram(name, help string, labels ...string) *prometheus.HistogramVec {
 type metrics struct {
 	*prometheus.Registry
 	requests *prometheus.HistogramVec
+	traffic  tallies
 }
 
 // call counts and times calls by gRPC, by method and code. Only methods that exist come here.
@@ -39,11 +40,12 @@ func (m *metrics) call(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	start := time.Now()
 	out, err := handler(ctx, req)
 	m.requests.WithLabelValues(info.FullMethod, status.Code(err).String()).Observe(time.Since(start).Seconds())
+	m.traffic.servedRPC(status.Code(err), time.Since(start))
 	return out, err
 }
 
 func newMetrics(env Env, s Service) *metrics {
-	m := &metrics{prometheus.NewRegistry(), Histogram("shop_http_request_duration_seconds", "Time to answer a request.", "route", "status")}
+	m := &metrics{Registry: prometheus.NewRegistry(), requests: Histogram("shop_http_request_duration_seconds", "Time to answer a request.", "route", "status")}
 	m.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector(), m.requests,
 	)
@@ -122,12 +124,16 @@ func (b *Bus) collectors() []prometheus.Collector {
 // Delayed counts an event that a consumer has just dealt with.
 func (b *Bus) Delayed(consumer string, m *messaging.Message) {
 	b.metrics.delays.WithLabelValues(consumer).Observe(max(time.Since(m.Time), 0).Seconds())
+	b.consumed.add(m.Topic, consumer, false)
 }
 
 // watched is the handler of a consumer, timed and counted by what becomes of the message.
 func (b *Bus) watched(c Consumer) messaging.Handler {
 	settled := b.metrics.messages.Hooks().Settled
 	return messaging.Chain(c.Handler, messaging.Observe(func(ctx context.Context, h messaging.Handled) {
+		if h.Err != nil {
+			b.consumed.add(h.Delivery.Message.Topic, c.Subscription.Group, true)
+		}
 		settled(messaging.Settled{Delivery: h.Delivery, Decision: messaging.Decide(ctx, h.Err, h.Delivery.Attempt, c.Subscription), Took: h.Took})
 	}))
 }

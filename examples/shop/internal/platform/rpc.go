@@ -38,6 +38,7 @@ type RPC struct {
 
 	mu    sync.Mutex
 	conns map[string]rpcConn
+	calls tallies
 }
 
 type rpcConn struct {
@@ -74,7 +75,7 @@ func (r *RPC) Conn(service string) (grpc.ClientConnInterface, error) {
 	conn, err := r.dialer.Dial(service, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(r.certs.Credentials(service)),
 		grpc.WithPerRPCCredentials(bearer(r.token)),
-		grpc.WithChainUnaryInterceptor(understand),
+		grpc.WithChainUnaryInterceptor(r.calls.counted(service), understand),
 	}, client.DialOptions()...)...)
 	if err != nil {
 		return nil, err

@@ -242,6 +242,7 @@ func routes(running context.Context, env Env, s Service) http.Handler {
 	if env.Caller.Guards != nil {
 		env.Caller.operate(mux, env)
 	}
+	showTraffic(mux, &m.traffic, env, s)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m, promhttp.HandlerOpts{}))
 	if speaker, ok := s.(interface{ RPC(server *grpc.Server) }); ok {
 		return withRPC(m, env, speaker.RPC, mux)
@@ -278,6 +279,7 @@ func observe(m *metrics, env Env, next http.Handler) http.Handler {
 			route = "unmatched"
 		}
 		m.requests.WithLabelValues(route, strconv.Itoa(rec.Status())).Observe(time.Since(start).Seconds())
+		m.traffic.served(rec, r, time.Since(start))
 		env.Log.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", rec.Status(), "duration", time.Since(start))
 	})
 }
