@@ -656,6 +656,30 @@ func TestReconfigure(t *testing.T) {
 			wantState(t, b, breaker.Closed)
 		})
 	})
+	t.Run("a probe whose time is up takes no place from one that is out", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := opened(t, breaker.Config{Probes: 2, ProbeTimeout: time.Minute}, true)
+			older, err := b.Acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Reconfigure(breaker.Config{Probes: 2, ProbeTimeout: time.Second}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.Acquire(t.Context()); err != nil { // hangs, and is given up
+				t.Fatal(err)
+			}
+			time.Sleep(2 * time.Second)
+			if err := b.Reconfigure(breaker.Config{Probes: 1}); err != nil {
+				t.Fatal(err)
+			}
+			if n := b.Stats().Probes; n != 1 {
+				t.Errorf("%d probes out, want the older one", n)
+			}
+			older.Done(t.Context(), nil)
+			wantState(t, b, breaker.Closed)
+		})
+	})
 	t.Run("a call from before, cut off by its deadline, does not stop the timing of slow calls", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBreaker(t, breaker.Config{})

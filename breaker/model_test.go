@@ -285,6 +285,7 @@ func (m *model) reconfigure(c breaker.Config) {
 	if old.SlowRate > 0 || m.cfg.SlowRate > 0 {
 		m.timed = 0
 	}
+	m.probes = slices.DeleteFunc(m.probes, func(p *modelCall) bool { return m.now() >= p.until })
 	m.probes = m.probes[max(0, len(m.probes)-m.cfg.Probes):]
 }
 

@@ -329,11 +329,12 @@ func (b *Breaker) Reconfigure(cfg Config) error {
 		n.gen.timed.Store(0)
 	}
 	if n.state == HalfOpen {
-		// Beyond a lowered limit the oldest probes lose their place.
-		slices.SortFunc(n.gen.leases, func(a, b lease) int { return cmp.Compare(b.id, a.id) })
-		leases := make([]lease, cfg.Probes)
-		copy(leases, n.gen.leases)
-		n.gen.leases = leases
+		// Beyond a lowered limit the oldest probes lose their place. One whose time is up has none.
+		now := b.now()
+		out := slices.DeleteFunc(n.gen.leases, func(l lease) bool { return l.id == 0 || now >= l.until })
+		slices.SortFunc(out, func(a, b lease) int { return cmp.Compare(b.id, a.id) })
+		n.gen.leases = make([]lease, cfg.Probes)
+		copy(n.gen.leases, out)
 	}
 	b.view.Store(&n)
 	return nil
