@@ -77,7 +77,7 @@ With --stack the same services run on PostgreSQL, RabbitMQ, Redis and Consul, ea
 	root.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
 	root.Flags().BoolVar(&onServers, "stack", false, "run on real servers, one process per service, as shop up does")
 	o.add(root)
-	root.AddCommand(upCommand(), runCommand(), loadCommand(), checkCommand())
+	root.AddCommand(upCommand(), runCommand(), healthCommand(), loadCommand(), checkCommand())
 	return root
 }
 

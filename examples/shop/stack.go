@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/dovetail-go/dovetail/examples/shop/internal/logfile"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 )
 
@@ -96,6 +98,13 @@ func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logge
 // verboseVar tells the processes of the stack to log every request.
 const verboseVar = "SHOP_VERBOSE"
 
+// logFileVar names a file that shop run also logs to, for a process beside it that ships it: a line of JSON for each
+// record. The file and the one before it have logFileSize at most.
+const (
+	logFileVar  = "SHOP_LOG_FILE"
+	logFileSize = 16 << 20
+)
+
 func runCommand() *cobra.Command {
 	var instance, listen, advertise string
 	var supervised bool
@@ -119,13 +128,22 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 			}
 			defer func() { _ = ln.Close() }()
 			if instance == "" {
-				instance = fmt.Sprintf("%s-%d", service, os.Getpid())
+				machine, _ := os.Hostname() // in containers all have the same process number
+				instance = fmt.Sprintf("%s-%s-%d", service, machine, os.Getpid())
 			}
 			ctx := cmd.Context()
 			if supervised {
 				ctx = untilEOF(ctx, cmd.InOrStdin())
 			}
 			log := logger(cmd.ErrOrStderr(), os.Getenv(verboseVar) != "")
+			if path := os.Getenv(logFileVar); path != "" {
+				file, err := logfile.Open(path, logFileSize)
+				if err != nil {
+					return fmt.Errorf("%s: %w", logFileVar, err)
+				}
+				defer func() { _ = file.Close() }()
+				log = slog.New(slog.NewMultiHandler(log.Handler(), slog.NewJSONHandler(file, nil)))
+			}
 			slog.SetDefault(log)
 			return stack.Run(ctx, stack.Process{
 				Service: service, Instance: instance, Listener: ln, Advertise: advertise, Settings: settings, Log: log,
@@ -135,9 +153,9 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 			})
 		},
 	}
-	cmd.Flags().StringVar(&instance, "instance", "", "name of this instance, unique within the service (default the service and the process's number)")
-	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address to listen on; port 0 takes a free one")
-	cmd.Flags().StringVar(&advertise, "advertise", "", "host or host:port that others reach it at (default the address of --listen)")
+	cmd.Flags().StringVar(&instance, "instance", os.Getenv(instanceVar), "name of this instance, unique within the service (default $"+instanceVar+", or else the service, the machine and the process's number)")
+	cmd.Flags().StringVar(&listen, "listen", cmp.Or(os.Getenv(listenVar), "127.0.0.1:0"), "address to listen on, $"+listenVar+" if that is set; port 0 takes a free one")
+	cmd.Flags().StringVar(&advertise, "advertise", os.Getenv(advertiseVar), "host or host:port that others reach it at, or host for the address of this machine's name (default $"+advertiseVar+", or else the address of --listen)")
 	cmd.Flags().BoolVar(&supervised, "supervised", false, "also drain when standard input ends: the supervisor is gone")
 	_ = cmd.Flags().MarkHidden("supervised")
 	return cmd
