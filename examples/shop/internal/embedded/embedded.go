@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,8 +29,11 @@ import (
 	"github.com/dovetail-go/dovetail/discovery"
 	"github.com/dovetail-go/dovetail/discovery/balance"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/chaos"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/check"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/customer"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/journal"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/load"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/messaging/messagingmem"
@@ -97,14 +101,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	s := &shop{
 		url: "http://" + front.Addr().String(), data: cfg.Data, token: token, log: log,
-		keep: map[string]*platform.Bus{},
 	}
 	s.assembly = assembly.Config{Issuer: s.url, Accounts: DemoAccounts, PasswordCost: cfg.PasswordCost, Packing: cfg.Packing}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.open(ctx); err != nil {
+	if err := s.open(ctx, front); err != nil {
 		return err
 	}
-	return s.run(ctx, front, cfg.Ready)
+	return s.run(ctx, cfg.Ready)
 }
 
 // shop is what Run holds together.
@@ -117,22 +120,14 @@ type shop struct {
 	transport        *balance.Transport
 	auth             *platform.Auth
 	resolver         *discovery.Static
-	databases        []*sql.DB
-	rpcs             []*platform.RPC
-	keep             map[string]*platform.Bus // by service: who keeps whose dead letters
-	units            []unit
-}
-
-// unit is one service ready to be served.
-type unit struct {
-	env      platform.Env
-	service  platform.Service
-	listener net.Listener
+	stream           *sql.DB
+	units            []*unit // the gateway last
+	desk             chaos.Desk
 }
 
 // open builds every service on its own database and listener, and declares every consumer
 // before anybody can publish.
-func (s *shop) open(ctx context.Context) (err error) {
+func (s *shop) open(ctx context.Context, front net.Listener) (err error) {
 	if s.resolver, err = discovery.NewStatic(nil); err != nil {
 		return err
 	}
@@ -147,63 +142,41 @@ func (s *shop) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	stream, err := platform.OpenSQLite(filepath.Join(s.data, "journal.db"))
-	if err != nil {
+	if s.stream, err = platform.OpenSQLite(filepath.Join(s.data, "journal.db")); err != nil {
 		return err
 	}
-	s.databases = append(s.databases, stream)
-	if s.broker, err = journal.Open(ctx, stream, broker, s.keepDeadLetter); err != nil {
+	if s.broker, err = journal.Open(ctx, s.stream, broker, s.keepDeadLetter); err != nil {
 		return err
 	}
 	if s.auth, err = platform.NewAuth(s.url, "http://customer/.well-known/jwks.json", s.token, &http.Client{Transport: s.transport, Timeout: 5 * time.Second}); err != nil {
 		return err
 	}
-	for _, name := range assembly.Backends {
-		if err := s.add(ctx, name); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	for _, name := range append(slices.Clone(assembly.Backends), assembly.Gateway) {
+		s.units = append(s.units, newUnit(name))
+	}
+	entrance := s.units[len(s.units)-1]
+	// All lives of the gateway accept from one listener, which is ours: one that is killed refuses nobody.
+	if entrance.file, err = front.(*net.TCPListener).File(); err != nil {
+		return err
+	}
+	entrance.addr = front.Addr().String()
+	s.desk.Control = chaos.New(s)
+	s.desk.Invariants = check.NewWatch(check.Files(s.data), s.desk.Control.Quiet)
+	if s.desk.Load, err = load.NewGenerator(s.url, s.log); err != nil {
+		return err
+	}
+	for _, u := range s.units {
+		if err := s.begin(ctx, u); err != nil {
+			return fmt.Errorf("%s: %w", u.name, err)
 		}
 	}
 	return assembly.Declare(ctx, s.broker)
 }
 
-func (s *shop) add(ctx context.Context, name string) error {
-	env, err := s.env(name, callsAtOnce)
-	if err != nil {
-		return err
-	}
-	if env.DB, err = platform.OpenSQLite(filepath.Join(s.data, name+".db")); err != nil {
-		return err
-	}
-	s.databases = append(s.databases, env.DB)
-	if name == "catalog" { // its readers need not queue for the one connection that writes
-		if env.Replica, err = platform.OpenSQLiteReadOnly(filepath.Join(s.data, name+".db")); err != nil {
-			return err
-		}
-		env.Replica.SetMaxOpenConns(4)
-		s.databases = append(s.databases, env.Replica)
-	}
-	service, err := assembly.New(ctx, env, s.assembly)
-	if err != nil {
-		return err
-	}
-	if err := assembly.Verify(name, service.Consumers()); err != nil {
-		return err
-	}
-	if speaker, ok := service.(interface{ Bus() *platform.Bus }); ok {
-		s.keep[name] = speaker.Bus()
-	}
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	s.units = append(s.units, unit{env, service, ln})
-	return s.resolver.Set(name, discovery.Instance{ID: name + "-1", Service: name, Addr: ln.Addr().String()})
-}
-
 // callsAtOnce bounds what one service has under way with another.
 const callsAtOnce = 64
 
-func (s *shop) env(name string, callsAtOnce int) (platform.Env, error) {
+func (s *shop) env(u *unit, callsAtOnce int) (platform.Env, error) {
 	guards, err := platform.NewGuarded(s.transport, callsAtOnce)
 	if err != nil {
 		return platform.Env{}, err
@@ -212,25 +185,19 @@ func (s *shop) env(name string, callsAtOnce int) (platform.Env, error) {
 	if err != nil {
 		return platform.Env{}, err
 	}
-	s.rpcs = append(s.rpcs, rpc)
+	u.closers = append(u.closers, rpc.Close)
+	gate := u.newGate()
 	return platform.Env{
-		Name: name, Instance: name + "-1", Broker: s.broker, Auth: s.auth, Lease: takeover, Flush: flush, Log: s.log.With("service", name),
+		Name: u.name, Instance: u.name + "-1", Broker: gate.Broker(s.broker, true), Gate: gate, Auth: s.auth, Lease: takeover, Flush: flush, Log: s.log.With("service", u.name),
 		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: s.transport.View, Below: s.wire, Token: s.token},
 	}, nil
 }
 
 // run serves everything. The services outlive the gateway, so that what it accepted can
 // still be answered.
-func (s *shop) run(ctx context.Context, front net.Listener, ready func(url string)) error {
-	env, err := s.env(assembly.Gateway, 0) // what it passes on is bounded where it arrives
-	if err != nil {
-		return err
-	}
-	entrance, err := assembly.New(ctx, env, s.assembly)
-	if err != nil {
-		return err
-	}
-	if err := s.tellPrometheus(env, front.Addr().String()); err != nil {
+func (s *shop) run(ctx context.Context, ready func(url string)) error {
+	entrance := s.units[len(s.units)-1]
+	if err := s.tellPrometheus(); err != nil {
 		return err
 	}
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
@@ -242,8 +209,8 @@ func (s *shop) run(ctx context.Context, front net.Listener, ready func(url strin
 	wires.Go(func() error { return s.transport.Run(network) })
 
 	g, gctx := errgroup.WithContext(behind)
-	for _, u := range s.units {
-		g.Go(func() error { return platform.Serve(gctx, u.env, u.service, u.listener) })
+	for _, u := range s.units[:len(s.units)-1] {
+		g.Go(func() error { return s.live(gctx, u) })
 	}
 	entry, stopEntry := context.WithCancel(ctx)
 	defer stopEntry()
@@ -252,16 +219,19 @@ func (s *shop) run(ctx context.Context, front net.Listener, ready func(url strin
 		stopEntry()
 		return nil
 	})
+	g.Go(func() error { return s.desk.Load.Run(entry) })
+	// What is paused or cut off could not drain.
+	defer context.AfterFunc(entry, s.desk.Control.Close)()
 	g.Go(func() error {
 		defer stopBehind()
 		// A connection that was made and never used would hold up the drain of its server.
 		defer s.wire.CloseIdleConnections()
-		return platform.Serve(entry, env, entrance, front)
+		return s.live(entry, entrance)
 	})
 	if ready != nil {
 		ready(s.url)
 	}
-	err = g.Wait()
+	err := g.Wait()
 	stopNetwork()
 	return errors.Join(err, wires.Wait())
 }
@@ -269,13 +239,13 @@ func (s *shop) run(ctx context.Context, front net.Listener, ready func(url strin
 func (s *shop) close() error {
 	var errs []error
 	for _, u := range s.units {
-		_ = u.listener.Close() // served ones are closed already
+		errs = append(errs, u.bury())
+		if u.file != nil {
+			errs = append(errs, u.file.Close())
+		}
 	}
-	for _, rpc := range s.rpcs {
-		errs = append(errs, rpc.Close())
-	}
-	for _, db := range s.databases {
-		errs = append(errs, db.Close())
+	if s.stream != nil {
+		errs = append(errs, s.stream.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -284,9 +254,9 @@ func (s *shop) close() error {
 // named after its service, and a part of it after a dot.
 func (s *shop) keepDeadLetter(ctx context.Context, dead messaging.DeadLetter) error {
 	name, _, _ := strings.Cut(dead.Group, ".")
-	bus, ok := s.keep[name]
-	if !ok {
-		return fmt.Errorf("no service keeps the dead letters of group %q", dead.Group)
+	bus, err := s.busOf(name)
+	if err != nil {
+		return err
 	}
 	return bus.KeepDeadLetter(ctx, dead)
 }

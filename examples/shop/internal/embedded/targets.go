@@ -7,25 +7,20 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-
-	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 )
 
 // Targets is the file in the data folder that tells a Prometheus where to find each service's /metrics, as its
 // file_sd_configs wants it. It is written at each start.
 const Targets = "prometheus-targets.json"
 
-func (s *shop) tellPrometheus(front platform.Env, addr string) error {
+func (s *shop) tellPrometheus() error {
 	type target struct {
 		Targets []string          `json:"targets"`
 		Labels  map[string]string `json:"labels"`
 	}
-	of := func(service, instance, addr string) target {
-		return target{[]string{addr}, map[string]string{"service": service, "instance": instance}}
-	}
-	all := []target{of(front.Name, front.Instance, addr)}
+	var all []target
 	for _, u := range s.units {
-		all = append(all, of(u.env.Name, u.env.Instance, u.listener.Addr().String()))
+		all = append(all, target{[]string{u.addr}, map[string]string{"service": u.env.Name, "instance": u.env.Instance}})
 	}
 	text, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {

@@ -181,6 +181,13 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/dead-letters", operator, platform.Handle(s.everywhere("/ops/dead-letters"))},
 		{"POST /ops/api/dead-letters/{consumer}/{message}/replay", operator, s.ofConsumer(s.services)},
 		{"POST /ops/api/chaos/provider", operator, s.proxy("provider", "/ops/api/chaos/provider", "/v1/mood")},
+		{"GET /ops/api/chaos", operator, s.control()},
+		{"POST /ops/api/chaos", operator, s.control()},
+		{"DELETE /ops/api/chaos", operator, s.control()},
+		{"DELETE /ops/api/chaos/{id}", operator, s.control()},
+		{"GET /ops/api/invariants", operator, s.control()},
+		{"GET /ops/api/load", operator, s.control()},
+		{"PUT /ops/api/load", operator, s.control()},
 		{"GET /ops/api/services", operator, platform.Handle(s.health)},
 		{"/api/", anyone, unknown()},
 		{"/ops/api/", anyone, unknown()},
@@ -262,6 +269,16 @@ func (s *Service) ofConsumer(services []string) http.Handler {
 		}
 		to[service].ServeHTTP(w, r)
 		return nil
+	})
+}
+
+// control passes on what concerns the shop as a whole to whoever runs it.
+func (s *Service) control() http.Handler {
+	if s.env.Control != nil {
+		return s.env.Control
+	}
+	return platform.Handle(func(http.ResponseWriter, *http.Request) error {
+		return &platform.Error{Status: http.StatusNotFound, Code: "no-control", Detail: "this shop is not run by shop or shop up: nobody here controls all of it"}
 	})
 }
 

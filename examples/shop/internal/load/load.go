@@ -86,17 +86,83 @@ const (
 	cancelShare = 0.03
 )
 
-// run is one run of the load.
-type run struct {
-	cfg      Config
+// driver is what customers have in common: the shop, and how patient they are.
+type driver struct {
+	url      string
 	client   *http.Client
+	patience time.Duration
 	retrier  *retry.Retrier
 	retries  atomic.Int64
 	products []string
+	// slowest is the longest pause between two looks at an order.
+	slowest time.Duration
+	told    listener
+}
 
+// listener is told what becomes of orders, by many goroutines.
+type listener interface {
+	accepted(id string, took time.Duration)
+	refused(code string)
+	repeated(mismatch string) // empty if the answer was the same
+	ended(status string, took time.Duration)
+	unfinished(id string)
+}
+
+// newDriver returns what drives the shop at url by up to so many customers at once.
+func newDriver(url string, concurrency int, patience time.Duration, told listener) (*driver, error) {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, concurrency
+	d := &driver{url: url, client: &http.Client{Transport: transport, Timeout: 15 * time.Second}, patience: patience, slowest: 250 * time.Millisecond, told: told}
+	var err error
+	d.retrier, err = retry.New(retry.Config{
+		Attempts: -1, Base: 50 * time.Millisecond, Max: time.Second, Elapsed: patience, Budget: retry.Unlimited,
+		Hooks: retry.Hooks{Retry: func(retry.Retrying) { d.retries.Add(1) }},
+	})
+	return d, err
+}
+
+func (d *driver) close() { d.client.CloseIdleConnections() }
+
+// tally makes the report of a run.
+type tally struct {
 	mu             sync.Mutex
 	report         Report
 	accept, finish []time.Duration
+}
+
+func (t *tally) accepted(id string, took time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.report.Accepted = append(t.report.Accepted, id)
+	t.accept = append(t.accept, took)
+}
+
+func (t *tally) refused(code string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.report.Refused[code]++
+}
+
+func (t *tally) repeated(mismatch string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.report.Repeats++
+	if mismatch != "" {
+		t.report.Mismatches = append(t.report.Mismatches, mismatch)
+	}
+}
+
+func (t *tally) ended(status string, took time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.report.Ended[status]++
+	t.finish = append(t.finish, took)
+}
+
+func (t *tally) unfinished(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.report.Unfinished = append(t.report.Unfinished, id)
 }
 
 // Run places cfg.Orders orders and waits for the end of each.
@@ -110,52 +176,46 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Patience == 0 {
 		cfg.Patience = 2 * time.Minute
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = cfg.Concurrency
-	defer transport.CloseIdleConnections()
-	r := &run{
-		cfg: cfg, client: &http.Client{Transport: transport, Timeout: 15 * time.Second},
-		report: Report{Ended: map[string]int{}, Refused: map[string]int{}},
-	}
-	var err error
-	r.retrier, err = retry.New(retry.Config{
-		Attempts: -1, Base: 50 * time.Millisecond, Max: time.Second, Elapsed: cfg.Patience, Budget: retry.Unlimited,
-		Hooks: retry.Hooks{Retry: func(retry.Retrying) { r.retries.Add(1) }},
-	})
+	t := &tally{report: Report{Ended: map[string]int{}, Refused: map[string]int{}}}
+	d, err := newDriver(cfg.URL, cfg.Concurrency, cfg.Patience, t)
 	if err != nil {
 		return nil, err
 	}
+	defer d.close()
 	start := time.Now()
-	if err := r.findProducts(ctx); err != nil {
+	if err := d.findProducts(ctx); err != nil {
 		return nil, fmt.Errorf("load: %s: %w", cfg.URL, err)
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
 	for i := range cfg.Concurrency {
 		g.Go(func() error {
-			c, err := r.signUp(gctx, i)
+			c, err := d.signUp(gctx, i)
 			if err != nil {
 				return fmt.Errorf("load: customer %d: %w", i, err)
 			}
 			for int(next.Add(1)) <= cfg.Orders {
-				if err := r.shop(gctx, c); err != nil {
+				if err := d.shop(gctx, c); err != nil {
 					return fmt.Errorf("load: customer %d: %w", i, err)
+				}
+				if cfg.Progress != nil {
+					cfg.Progress()
 				}
 			}
 			return nil
 		})
 	}
 	err = g.Wait()
-	r.report.Elapsed = time.Since(start)
-	r.report.Retries = r.retries.Load()
-	r.report.Accept, r.report.Finish = latency(r.accept), latency(r.finish)
-	return &r.report, err
+	t.report.Elapsed = time.Since(start)
+	t.report.Retries = d.retries.Load()
+	t.report.Accept, t.report.Finish = latency(t.accept), latency(t.finish)
+	return &t.report, err
 }
 
 // call makes a request as often as it takes to get an answer.
-func (r *run) call(ctx context.Context, c *customer, method, path string, key string, in, out any) error {
-	return r.retrier.Do(ctx, func(ctx context.Context) error {
-		return (&platform.Caller{Client: r.client, Token: c.token}).Do(ctx, method, r.cfg.URL+path, func(h http.Header) {
+func (d *driver) call(ctx context.Context, c *customer, method, path string, key string, in, out any) error {
+	return d.retrier.Do(ctx, func(ctx context.Context) error {
+		return (&platform.Caller{Client: d.client, Token: c.token}).Do(ctx, method, d.url+path, func(h http.Header) {
 			if key != "" {
 				h.Set("Idempotency-Key", key)
 			}
@@ -166,40 +226,43 @@ func (r *run) call(ctx context.Context, c *customer, method, path string, key st
 	})
 }
 
-func (r *run) findProducts(ctx context.Context) error {
+func (d *driver) findProducts(ctx context.Context) error {
 	for page := 1; page != 0; {
 		var out struct {
 			Items []struct{ ID string }
 			Next  int
 		}
-		if err := r.call(ctx, &customer{}, http.MethodGet, fmt.Sprintf("/api/products?page=%d", page), "", nil, &out); err != nil {
+		if err := d.call(ctx, &customer{}, http.MethodGet, fmt.Sprintf("/api/products?page=%d", page), "", nil, &out); err != nil {
 			return err
 		}
 		for _, p := range out.Items {
-			r.products = append(r.products, p.ID)
+			d.products = append(d.products, p.ID)
 		}
 		page = out.Next
 	}
-	if len(r.products) == 0 {
+	if len(d.products) == 0 {
 		return errors.New("the catalogue is empty")
 	}
 	return nil
 }
 
 // customer is one busy customer.
-type customer struct{ token string }
+type customer struct {
+	token string
+	since time.Time
+}
 
 // signUp makes a new customer. Cut off by an outage it may have worked without an answer, so
 // an address that is taken is as good.
-func (r *run) signUp(ctx context.Context, i int) (*customer, error) {
+func (d *driver) signUp(ctx context.Context, i int) (*customer, error) {
 	email, password := fmt.Sprintf("load-%s-%d@shop.example", kernel.NewID(), i), "load-password"
-	err := r.call(ctx, &customer{}, http.MethodPost, "/api/customers", "", map[string]string{"name": fmt.Sprintf("Customer %d", i), "email": email, "password": password}, nil)
+	err := d.call(ctx, &customer{}, http.MethodPost, "/api/customers", "", map[string]string{"name": fmt.Sprintf("Customer %d", i), "email": email, "password": password}, nil)
 	if code := refusal(err); err != nil && code != "email-taken" {
 		return nil, err
 	}
 	var session struct{ Token string }
-	err = r.call(ctx, &customer{}, http.MethodPost, "/api/sessions", "", map[string]string{"email": email, "password": password}, &session)
-	return &customer{token: session.Token}, err
+	err = d.call(ctx, &customer{}, http.MethodPost, "/api/sessions", "", map[string]string{"email": email, "password": password}, &session)
+	return &customer{token: session.Token, since: time.Now()}, err
 }
 
 type item struct {
@@ -216,47 +279,40 @@ type accepted struct{ ID, Status string }
 
 // shop is one visit: look around, order, sometimes twice, sometimes to cancel, and wait
 // for the end.
-func (r *run) shop(ctx context.Context, c *customer) error {
-	if err := r.call(ctx, c, http.MethodGet, "/api/products/"+r.products[rand.IntN(len(r.products))], "", nil, nil); err != nil {
+func (d *driver) shop(ctx context.Context, c *customer) error {
+	if err := d.call(ctx, c, http.MethodGet, "/api/products/"+d.products[rand.IntN(len(d.products))], "", nil, nil); err != nil {
 		return err
 	}
-	order, key := r.fill(), kernel.NewID()
+	order, key := d.fill(), kernel.NewID()
 	start := time.Now()
 	var first accepted
-	err := r.call(ctx, c, http.MethodPost, "/api/orders", key, order, &first)
+	err := d.call(ctx, c, http.MethodPost, "/api/orders", key, order, &first)
 	if code := refusal(err); code != "" {
-		r.mu.Lock()
-		r.report.Refused[code]++
-		r.mu.Unlock()
-		r.progress()
+		d.told.refused(code)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.report.Accepted = append(r.report.Accepted, first.ID)
-	r.accept = append(r.accept, time.Since(start))
-	r.mu.Unlock()
+	d.told.accepted(first.ID, time.Since(start))
 	if rand.Float64() < repeatShare {
-		if err := r.repeat(ctx, c, key, order, first); err != nil {
+		if err := d.repeat(ctx, c, key, order, first); err != nil {
 			return err
 		}
 	}
 	if rand.Float64() < cancelShare {
-		err := r.call(ctx, c, http.MethodPost, "/api/orders/"+first.ID+"/cancel", kernel.NewID(), nil, nil)
+		err := d.call(ctx, c, http.MethodPost, "/api/orders/"+first.ID+"/cancel", kernel.NewID(), nil, nil)
 		if err != nil && refusal(err) == "" {
 			return err
 		}
 	}
-	defer r.progress()
-	return r.await(ctx, c, first.ID, start)
+	return d.await(ctx, c, first.ID, start)
 }
 
-func (r *run) fill() basket {
+func (d *driver) fill() basket {
 	b := basket{}
-	for _, i := range rand.Perm(len(r.products))[:1+rand.IntN(min(3, len(r.products)))] {
-		b.Items = append(b.Items, item{r.products[i], 1 + rand.IntN(2)})
+	for _, i := range rand.Perm(len(d.products))[:1+rand.IntN(min(3, len(d.products)))] {
+		b.Items = append(b.Items, item{d.products[i], 1 + rand.IntN(2)})
 	}
 	at := rand.IntN(1000)
 	for _, m := range mix {
@@ -268,41 +324,35 @@ func (r *run) fill() basket {
 	return b
 }
 
-func (r *run) repeat(ctx context.Context, c *customer, key string, order basket, first accepted) error {
+func (d *driver) repeat(ctx context.Context, c *customer, key string, order basket, first accepted) error {
 	var again accepted
-	if err := r.call(ctx, c, http.MethodPost, "/api/orders", key, order, &again); err != nil {
+	if err := d.call(ctx, c, http.MethodPost, "/api/orders", key, order, &again); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.report.Repeats++
+	mismatch := ""
 	if again != first {
-		r.report.Mismatches = append(r.report.Mismatches, fmt.Sprintf("key %s: first %s, then %s", key, first.ID, again.ID))
+		mismatch = fmt.Sprintf("key %s: first %s, then %s", key, first.ID, again.ID)
 	}
+	d.told.repeated(mismatch)
 	return nil
 }
 
 // await polls an order until it has ended. Cancellation may still follow a confirmation; the
 // report counts what was seen first.
-func (r *run) await(ctx context.Context, c *customer, id string, start time.Time) error {
-	deadline := time.Now().Add(r.cfg.Patience)
-	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+func (d *driver) await(ctx context.Context, c *customer, id string, start time.Time) error {
+	deadline := time.Now().Add(d.patience)
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, d.slowest) {
 		var order struct{ Status string }
-		if err := r.call(ctx, c, http.MethodGet, "/api/orders/"+id, "", nil, &order); err != nil {
+		if err := d.call(ctx, c, http.MethodGet, "/api/orders/"+id, "", nil, &order); err != nil {
 			return err
 		}
 		switch order.Status {
 		case "confirmed", "rejected", "cancelled", "dispatched":
-			r.mu.Lock()
-			r.report.Ended[order.Status]++
-			r.finish = append(r.finish, time.Since(start))
-			r.mu.Unlock()
+			d.told.ended(order.Status, time.Since(start))
 			return nil
 		}
 		if time.Now().After(deadline) {
-			r.mu.Lock()
-			r.report.Unfinished = append(r.report.Unfinished, id)
-			r.mu.Unlock()
+			d.told.unfinished(id)
 			return nil
 		}
 		select {
@@ -310,12 +360,6 @@ func (r *run) await(ctx context.Context, c *customer, id string, start time.Time
 			return ctx.Err()
 		case <-time.After(wait):
 		}
-	}
-}
-
-func (r *run) progress() {
-	if r.cfg.Progress != nil {
-		r.cfg.Progress()
 	}
 }
 

@@ -48,6 +48,13 @@ func (m *mood) get() string {
 // moody lets the mood have its way before a request is served.
 func (s *Service) moody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		harm := s.env.Gate.Harm()
+		if harm.Down {
+			panic(http.ErrAbortHandler)
+		}
+		if harm.Delay > 0 && pause(r.Context(), harm.Delay) != nil {
+			return // nobody waits any more
+		}
 		switch s.mood.get() {
 		case moodDown:
 			panic(http.ErrAbortHandler)

@@ -131,7 +131,7 @@ func (s *Service) authorise(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return platform.Invalid("method", "is %q, which is not a payment method of this provider", in.Method)
 	}
-	if s.mood.get() == moodDeclining {
+	if s.env.Gate.Harm().Declining || s.mood.get() == moodDeclining {
 		in.Status, in.Reason = "declined", "declined"
 	}
 	booked, err := s.book(r.Context(), in)
