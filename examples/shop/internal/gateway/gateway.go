@@ -40,6 +40,7 @@ type Service struct {
 	guard func(http.Handler) http.Handler
 	// catalogue answers from memory.
 	catalogue *catalogue
+	console   *console
 }
 
 // Limits of who asks: an address may be a whole office, a customer is one person.
@@ -77,13 +78,13 @@ func New(env platform.Env, services []string) (*Service, error) {
 	}
 	shown := append(platform.QuotaCollectors(map[string]platform.Quota{"address": addresses, "customer": quota}), promkit.AdaptiveLimits(adaptive))
 	products, err := newCatalogue(env)
-	return &Service{env: env, services: services, quota: quota, shown: shown, guard: guard, catalogue: products}, err
+	return &Service{env: env, services: services, quota: quota, shown: shown, guard: guard, catalogue: products, console: newConsole(env, services)}, err
 }
 
 // exempt is what says nothing about load: a page costs nothing, and a stream takes as long as somebody
 // watches.
 func exempt(r *http.Request) bool {
-	watching := strings.HasPrefix(r.URL.Path, "/api/orders/") && strings.HasSuffix(r.URL.Path, "/events")
+	watching := strings.HasPrefix(r.URL.Path, "/api/orders/") && strings.HasSuffix(r.URL.Path, "/events") || r.URL.Path == "/ops/api/live"
 	return watching || !strings.HasPrefix(r.URL.Path, "/api/") && !strings.HasPrefix(r.URL.Path, "/ops/api/")
 }
 
@@ -123,7 +124,9 @@ func (s *Service) Collectors() []prometheus.Collector {
 func (s *Service) Consumers() []platform.Consumer { return nil }
 
 // Run implements [platform.Service].
-func (s *Service) Run(ctx context.Context) error { return s.catalogue.listen(ctx) }
+func (s *Service) Run(ctx context.Context) error {
+	return platform.RunAll(ctx, s.catalogue.listen, s.console.run)
+}
 
 // Handler implements [platform.Service].
 func (s *Service) Handler() http.Handler {
@@ -173,13 +176,21 @@ func (s *Service) routes() []route {
 		{"POST /api/orders/{id}/cancel", customer, s.proxy("order", "/api")},
 		{"GET /ops/api/sagas", operator, s.proxy("order", "/ops/api", "/ops")},
 		{"GET /ops/api/sagas/{id}", operator, s.proxy("order", "/ops/api", "/ops")},
+		{"POST /ops/api/sagas/{id}/retry", operator, s.proxy("order", "/ops/api", "/ops")},
+		{"POST /ops/api/sagas/{id}/skip", operator, s.proxy("order", "/ops/api", "/ops")},
+		{"POST /ops/api/sagas/{id}/cancel", operator, s.proxy("order", "/ops/api", "/ops")},
+		{"GET /ops/api/events", operator, s.proxy("order", "/ops/api", "/ops")},
 		{"GET /ops/api/mails", operator, s.proxy("notification", "/ops/api")},
 		{"GET /ops/api/reporting", operator, s.proxy("reporting", "/ops/api", "/ops")},
 		{"POST /ops/api/reporting/rebuild", operator, s.proxy("reporting", "/ops/api", "/ops")},
 		{"GET /ops/api/outbox", operator, platform.Handle(s.everywhere("/ops/outbox"))},
 		{"GET /ops/api/breakers", operator, platform.Handle(s.everywhere("/ops/breakers"))},
 		{"GET /ops/api/dead-letters", operator, platform.Handle(s.everywhere("/ops/dead-letters"))},
-		{"POST /ops/api/dead-letters/{consumer}/{message}/replay", operator, s.ofConsumer(s.services)},
+		{"POST /ops/api/dead-letters/{consumer}/{message}/replay", operator, s.owner("consumer")},
+		{"GET /ops/api/parked", operator, platform.Handle(s.everywhere("/ops/parked"))},
+		{"POST /ops/api/parked/{service}/{message}/retry", operator, s.owner("service")},
+		{"GET /ops/api/traffic", operator, platform.Handle(s.console.now)},
+		{"GET /ops/api/live", operator, platform.Handle(s.console.live)},
 		{"POST /ops/api/chaos/provider", operator, s.proxy("provider", "/ops/api/chaos/provider", "/v1/mood")},
 		{"GET /ops/api/chaos", operator, s.control()},
 		{"POST /ops/api/chaos", operator, s.control()},
@@ -255,17 +266,17 @@ func (s *Service) stock(w http.ResponseWriter, r *http.Request) error {
 	}{out.GetProductId(), out.GetAvailable(), out.GetRevision()})
 }
 
-// ofConsumer passes a request about a consumer on to its service: a consumer is named after its service,
-// and a part of it after a dot.
-func (s *Service) ofConsumer(services []string) http.Handler {
+// owner passes a request on to the service that this part of its path names: a consumer is named after its
+// service, and a part of it after a dot.
+func (s *Service) owner(part string) http.Handler {
 	to := map[string]http.Handler{}
-	for _, service := range services {
+	for _, service := range s.services {
 		to[service] = s.proxy(service, "/ops/api", "/ops")
 	}
 	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
-		service, _, _ := strings.Cut(r.PathValue("consumer"), ".")
+		service, _, _ := strings.Cut(r.PathValue(part), ".")
 		if to[service] == nil {
-			return platform.NotFound("consumer", r.PathValue("consumer"))
+			return platform.NotFound(part, r.PathValue(part))
 		}
 		to[service].ServeHTTP(w, r)
 		return nil

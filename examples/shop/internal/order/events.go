@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
-	"github.com/dovetail-go/dovetail/saga"
 )
 
 // streamPoll is how often a stream looks for news without having been told of any: what another
@@ -146,87 +145,4 @@ func send(w http.ResponseWriter, name string, v any) error {
 	}
 	_, err = fmt.Fprintf(w, "event: %s\ndata: %s\n\n", name, data)
 	return err
-}
-
-// operatorRoutes are what an operator asks of this service through the gateway.
-func (s *Service) operatorRoutes(mux *http.ServeMux) {
-	auth := s.env.Auth
-	mux.Handle("GET /ops/sagas", auth.Require(platform.Handle(s.sagas), platform.RoleOperator))
-	mux.Handle("GET /ops/sagas/{id}", auth.Require(platform.Handle(s.saga), platform.RoleOperator))
-}
-
-// sagaView is a saga as an operator sees it.
-type sagaView struct {
-	ID      string    `json:"id"`
-	Name    string    `json:"name"`
-	Status  string    `json:"status"`
-	Step    string    `json:"step,omitempty"`
-	Attempt int       `json:"attempt"`
-	Reason  string    `json:"reason,omitempty"`
-	Stuck   string    `json:"stuck,omitempty"`
-	Created time.Time `json:"created"`
-	Updated time.Time `json:"updated"`
-}
-
-// entryView is one line of a saga's history as an operator sees it.
-type entryView struct {
-	N           int64     `json:"n"`
-	At          time.Time `json:"at"`
-	Step        string    `json:"step,omitempty"`
-	Op          string    `json:"op"`
-	Attempt     int       `json:"attempt,omitempty"`
-	Outcome     string    `json:"outcome"`
-	Text        string    `json:"text,omitempty"`
-	Who         string    `json:"who,omitempty"`
-	TookSeconds float64   `json:"took_seconds"`
-	Node        string    `json:"node"`
-}
-
-func viewOf(in saga.Instance) sagaView {
-	return sagaView{
-		ID: in.ID, Name: in.Name, Status: in.Status.String(), Step: in.Step, Attempt: in.Attempt,
-		Reason: in.Reason, Stuck: in.Stuck, Created: in.Created.UTC(), Updated: in.Updated.UTC(),
-	}
-}
-
-func (s *Service) sagas(w http.ResponseWriter, r *http.Request) error {
-	q := r.URL.Query()
-	filter := saga.Filter{Name: q.Get("name"), Stuck: q.Get("stuck") == "true", After: q.Get("after")}
-	for _, status := range []saga.Status{saga.Running, saga.Compensating, saga.Completed, saga.Compensated} {
-		if q.Get("status") == status.String() {
-			filter.Status = status
-		}
-	}
-	if text := q.Get("status"); text != "" && filter.Status == 0 {
-		return platform.Invalid("status", "is %q, want running, compensating, completed or compensated", text)
-	}
-	list, err := s.engine.List(r.Context(), filter)
-	if err != nil {
-		return err
-	}
-	views := make([]sagaView, len(list))
-	for i, in := range list {
-		views[i] = viewOf(in)
-	}
-	return platform.WriteJSON(w, http.StatusOK, map[string]any{"items": views})
-}
-
-func (s *Service) saga(w http.ResponseWriter, r *http.Request) error {
-	id := r.PathValue("id")
-	in, err := s.engine.Get(r.Context(), id)
-	if err != nil {
-		return platform.NotFound("saga", id)
-	}
-	history, err := s.engine.History(r.Context(), id)
-	if err != nil {
-		return err
-	}
-	entries := make([]entryView, len(history))
-	for i, e := range history {
-		entries[i] = entryView{
-			N: e.N, At: e.At.UTC(), Step: e.Step, Op: e.Op, Attempt: e.Attempt, Outcome: e.Outcome, Text: e.Text,
-			Who: e.Who, TookSeconds: e.Took.Seconds(), Node: e.Node,
-		}
-	}
-	return platform.WriteJSON(w, http.StatusOK, map[string]any{"saga": viewOf(in), "history": entries})
 }

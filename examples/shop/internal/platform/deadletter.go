@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/outbox"
 )
 
 const deadLetterSchema = `
@@ -158,4 +159,41 @@ func (b *Bus) operate(mux *http.ServeMux, auth *Auth) {
 		return WriteJSON(w, http.StatusOK, map[string]any{"service": b.service, "items": dead})
 	}), RoleOperator))
 	mux.Handle("POST /ops/dead-letters/{consumer}/{message}/replay", auth.Require(Handle(b.replay), RoleOperator))
+	mux.Handle("GET /ops/parked", auth.Require(Handle(b.parked), RoleOperator))
+	mux.Handle("POST /ops/parked/{service}/{message}/retry", auth.Require(Handle(b.retryParked), RoleOperator))
+}
+
+// parked lists what the outbox could not publish and has set aside.
+func (b *Bus) parked(w http.ResponseWriter, r *http.Request) error {
+	type view struct {
+		Service   string             `json:"service"`
+		MessageID string             `json:"message_id"`
+		Message   *messaging.Message `json:"message"`
+		Reason    string             `json:"reason"`
+		Attempts  int                `json:"attempts"`
+		Since     time.Time          `json:"since"`
+		Blocks    bool               `json:"blocks"`
+	}
+	parked, err := b.outbox.Parked(r.Context())
+	if err != nil {
+		return err
+	}
+	views := make([]view, len(parked))
+	for i, p := range parked {
+		views[i] = view{b.service, p.Message.ID, p.Message, p.Reason, p.Attempts, p.Since.UTC(), p.Blocks}
+	}
+	return WriteJSON(w, http.StatusOK, map[string]any{"service": b.service, "items": views})
+}
+
+// retryParked has a parked message published again.
+func (b *Bus) retryParked(w http.ResponseWriter, r *http.Request) error {
+	id := r.PathValue("message")
+	err := b.outbox.Retry(r.Context(), id)
+	if errors.Is(err, outbox.ErrNotParked) {
+		return NotFound("parked message", id)
+	}
+	if err != nil {
+		return err
+	}
+	return WriteJSON(w, http.StatusOK, map[string]string{"service": b.service, "message_id": id})
 }

@@ -289,8 +289,8 @@ func (c *Caller) traffic() []Calls {
 	return out
 }
 
-// Ask gets JSON from one instance of a service at its address, or with an empty address from any. It goes around
-// the guards: who looks at what is broken must not be kept from it, nor count.
+// Ask gets JSON from one instance of a service at its address, around all guards: who looks at what is broken must not
+// be kept from it, nor count. With an empty address it takes the usual way to any instance.
 func (c *Caller) Ask(ctx context.Context, service, addr, path string, out any) error {
 	direct := *c
 	if addr == "" || c.Below == nil {

@@ -107,7 +107,7 @@ func Run(ctx context.Context, p Process) error {
 		return err
 	}
 	defer func() { _ = rpc.Close() }()
-	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: transport.View, Token: s.ServiceToken}
+	env.Caller = &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: transport.View, Below: wire.Below(), Token: s.ServiceToken}
 	if env.Auth, err = platform.NewAuth(s.PublicURL, "http://customer/.well-known/jwks.json", s.ServiceToken, &http.Client{Transport: wire.Above(transport), Timeout: 5 * time.Second}); err != nil {
 		return err
 	}
