@@ -272,7 +272,7 @@ func (c *Client) dial(ctx context.Context, name string) (*conn, error) {
 		TLSClientConfig: c.cfg.TLS.Clone(), // amqp091 writes into it
 		Properties:      amqp.NewConnectionProperties(),
 		Dial: func(network, addr string) (net.Conn, error) {
-			raw, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+			raw, err := c.cfg.Dial(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"regexp"
 	"sync"
@@ -43,6 +44,9 @@ type Config struct {
 	Vhost string
 	// TLS is for amqps URLs. Nil means the system's roots and the server's name from the URL.
 	TLS *tls.Config
+	// Dial makes the network connections, below TLS: through a proxy, or such that a test can cut them. Nil means
+	// net.Dialer's DialContext.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Name is shown beside the connections in the broker's management. Empty means "dovetail".
 	Name string
 	// Window is how many messages may be on their way to the broker without its
@@ -121,6 +125,9 @@ func New(rawURL string, cfg Config) (*Client, error) {
 			err = ue.Err
 		}
 		return nil, fmt.Errorf("rabbitkit: URL is not valid, want amqp://user:password@host:port/vhost: %w", err)
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = new(net.Dialer).DialContext
 	}
 	cfg.Exchange = cmp.Or(cfg.Exchange, "dovetail")
 	cfg.Name = cmp.Or(cfg.Name, "dovetail")

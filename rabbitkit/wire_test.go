@@ -43,6 +43,25 @@ func TestNew(t *testing.T) {
 	}
 }
 
+func TestDialMakesTheConnection(t *testing.T) {
+	cut := errors.New("cut")
+	var asked string
+	c, err := New("amqp://127.0.0.1:1", Config{
+		Logger: slog.New(slog.DiscardHandler),
+		Dial: func(_ context.Context, network, addr string) (net.Conn, error) {
+			asked = network + " " + addr
+			return nil, cut
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Check(t.Context()); !errors.Is(err, cut) || asked != "tcp 127.0.0.1:1" {
+		t.Errorf("Check = %v after Dial(%s), want its error, and tcp 127.0.0.1:1", err, asked)
+	}
+}
+
 func TestSubscriptionsThatCannotBe(t *testing.T) {
 	c, err := New("amqp://127.0.0.1:1", Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
