@@ -51,8 +51,13 @@ type Config struct {
 	// Writers is how many transactions may record progress at once, one connection each.
 	// While all are busy, progress gathers and commits together. Zero means 2.
 	Writers int
-	// Retain is how long sagas are kept when they have ended, with their history. Zero means
-	// for ever, or until somebody calls Prune.
+	// Archive is how long sagas that have ended stay among those at work. Then they are moved
+	// to an archive, with their history: Get, History and Wait still find them, List where
+	// Filter.Archived is set, and to start one again is still a no-op or a conflict. What was
+	// delivered to them is dropped. Zero means that they stay, or until somebody calls Archive.
+	Archive time.Duration
+	// Retain is how long sagas are kept when they have ended, with their history, archived or
+	// not. Zero means for ever, or until somebody calls Prune.
 	Retain time.Duration
 	// Outbox takes the commands of [Send] steps: an *outbox.Outbox on the same database.
 	// Required if a definition has such a step.
@@ -158,8 +163,14 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Timeout < 0 {
 		return c, fmt.Errorf("saga: Config.Timeout is %v, want more than 0", c.Timeout)
 	}
+	if c.Archive < 0 {
+		return c, fmt.Errorf("saga: Config.Archive is %v, want 0 or more", c.Archive)
+	}
 	if c.Retain < 0 {
 		return c, fmt.Errorf("saga: Config.Retain is %v, want 0 or more", c.Retain)
+	}
+	if c.Retain > 0 && c.Archive >= c.Retain {
+		return c, fmt.Errorf("saga: Config.Archive is %v, want less than Config.Retain, which is %v", c.Archive, c.Retain)
 	}
 	if c.Backoff.Base < 0 || c.Backoff.Max < 0 || c.Backoff.Attempts != 0 {
 		return c, fmt.Errorf("saga: Config.Backoff is %+v, want nothing negative and no Attempts", c.Backoff)

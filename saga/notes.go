@@ -19,7 +19,9 @@ import (
 type notes struct {
 	// Parent is the key of the step whose child the saga is.
 	Parent string `json:"parent,omitempty"`
-	Cause  Cause  `json:"cause,omitempty"`
+	// Root is the saga above all parents, if it is not the parent itself.
+	Root  string `json:"root,omitempty"`
+	Cause Cause  `json:"cause,omitempty"`
 	// Chosen are the decisions that were positive.
 	Chosen []string `json:"chosen,omitempty"`
 	// Finished are the steps of the current group that are done.
@@ -39,7 +41,7 @@ func readNotes(b []byte) (notes, error) {
 }
 
 func (n notes) encode() []byte {
-	if n.Parent == "" && n.Cause == 0 && len(n.Chosen) == 0 && len(n.Finished) == 0 && len(n.Waits) == 0 {
+	if n.Parent == "" && n.Root == "" && n.Cause == 0 && len(n.Chosen) == 0 && len(n.Finished) == 0 && len(n.Waits) == 0 {
 		return nil
 	}
 	b, err := json.Marshal(n)
@@ -66,6 +68,15 @@ func (n notes) parent() (saga, step string) {
 	saga, _ = url.PathUnescape(parts[0])
 	step, _ = url.PathUnescape(parts[1])
 	return saga, step
+}
+
+// root returns the saga above all parents of a saga with a parent.
+func (n notes) root() string {
+	if n.Root != "" {
+		return n.Root
+	}
+	saga, _ := n.parent()
+	return saga
 }
 
 // reveal fills in the fields of an instance that are kept in its notes.
@@ -106,7 +117,7 @@ func (d *definition) stateOf(rec Record, n notes, step int) core.State {
 
 // notesOf is the reverse of stateOf, with the times of n.
 func (d *definition) notesOf(s core.State, n notes) notes {
-	next := notes{Parent: n.Parent, Cause: Cause(s.Cause)}
+	next := notes{Parent: n.Parent, Root: n.Root, Cause: Cause(s.Cause)}
 	for i := range d.steps {
 		name := d.steps[i].Name
 		if s.Chosen.Has(i) {

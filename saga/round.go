@@ -293,7 +293,8 @@ func (j *job) startChild(t *turn, s *erased) {
 	}
 	t.arm = func(ctx context.Context, tx *sql.Tx) (turn, error) {
 		b := s.child.beginning(id, data)
-		b.Notes, b.Header = notes{Parent: t.a.Key()}.encode(), j.rec.Header
+		above := notes{Parent: t.a.Key(), Root: j.notes.root()}
+		b.Notes, b.Header, b.Root = above.encode(), j.rec.Header, above.root()
 		// A nil *sql.Tx must not become a Tx that is not nil.
 		if tx == nil {
 			return *t, j.r.store.Start(ctx, nil, b)

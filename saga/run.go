@@ -83,11 +83,9 @@ func (r *run) run(ctx context.Context) error {
 		r.heartbeat(beating)
 	}()
 
-	pruned := make(chan struct{})
-	go func() {
-		defer close(pruned)
-		r.retain(ctx)
-	}()
+	var tidying sync.WaitGroup
+	tidying.Go(func() { r.tidy(ctx, "archived", r.cfg.Archive, &r.stats.archived, r.Engine.Archive) })
+	tidying.Go(func() { r.tidy(ctx, "pruned", r.cfg.Retain, &r.stats.pruned, r.Prune) })
 
 	r.schedule(ctx)
 
@@ -108,7 +106,7 @@ func (r *run) run(ctx context.Context) error {
 	giveUp := time.AfterFunc(3*time.Second, r.finish)
 	defer giveUp.Stop()
 	<-worked
-	<-pruned
+	tidying.Wait()
 	endBeat()
 	<-beatEnded
 	r.leave(ctx)
@@ -167,17 +165,17 @@ func (r *run) beat(ctx context.Context) error {
 	return nil
 }
 
-// retain deletes what ended longer ago than Config.Retain, now and then.
-func (r *run) retain(ctx context.Context) {
-	if r.cfg.Retain == 0 {
+// tidy moves or deletes, now and then, what ended longer ago than age.
+func (r *run) tidy(ctx context.Context, what string, age time.Duration, count *atomic.Uint64, fn func(context.Context, time.Duration) (int, error)) {
+	if age == 0 {
 		return
 	}
-	every := min(max(r.cfg.Retain/10, time.Minute), time.Hour)
+	every := min(max(age/10, time.Minute), time.Hour)
 	for pause(ctx, every/2+rand.N(every)) {
-		n, err := r.Prune(ctx, r.cfg.Retain)
-		r.stats.pruned.Add(uint64(n))
+		n, err := fn(ctx, age)
+		count.Add(uint64(n))
 		if err != nil && ctx.Err() == nil {
-			r.log().WarnContext(ctx, "saga: not pruned", "node", r.node, "error", err)
+			r.log().WarnContext(ctx, "saga: not "+what, "node", r.node, "error", err)
 		}
 	}
 }

@@ -200,6 +200,9 @@ type Instance struct {
 	Owner string
 	// Epoch counts the changes of owner.
 	Epoch int64
+	// Archived is true for a saga that has ended and was moved to the archive: see
+	// [Config.Archive].
+	Archived bool
 }
 
 // Entry is one line of a saga's history.
@@ -241,6 +244,8 @@ type Filter struct {
 	Age time.Duration
 	// Stuck selects only sagas that need an operator.
 	Stuck bool
+	// Archived selects archived sagas, and only these. Without it they are left out.
+	Archived bool
 	// Limit bounds the result. Zero means 100, the most is 1,000.
 	Limit int
 	// After continues behind the saga of this ID, the last one of the page before. What is

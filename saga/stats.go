@@ -19,6 +19,8 @@ type Stats struct {
 	Compensating uint64
 	// Completed and Compensated are how many sagas it ended.
 	Completed, Compensated uint64
+	// Archived is how many ended sagas it moved for their age: see Config.Archive.
+	Archived uint64
 	// Pruned is how many ended sagas it deleted for their age: see Config.Retain.
 	Pruned uint64
 	// Stuck is how many sagas it reported as stuck.
@@ -35,7 +37,8 @@ type counters struct {
 	attempts, failed, refused     atomic.Uint64
 	completed, compensated, stuck atomic.Uint64
 	lost, polls                   atomic.Uint64
-	waiting, compensating, pruned atomic.Uint64
+	waiting, compensating         atomic.Uint64
+	archived, pruned              atomic.Uint64
 }
 
 // Stats returns the engine's counters. It asks nobody: see [Engine.Count] for the store.
@@ -45,7 +48,7 @@ func (e *Engine) Stats() Stats {
 		Active: int(c.active.Load()), Claimed: c.claimed.Load(), Takeovers: c.takeovers.Load(),
 		Attempts: c.attempts.Load(), Failed: c.failed.Load(), Refused: c.refused.Load(),
 		Completed: c.completed.Load(), Compensated: c.compensated.Load(), Stuck: c.stuck.Load(),
-		Waiting: c.waiting.Load(), Compensating: c.compensating.Load(), Pruned: c.pruned.Load(),
+		Waiting: c.waiting.Load(), Compensating: c.compensating.Load(), Pruned: c.pruned.Load(), Archived: c.archived.Load(),
 		Lost: c.lost.Load(), Polls: c.polls.Load(),
 	}
 }

@@ -76,9 +76,16 @@ type Store interface {
 	Count(ctx context.Context) (Counts, error)
 	// History returns the entries of a saga, oldest first.
 	History(ctx context.Context, id string) ([]Entry, error)
-	// Prune deletes up to limit sagas that ended longer ago than age, with their history and
-	// signals, and returns how many. It also deletes signals that old for sagas that do not
-	// exist.
+	// Archive moves up to limit sagas that ended longer ago than age to the archive, with their
+	// history, and returns how many. It leaves those whose Root exists and has not ended, and
+	// drops the signals of those it moves. A saga is moved wholly or not at all, and once if many
+	// call Archive at the same time. From then on it does not change; Load, History and Start
+	// treat it as before, List by Filter.Archived. Start keeps to that against an Archive in
+	// progress: Claim never returns a saga that is archived already.
+	Archive(ctx context.Context, age time.Duration, limit int) (int, error)
+	// Prune deletes up to limit sagas that ended longer ago than age, archived or not, with
+	// their history and signals, and returns how many. It leaves those whose Root exists and has
+	// not ended. It also deletes signals that old for sagas that do not exist.
 	Prune(ctx context.Context, age time.Duration, limit int) (int, error)
 }
 
@@ -117,6 +124,9 @@ type Beginning struct {
 	Notes []byte
 	// Header comes back in [Instance.Header]. Empty is none.
 	Header messaging.Header
+	// Root is the ID of the saga that stands above this one and all its parents, empty if
+	// there is none. It may have this one undone as long as it has not ended.
+	Root string
 	// Waits is true if something may be delivered to the saga. Then Signals counts what was
 	// delivered before, and a delivery in progress waits for tx, or tx for it.
 	Waits bool

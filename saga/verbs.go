@@ -119,16 +119,28 @@ func (e *Engine) Count(ctx context.Context) (Counts, error) {
 	return c, nil
 }
 
-// Prune deletes sagas that ended longer ago than age, with their history, in small
-// transactions, and returns how many. A pruned ID can be started again.
+// Archive moves sagas that ended longer ago than age to the archive, with their history, in
+// small transactions, and returns how many. It does once what [Config.Archive] does now and
+// then. A child stays until the saga above it has ended, which might still undo it.
+func (e *Engine) Archive(ctx context.Context, age time.Duration) (int, error) {
+	return inBatches(ctx, "archive", age, e.store.Archive)
+}
+
+// Prune deletes sagas that ended longer ago than age, archived or not, with their history, in
+// small transactions, and returns how many. A child stays as with [Engine.Archive]. A pruned
+// ID can be started again.
 func (e *Engine) Prune(ctx context.Context, age time.Duration) (int, error) {
+	return inBatches(ctx, "prune", age, e.store.Prune)
+}
+
+func inBatches(ctx context.Context, what string, age time.Duration, fn func(context.Context, time.Duration, int) (int, error)) (int, error) {
 	const batch = 500
 	total := 0
 	for {
-		n, err := e.store.Prune(ctx, age, batch)
+		n, err := fn(ctx, age, batch)
 		total += n
 		if err != nil {
-			return total, fmt.Errorf("saga: prune: %w", err)
+			return total, fmt.Errorf("saga: %s: %w", what, err)
 		}
 		if n < batch {
 			return total, nil

@@ -32,9 +32,16 @@ func store(t testing.TB, db *sql.DB, d string) *sagasql.Store {
 func TestStore(t *testing.T) {
 	for _, d := range testdb.Names {
 		t.Run(d, func(t *testing.T) {
+			// One database for all: to make tables takes longer than most checks.
+			db := testdb.Open(t, d)
 			sagatest.RunStore(t, func(t *testing.T) sagatest.Setup {
-				db := testdb.Open(t, d)
-				return sagatest.Setup{Store: store(t, db, d), DB: db}
+				s := store(t, db, d)
+				for _, table := range []string{"instance", "history", "node", "signal", "lock", "lock_wait", "archive", "archive_history"} {
+					if _, err := db.ExecContext(t.Context(), "DELETE FROM saga_"+table); err != nil {
+						t.Fatal(err)
+					}
+				}
+				return sagatest.Setup{Store: s, DB: db}
 			})
 		})
 	}

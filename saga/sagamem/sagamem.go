@@ -27,7 +27,7 @@ import (
 // Store is a saga.Store in memory.
 type Store struct {
 	mu    sync.Mutex
-	sagas map[string]*row
+	sagas map[string]*row      // by ID, the archived ones too
 	nodes map[string]time.Time // until when the lease lasts
 	// signals are what was delivered, by saga; locks are the holders by key; queue are
 	// those that wait for a key, oldest first.
@@ -44,6 +44,7 @@ type signal struct {
 type row struct {
 	saga.Record
 	input   string
+	root    string
 	history []saga.Entry
 }
 
@@ -71,7 +72,7 @@ func (s *Store) Start(ctx context.Context, _ saga.Tx, b saga.Beginning) error {
 		return nil
 	}
 	now := time.Now()
-	r := &row{input: b.Input}
+	r := &row{input: b.Input, root: b.Root}
 	r.Notes, r.Signals = slices.Clone(b.Notes), int64(len(s.signals[b.ID]))
 	r.Instance = saga.Instance{
 		ID: b.ID, Name: b.Name, Version: b.Version, Status: saga.Running, Step: b.Step,
@@ -177,7 +178,7 @@ func (s *Store) Save(ctx context.Context, changes []saga.Change) (lost []int, er
 
 func (s *Store) save(c saga.Change) bool {
 	r := s.sagas[c.ID]
-	if r == nil || r.Epoch != c.Epoch || r.Revision != c.Revision {
+	if r == nil || r.Archived || r.Epoch != c.Epoch || r.Revision != c.Revision {
 		return false
 	}
 	now := time.Now()
@@ -249,7 +250,7 @@ func (s *Store) List(ctx context.Context, f saga.Filter) ([]saga.Record, error) 
 	defer s.mu.Unlock()
 	var rows []*row
 	for _, r := range s.sagas {
-		if (f.Status == 0 || r.Status == f.Status) && (f.Name == "" || r.Name == f.Name) && (!f.Stuck || r.Stuck != "") &&
+		if r.Archived == f.Archived && (f.Status == 0 || r.Status == f.Status) && (f.Name == "" || r.Name == f.Name) && (!f.Stuck || r.Stuck != "") &&
 			(f.Version == 0 || r.Version == f.Version) && strings.HasPrefix(r.ID, f.Prefix) && !r.Created.After(time.Now().Add(-f.Age)) {
 			rows = append(rows, r)
 		}
@@ -281,13 +282,34 @@ func (s *Store) History(ctx context.Context, id string) ([]saga.Entry, error) {
 	return nil, ctx.Err()
 }
 
+// ended reports whether a saga has ended before a time, and whatever could have it undone.
+func (s *Store) ended(r *row, before time.Time) bool {
+	root := s.sagas[r.root]
+	return r.Status.Ended() && r.Updated.Before(before) && (root == nil || root.Status.Ended())
+}
+
+// Archive implements saga.Store.
+func (s *Store) Archive(ctx context.Context, age time.Duration, limit int) (n int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := time.Now().Add(-age)
+	for id, r := range s.sagas {
+		if n < limit && !r.Archived && s.ended(r, before) {
+			r.Archived = true
+			delete(s.signals, id)
+			n++
+		}
+	}
+	return n, ctx.Err()
+}
+
 // Prune implements saga.Store.
 func (s *Store) Prune(ctx context.Context, age time.Duration, limit int) (n int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before := time.Now().Add(-age)
 	for id, r := range s.sagas {
-		if n < limit && r.Status.Ended() && r.Updated.Before(before) {
+		if n < limit && s.ended(r, before) {
 			delete(s.sagas, id)
 			delete(s.signals, id)
 			n++
@@ -322,7 +344,7 @@ func (s *Store) Deliver(ctx context.Context, _ saga.Tx, g saga.Signal) (first bo
 // poke tells a saga that something has come for it.
 func (s *Store) poke(id string) {
 	r := s.sagas[id]
-	if r == nil {
+	if r == nil || r.Archived {
 		return
 	}
 	if r.Signals++; !r.Status.Ended() && !r.Parked {

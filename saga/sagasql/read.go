@@ -19,13 +19,22 @@ import (
 
 // columns are those of a saga.Record, in the order of scan.
 const columns = "id, name, version, status, step, attempt, reason, cancel, stuck, parked, data, " +
-	"owner, epoch, revision, takeovers, wake_at, deadline, created_at, updated_at, signals, notes, header, {now}"
+	"owner, epoch, revision, takeovers, wake_at, deadline, created_at, updated_at, signals, notes, header, {now}, 0"
+
+// archivedColumns are the same for a saga in the archive.
+const archivedColumns = "id, name, version, status, '', 0, reason, '', '', 0, data, " +
+	"'', epoch, revision, 0, NULL, deadline, created_at, updated_at, signals, notes, header, {now}, 1"
 
 const (
-	load    = "SELECT " + columns + " FROM {i} WHERE id = ?"
-	history = "SELECT n, at, step, op, attempt, outcome, detail, took, node, COALESCE(who, '') FROM {h} WHERE saga_id = ? ORDER BY n"
+	load      = "SELECT " + columns + " FROM {i} WHERE id = ? UNION ALL SELECT " + archivedColumns + " FROM {a} WHERE id = ?"
+	entriesOf = "SELECT n, at, step, op, attempt, outcome, detail, took, node, COALESCE(who, '') FROM "
+	history   = entriesOf + "{h} WHERE saga_id = ? UNION ALL " + entriesOf + "{ah} WHERE saga_id = ? ORDER BY n"
 	// What ended long ago was started long ago: that bounds the search by the index.
-	ended = "SELECT id FROM {i} WHERE status = ? AND created_at < {now} - ? AND updated_at < {now} - ? ORDER BY created_at, id LIMIT ?"
+	endedIn = " WHERE status = ? AND created_at < {now} - ? AND updated_at < {now} - ?"
+	oldest  = " ORDER BY created_at, id LIMIT ?"
+	// A saga above it that has not ended may still have it undone. As for duplicate, not EXISTS.
+	ended         = "SELECT id FROM {i}" + endedIn + " AND CASE WHEN root IS NULL THEN 0 ELSE (SELECT COUNT(*) FROM {i} r WHERE r.id = {i}.root AND r.status IN (1, 2)) END = 0" + oldest
+	endedArchived = "SELECT id FROM {a}" + endedIn + oldest
 )
 
 // query returns the records, all of them read before it returns, oldest wake-up first.
@@ -58,7 +67,7 @@ func scan(row interface{ Scan(...any) error }) (saga.Record, error) {
 	var created, updated, now int64
 	var header []byte
 	err := row.Scan(&r.ID, &r.Name, &r.Version, &r.Status, &r.Step, &r.Attempt, &r.Reason, &r.Cancel, &r.Stuck, &r.Parked, &r.Data,
-		&r.Owner, &r.Epoch, &r.Revision, &r.Takeovers, &wake, &deadline, &created, &updated, &r.Signals, &r.Notes, &header, &now)
+		&r.Owner, &r.Epoch, &r.Revision, &r.Takeovers, &wake, &deadline, &created, &updated, &r.Signals, &r.Notes, &header, &now, &r.Archived)
 	if len(header) > 0 && json.Unmarshal(header, &r.Header) != nil {
 		r.Header = nil // somebody has spoilt it: no reason to stop the saga
 	}
@@ -77,12 +86,15 @@ func (s *Store) Load(ctx context.Context, id string) (saga.Record, error) {
 	if err := s.prepare(ctx, load); err != nil {
 		return saga.Record{}, err
 	}
-	recs, err := s.query(ctx, nil, load, id)
+	recs, err := s.query(ctx, nil, load, id, id)
 	if err != nil {
 		return saga.Record{}, err
 	}
 	if len(recs) == 0 {
 		return saga.Record{}, saga.ErrNotFound
+	}
+	if i := slices.IndexFunc(recs, func(r saga.Record) bool { return r.Archived }); i >= 0 {
+		return recs[i], nil // the other one is a duplicate
 	}
 	return recs[0], nil
 }
@@ -94,10 +106,17 @@ func (s *Store) List(ctx context.Context, f saga.Filter) ([]saga.Record, error) 
 		// One query for each, because the index begins with the status.
 		statuses = []saga.Status{saga.Running, saga.Compensating, saga.Completed, saga.Compensated}
 	}
+	from := "SELECT " + columns + " FROM {i} WHERE "
+	if f.Archived {
+		if f.Stuck {
+			return nil, nil
+		}
+		from = "SELECT " + archivedColumns + " FROM {a} WHERE "
+	}
 	var recs []saga.Record
 	for _, status := range statuses {
 		conditions, args := s.conditions(f, status)
-		more, err := s.query(ctx, nil, "SELECT "+columns+" FROM {i} WHERE "+strings.Join(conditions, " AND ")+
+		more, err := s.query(ctx, nil, from+strings.Join(conditions, " AND ")+
 			" ORDER BY created_at DESC, id DESC LIMIT ?", append(args, f.Limit)...)
 		if err != nil {
 			return nil, err
@@ -131,15 +150,16 @@ func (s *Store) conditions(f saga.Filter, status saga.Status) (conditions []stri
 		conditions, args = append(conditions, "created_at <= {now} - ?"), append(args, f.Age.Microseconds())
 	}
 	if f.After != "" {
-		conditions = append(conditions, "(created_at, id) < (SELECT l.created_at, l.id FROM {i} l WHERE l.id = ?)")
-		args = append(args, f.After)
+		const last = "SELECT created_at, id FROM "
+		conditions = append(conditions, "(created_at, id) < (SELECT l.created_at, l.id FROM ("+last+"{a} WHERE id = ? UNION ALL "+last+"{i} WHERE id = ?) l LIMIT 1)")
+		args = append(args, f.After, f.After)
 	}
 	return conditions, args
 }
 
 // History implements saga.Store.
 func (s *Store) History(ctx context.Context, id string) ([]saga.Entry, error) {
-	rows, err := s.rows(ctx, nil, history, id)
+	rows, err := s.rows(ctx, nil, history, id, id)
 	if err != nil {
 		return nil, err
 	}
@@ -182,48 +202,6 @@ func (s *Store) Count(ctx context.Context) (saga.Counts, error) {
 		c.Oldest = max(c.Oldest, time.Duration(oldest)*time.Microsecond)
 	}
 	return c, errors.Join(rows.Err(), rows.Close())
-}
-
-// Prune implements saga.Store.
-func (s *Store) Prune(ctx context.Context, age time.Duration, limit int) (int, error) {
-	const orphans = "DELETE FROM {s} WHERE at < {now} - ? AND NOT EXISTS (SELECT 1 FROM {i} WHERE {i}.id = {s}.saga_id)"
-	total := 0
-	for _, status := range []saga.Status{saga.Completed, saga.Compensated} {
-		ids, err := s.column(ctx, nil, ended, int(status), age.Microseconds(), age.Microseconds(), limit-total)
-		if err != nil {
-			return total, err
-		}
-		n, err := s.remove(ctx, ids)
-		if total += n; err != nil || total >= limit {
-			return total, err
-		}
-	}
-	_, err := s.exec(ctx, nil, orphans, age.Microseconds())
-	return total, err
-}
-
-// remove deletes sagas that have ended. They do not change any more, so that it needs no
-// further condition.
-func (s *Store) remove(ctx context.Context, ids []any) (int, error) {
-	if len(ids) == 0 {
-		return 0, nil
-	}
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return 0, err
-	}
-	defer tx.Rollback()
-	in := " IN (" + marks(len(ids)) + ")"
-	n, err := s.exec(ctx, tx, "DELETE FROM {i} WHERE id"+in, ids...)
-	if err != nil {
-		return 0, err
-	}
-	for _, table := range []string{"{h}", "{s}"} {
-		if _, err := s.exec(ctx, tx, "DELETE FROM "+table+" WHERE saga_id"+in, ids...); err != nil {
-			return 0, err
-		}
-	}
-	return int(n), tx.Commit()
 }
 
 // texts reads rows of one column to the end.

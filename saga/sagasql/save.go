@@ -70,8 +70,12 @@ func (s *Store) transact(ctx context.Context, fn func(tx *sql.Tx) error) error {
 	if err := s.prepare(ctx, update, insertEntry); err != nil {
 		return err
 	}
+	return s.inTx(ctx, nil, fn)
+}
+
+func (s *Store) inTx(ctx context.Context, opts *sql.TxOptions, fn func(tx *sql.Tx) error) error {
 	for n := 0; ; n++ {
-		err := s.transactOnce(ctx, fn)
+		err := s.inTxOnce(ctx, opts, fn)
 		if n >= contentions || !sqldialect.IsContention(err) || ctx.Err() != nil {
 			return err
 		}
@@ -79,8 +83,8 @@ func (s *Store) transact(ctx context.Context, fn func(tx *sql.Tx) error) error {
 	}
 }
 
-func (s *Store) transactOnce(ctx context.Context, fn func(tx *sql.Tx) error) error {
-	tx, err := s.db.BeginTx(ctx, nil)
+func (s *Store) inTxOnce(ctx context.Context, opts *sql.TxOptions, fn func(tx *sql.Tx) error) error {
+	tx, err := s.db.BeginTx(ctx, opts)
 	if err != nil {
 		return err
 	}

@@ -102,7 +102,44 @@ ALTER TABLE {b}_instance ADD COLUMN header {text} NULL;
 	fourth := `
 ALTER TABLE {b}_history ADD COLUMN who VARCHAR(200) NULL;
 `
-	list := []string{first, second, third, fourth}
+	fifth := `
+ALTER TABLE {b}_instance ADD COLUMN root VARCHAR(200) NULL;
+CREATE TABLE {b}_archive (
+  id VARCHAR(200) NOT NULL PRIMARY KEY,
+  name VARCHAR(100) NOT NULL,
+  version INTEGER NOT NULL,
+  status SMALLINT NOT NULL,
+  reason {text} NOT NULL,
+  data {text} NOT NULL,
+  input VARCHAR(64) NOT NULL,
+  starts BIGINT NOT NULL,
+  epoch BIGINT NOT NULL,
+  revision BIGINT NOT NULL,
+  deadline BIGINT NULL,
+  created_at BIGINT NOT NULL,
+  updated_at BIGINT NOT NULL,
+  archived_at BIGINT NOT NULL,
+  signals BIGINT NOT NULL,
+  notes {text} NULL,
+  header {text} NULL
+){options};
+CREATE INDEX {b}_archive_status ON {b}_archive (status, created_at, id);
+CREATE TABLE {b}_archive_history (
+  saga_id VARCHAR(200) NOT NULL,
+  n BIGINT NOT NULL,
+  at BIGINT NOT NULL,
+  step VARCHAR(100) NOT NULL,
+  op VARCHAR(20) NOT NULL,
+  attempt INTEGER NOT NULL,
+  outcome VARCHAR(20) NOT NULL,
+  detail {text} NOT NULL,
+  took BIGINT NOT NULL,
+  node VARCHAR(120) NOT NULL,
+  who VARCHAR(200) NULL,
+  PRIMARY KEY (saga_id, n)
+){options};
+`
+	list := []string{first, second, third, fourth, fifth}
 	for i := range list {
 		list[i] = names.Replace(list[i])
 	}

@@ -12,20 +12,24 @@ import (
 
 const (
 	insertHead = "INSERT INTO {i} (id, name, version, status, step, data, input, attempt, reason, cancel, stuck, stuck_at, parked, " +
-		"starts, owner, epoch, revision, takeovers, wake_at, created_at, updated_at, notes, header, signals, deadline) " +
-		"VALUES (?, ?, ?, 1, ?, ?, ?, 0, '', '', '', NULL, 0, 1, '', 0, 0, 0, {now}, {now}, {now}, ?, ?, "
+		"starts, owner, epoch, revision, takeovers, wake_at, created_at, updated_at, notes, header, root, signals, deadline) " +
+		"SELECT ?, ?, ?, 1, ?, ?, ?, 0, '', '', '', NULL, 0, 1, '', 0, 0, 0, {now}, {now}, {now}, ?, ?, ?, "
 	// The update affects the row only if it is the same saga, so no row is a conflict.
-	insertTail = ") ON CONFLICT (id) DO UPDATE SET starts = {i}.starts + 1 WHERE {i}.name = excluded.name AND {i}.input = excluded.input"
+	insertTail = notArchived + " ON CONFLICT (id) DO UPDATE SET starts = {i}.starts + 1 WHERE {i}.name = excluded.name AND {i}.input = excluded.input"
 	// An inserted row counts as one, a changed one as two. A change that always changes
 	// something is counted alike with and without clientFoundRows.
-	insertTailMySQL = ") ON DUPLICATE KEY UPDATE starts = starts + 1"
+	insertTailMySQL = " FROM DUAL" + notArchived + " ON DUPLICATE KEY UPDATE {i}.starts = {i}.starts + 1"
 	startAgain      = "UPDATE {i} SET starts = starts + 1 WHERE id = ? AND name = ? AND input = ?"
+	// An archive that commits while the statement waits for it escapes this condition. What is
+	// inserted then is never claimed (see duplicate), and removed by the next Archive.
+	notArchived     = " WHERE NOT EXISTS (SELECT 1 FROM {a} WHERE id = ?)"
+	startOfArchived = "UPDATE {a} SET starts = starts + 1 WHERE id = ? AND name = ? AND input = ?"
 )
 
 // Start implements saga.Store.
 func (s *Store) Start(ctx context.Context, tx saga.Tx, b saga.Beginning) error {
 	query, tail := insertHead, insertTail
-	args := []any{b.ID, b.Name, b.Version, b.Step, string(b.Data), b.Input, nil, nil}
+	args := []any{b.ID, b.Name, b.Version, b.Step, string(b.Data), b.Input, nil, nil, nil}
 	if len(b.Notes) > 0 {
 		args[6] = string(b.Notes)
 	}
@@ -35,6 +39,9 @@ func (s *Store) Start(ctx context.Context, tx saga.Tx, b saga.Beginning) error {
 			return err
 		}
 		args[7] = string(header)
+	}
+	if b.Root != "" {
+		args[8] = b.Root
 	}
 	if b.Waits {
 		// What was delivered before is counted; what is being delivered waits at the gate.
@@ -55,9 +62,12 @@ func (s *Store) Start(ctx context.Context, tx saga.Tx, b saga.Beginning) error {
 	if s.dialect == MySQL {
 		tail = insertTailMySQL
 	}
-	n, err := affected(ctx, tx, s.text(query+tail), args...)
-	if s.dialect == MySQL && err == nil && n != 1 {
+	n, err := affected(ctx, tx, s.text(query+tail), append(args, b.ID)...)
+	if s.dialect == MySQL && err == nil && n > 1 {
 		n, err = affected(ctx, tx, s.text(startAgain), b.ID, b.Name, b.Input)
+	}
+	if err == nil && n == 0 {
+		n, err = affected(ctx, tx, s.text(startOfArchived), b.ID, b.Name, b.Input)
 	}
 	if err == nil && n == 0 {
 		err = saga.ErrConflict

@@ -11,8 +11,8 @@ import (
 )
 
 // Statements are written once for all dialects: {i}, {h}, {n}, {s}, {l} and {w} are the
-// tables of instances, history, nodes, signals, locks and those who wait for a lock,
-// {now} is the database's clock, ? are the parameters.
+// tables of instances, history, nodes, signals, locks and those who wait for a lock, {a} and
+// {ah} the archive and its history, {now} is the database's clock, ? are the parameters.
 
 // textCache holds statements in the form that the database takes.
 type textCache struct{ m sync.Map }
@@ -23,7 +23,7 @@ func (s *Store) text(query string) string {
 		return t.(string)
 	}
 	t := s.dialect.Rebind(strings.NewReplacer(
-		"{i}", s.block+"_instance", "{s}", s.block+"_signal", "{l}", s.block+"_lock", "{w}", s.block+"_lock_wait", "{h}", s.block+"_history", "{n}", s.block+"_node", "{now}", s.dialect.Now(),
+		"{i}", s.block+"_instance", "{a}", s.block+"_archive", "{ah}", s.block+"_archive_history", "{s}", s.block+"_signal", "{l}", s.block+"_lock", "{w}", s.block+"_lock_wait", "{h}", s.block+"_history", "{n}", s.block+"_node", "{now}", s.dialect.Now(),
 	).Replace(query))
 	s.texts.m.Store(query, t)
 	return t

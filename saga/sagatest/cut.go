@@ -26,6 +26,15 @@ type cut struct {
 	died chan struct{}
 }
 
+// Cut returns a connector to the same database whose nth statement, begin or commit ends all
+// its connections: before it is made, or after it, with the answer lost. What was not
+// committed is rolled back, as when a process dies. Reached reports whether it has come to
+// that. The driver must know contexts.
+func Cut(c driver.Connector, n int, after bool) (connector driver.Connector, reached func() bool) {
+	k := newCut(c, n, after)
+	return k, k.reached
+}
+
 func newCut(c driver.Connector, n int, after bool) *cut {
 	return &cut{Connector: c, after: after, left: n, died: make(chan struct{})}
 }

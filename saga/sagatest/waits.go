@@ -34,6 +34,12 @@ var waitChecks = []storeCheck{
 	{"count counts what has not ended", false, (*storeTest).counts},
 	{"prune deletes signals with their saga and those for none", false, (*storeTest).pruneSignals},
 	{"a batch keeps large and strange texts", false, (*storeTest).batchTexts},
+	{"archive moves what ended long ago and it is still found", false, (*storeTest).archive},
+	{"a start of an archived saga is as that of any other", false, (*storeTest).archiveStart},
+	{"archive and prune leave what can still be undone", false, (*storeTest).archiveRoot},
+	{"concurrent archives move each saga once", false, (*storeTest).archiveRace},
+	{"a start against an archive never makes a saga run again", true, (*storeTest).archiveStartRace},
+	{"prune deletes archived sagas", false, (*storeTest).archivePrune},
 }
 
 func reply(id, step, op, data string) saga.Signal {
