@@ -83,9 +83,12 @@
 // node has waits, and is reported as stuck.
 //
 // The data are stored with every step, as JSON: keep them small, and keep documents
-// elsewhere. Ended sagas stay until Config.Retain or [Engine.Prune] removes them. Steps in
-// parallel that wait for one another's data are not parallel; a Parallel has no lists of
-// steps inside, for which there are children.
+// elsewhere. Steps in parallel that wait for one another's data are not parallel; a Parallel
+// has no lists of steps inside, for which there are children.
+//
+// Ended sagas stay where they are until Config.Archive moves and Config.Retain deletes them,
+// or [Engine.Archive] and [Engine.Prune]. Set Config.Archive when every process runs a version
+// that knows it: an older one would start an archived saga again.
 //
 // A saga that waits for a [Lock] is woken when it becomes free, but the next to ask may be
 // faster. Two sagas that take two locks crosswise wait until one has a Timeout or a Deadline.

@@ -111,6 +111,16 @@ func (b broken) Start(ctx context.Context, tx saga.Tx, s saga.Beginning) error {
 	return b.Store.Start(ctx, tx, s)
 }
 
+func (b broken) Archive(ctx context.Context, age time.Duration, limit int) (int, error) {
+	if b.what == "archive ignores age" {
+		age = -time.Hour
+	}
+	if b.what == "archive deletes" {
+		return b.Store.Prune(ctx, age, limit)
+	}
+	return b.Store.Archive(ctx, age, limit)
+}
+
 func (b broken) Prune(ctx context.Context, age time.Duration, limit int) (int, error) {
 	if b.what == "prune ignores age" {
 		age = -time.Hour
@@ -129,6 +139,8 @@ func TestTheStoreChecksCanFail(t *testing.T) {
 		"any definition":            "a claim leaves foreign definitions to others for a while",
 		"no locks":                  "a key has one holder at a time and its end wakes those who wait",
 		"every signal is the first": "the first signal of a step and operation counts",
+		"archive ignores age":       "archive moves what ended long ago and it is still found",
+		"archive deletes":           "a start of an archived saga is as that of any other",
 		"prune ignores age":         "prune deletes what ended long ago with its history",
 	} {
 		t.Run(what, func(t *testing.T) {
