@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/logfile"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 )
 
@@ -132,8 +133,10 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 				instance = fmt.Sprintf("%s-%s-%d", service, machine, os.Getpid())
 			}
 			ctx := cmd.Context()
+			var gate *platform.Gate
 			if supervised {
-				ctx = untilEOF(ctx, cmd.InOrStdin())
+				gate = platform.NewGate()
+				ctx = untilEOF(ctx, cmd.InOrStdin(), gate)
 			}
 			log := logger(cmd.ErrOrStderr(), os.Getenv(verboseVar) != "")
 			if path := os.Getenv(logFileVar); path != "" {
@@ -146,7 +149,7 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 			}
 			slog.SetDefault(log)
 			return stack.Run(ctx, stack.Process{
-				Service: service, Instance: instance, Listener: ln, Advertise: advertise, Settings: settings, Log: log,
+				Service: service, Instance: instance, Listener: ln, Advertise: advertise, Settings: settings, Gate: gate, Log: log,
 				Ready: func(addr string) {
 					_ = json.NewEncoder(cmd.OutOrStdout()).Encode(stack.Instance{Service: service, Instance: instance, Addr: addr, PID: os.Getpid()})
 				},
@@ -161,11 +164,13 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 	return cmd
 }
 
-// untilEOF returns a context that also ends when in does.
-func untilEOF(ctx context.Context, in io.Reader) context.Context {
+// untilEOF returns a context that also ends when in does. Until then the gate is what in says.
+func untilEOF(ctx context.Context, in io.Reader, gate *platform.Gate) context.Context {
 	ctx, stop := context.WithCancel(ctx)
 	go func() {
-		_, _ = io.Copy(io.Discard, in)
+		if err := stack.Obey(in, gate); err != nil {
+			slog.Error("the supervisor is not understood", "error", err)
+		}
 		stop()
 	}()
 	return ctx

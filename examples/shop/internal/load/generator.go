@@ -5,7 +5,9 @@ package load
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 )
@@ -65,6 +67,11 @@ func NewGenerator(url string, log *slog.Logger) (*Generator, error) {
 	}
 	g.driver.slowest = time.Second
 	return g, nil
+}
+
+// UseTLS says how an https URL is to be verified, if not by the system's authorities. It must come before Run.
+func (g *Generator) UseTLS(cfg *tls.Config) {
+	g.driver.client.Transport.(*http.Transport).TLSClientConfig = cfg
 }
 
 // SetRate makes it place so many orders a second, 0 to [MaxRate].

@@ -5,6 +5,12 @@
 
 package stack
 
-import "syscall"
+import (
+	"errors"
+	"os"
+	"syscall"
+)
 
 func ownGroup() *syscall.SysProcAttr { return nil }
+
+func signalStop(*os.Process, bool) error { return errors.ErrUnsupported }

@@ -72,6 +72,9 @@ type Settings struct {
 	ServersCA string
 	// AdminPassword and OperatorPassword are those of the first members of staff.
 	AdminPassword, OperatorPassword string
+	// ControlURL and ControlToken, which Up gives to its gateways, are where faults, invariants and load of the whole
+	// shop are kept, and the secret that opens it.
+	ControlURL, ControlToken string
 	// Lease is how long after the death of a process another takes over its work.
 	Lease time.Duration
 }
@@ -159,6 +162,8 @@ var variables = []variable{
 	{ServersCAVar, nil, "a PEM file", file, func(s *Settings, v string) { s.ServersCA = v }},
 	{AdminPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.AdminPassword = v }},
 	{OperatorPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.OperatorPassword = v }},
+	{controlURLVar, nil, "a URL", anything, func(s *Settings, v string) { s.ControlURL = v }},
+	{controlTokenVar, nil, "a secret", anything, func(s *Settings, v string) { s.ControlToken = v }},
 	{
 		LeaseVar, nil, "a duration of 1s or more", func(v string) error {
 			d, err := time.ParseDuration(v)

@@ -44,6 +44,8 @@ type Process struct {
 	Advertise string
 	// Settings are those of the service.
 	Settings Settings
+	// Gate is where harm is done to the service on purpose. Nil does none.
+	Gate *platform.Gate
 	// Log is nil for slog.Default().
 	Log *slog.Logger
 	// Ready, if not nil, is called with the service's address before it is served.
@@ -69,7 +71,7 @@ func Run(ctx context.Context, p Process) error {
 	if err != nil {
 		return err
 	}
-	env := platform.Env{Name: p.Service, Instance: p.Instance, Addr: addr, Lease: s.Lease, Grace: grace, Log: log}
+	env := platform.Env{Name: p.Service, Instance: p.Instance, Addr: addr, Lease: s.Lease, Grace: grace, Gate: p.Gate, Log: log}
 
 	between, err := s.certificates(log)
 	if err != nil {
@@ -77,6 +79,11 @@ func Run(ctx context.Context, p Process) error {
 	}
 	if env.Certificates, err = s.front(p.Service, between, log); err != nil {
 		return err
+	}
+	if p.Service == assembly.Gateway {
+		if env.Control, err = s.controlled(); err != nil {
+			return err
+		}
 	}
 	resolver, registry, err := s.discovery(ctx)
 	if err != nil {
@@ -125,12 +132,12 @@ func Run(ctx context.Context, p Process) error {
 		}
 	}
 	if withBroker(p.Service) {
-		broker, err := s.broker(ctx, p.Instance, log)
+		broker, err := s.broker(ctx, p.Instance, p.Gate, log)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = broker.Close() }()
-		env.Broker = broker
+		env.Broker = p.Gate.Broker(broker, false)
 		env.Collectors = append(env.Collectors, promkit.Client("rabbitmq", func() promkit.ClientStats {
 			s := broker.Stats()
 			return promkit.ClientStats{
@@ -242,13 +249,13 @@ func (s Settings) Look(service string) (*sql.DB, error) {
 
 // broker is RabbitMQ with every group of the shop declared, so that an event reaches those too who
 // have not started yet. What is published is also kept, for reporting, which reads from the very beginning.
-func (s Settings) broker(ctx context.Context, instance string, log *slog.Logger) (*rabbitkit.Client, error) {
+func (s Settings) broker(ctx context.Context, instance string, gate *platform.Gate, log *slog.Logger) (*rabbitkit.Client, error) {
 	secure, err := s.server(s.RabbitMQ, log)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", RabbitMQVar, err)
 	}
 	client, err := rabbitkit.New(s.RabbitMQ, rabbitkit.Config{
-		TLS: secure, Exchange: s.Name, Name: s.Name + " " + instance, Log: rabbitkit.Log{MaxAge: 10 * 365 * 24 * time.Hour}, Logger: log,
+		TLS: secure, Dial: gate.Dial, Exchange: s.Name, Name: s.Name + " " + instance, Log: rabbitkit.Log{MaxAge: 10 * 365 * 24 * time.Hour}, Logger: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", RabbitMQVar, err)

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/chaos"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 )
 
@@ -133,6 +134,9 @@ type up struct {
 	url   string   // as people see it
 	local string   // as we do
 	front *os.File // the gateway's listener
+	desk  chaos.Desk
+
+	controlURL, controlToken string
 
 	mu     sync.Mutex
 	states map[string]*state // by instance
@@ -141,12 +145,24 @@ type up struct {
 // state is what is known of one instance: the process that it is now.
 type state struct {
 	Instance
-	wasUp bool
+	wasUp   bool
+	process *os.Process // nil between two of them
+
+	harm    platform.Harm
+	dead    bool          // it must not run at present
+	changed chan struct{} // closed when harm or dead changes
+	stopped bool          // the process is, by us
+	killed  bool          // the process was, by us
 }
 
 func (u *up) getenv(name string) string {
-	if name == PublicURLVar {
+	switch name {
+	case PublicURLVar:
 		return u.url
+	case controlURLVar:
+		return u.controlURL
+	case controlTokenVar:
+		return u.controlToken
 	}
 	return u.Getenv(name)
 }
@@ -170,8 +186,18 @@ func (u *up) settings(services []string) (s Settings, err error) {
 // run keeps all processes running. The services outlive the gateway, so that what it accepted can
 // still be answered.
 func (u *up) run(ctx context.Context, settings Settings, services []string) error {
+	stopControl, err := u.control(ctx, settings)
+	if err != nil {
+		return err
+	}
+	defer stopControl()
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
+	// What is stopped or cut off could not drain.
+	defer context.AfterFunc(running, u.desk.Control.Close)()
+	var driving sync.WaitGroup
+	driving.Go(func() { _ = u.desk.Load.Run(running) }) // it fails only if it is run twice
+	defer driving.Wait()
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
 	var gateways, others errgroup.Group
@@ -183,7 +209,7 @@ func (u *up) run(ctx context.Context, settings Settings, services []string) erro
 			}
 			name := fmt.Sprintf("%s-%d", service, i+1)
 			u.mu.Lock()
-			u.states[name] = &state{Instance: Instance{Service: service, Instance: name}}
+			u.states[name] = &state{Instance: Instance{Service: service, Instance: name}, changed: make(chan struct{})}
 			u.mu.Unlock()
 			group.Go(func() error {
 				err := u.keep(life, service, name)
@@ -198,7 +224,7 @@ func (u *up) run(ctx context.Context, settings Settings, services []string) erro
 		u.Ready(u.url)
 	}
 	<-running.Done()
-	err := gateways.Wait()
+	err = gateways.Wait()
 	stopBehind()
 	err = errors.Join(err, others.Wait())
 	if ctx.Err() == nil {
@@ -211,8 +237,12 @@ func (u *up) run(ctx context.Context, settings Settings, services []string) erro
 func (u *up) keep(ctx context.Context, service, name string) error {
 	pause, tries := shortestPause, 0
 	for {
+		if u.mayLive(ctx, name) != nil {
+			return nil
+		}
 		began := time.Now()
 		err := u.process(ctx, service, name)
+		killed := u.ended(name)
 		select {
 		case <-ctx.Done(): // it was told to end
 			if err != nil && !errors.Is(err, context.Canceled) { // which is how a good end is told
@@ -220,6 +250,10 @@ func (u *up) keep(ctx context.Context, service, name string) error {
 			}
 			return nil
 		default:
+		}
+		if killed {
+			u.Log.Warn("a process was killed on purpose", "instance", name)
+			continue
 		}
 		u.mu.Lock()
 		wasUp := u.states[name].wasUp
@@ -249,7 +283,7 @@ func (u *up) process(ctx context.Context, service, name string) error {
 	cmd.WaitDelay = killAfter
 	cmd.Env = u.Env
 	for _, v := range variables {
-		if value := u.getenv(v.name); value != "" {
+		if value := u.getenv(v.name); value != "" && (v.name != controlTokenVar || service == assembly.Gateway) {
 			cmd.Env = append(slices.Clip(cmd.Env), v.name+"="+value)
 		}
 	}
@@ -260,7 +294,8 @@ func (u *up) process(ctx context.Context, service, name string) error {
 		cmd.ExtraFiles = []*os.File{u.front}
 	}
 	// A process whose standard input ends knows that we are gone.
-	if _, err := cmd.StdinPipe(); err != nil {
+	in, err := cmd.StdinPipe()
+	if err != nil {
 		return err
 	}
 	out, err := cmd.StdoutPipe()
@@ -270,6 +305,12 @@ func (u *up) process(ctx context.Context, service, name string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	u.started(name, cmd.Process)
+	told, enough := context.WithCancel(context.Background())
+	var telling sync.WaitGroup
+	telling.Go(func() { u.tell(told, name, in) })
+	defer telling.Wait()
+	defer enough()
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		var said Instance
 		if json.Unmarshal(lines.Bytes(), &said) != nil || said.Instance != name {
