@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -100,7 +101,7 @@ func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logge
 const verboseVar = "SHOP_VERBOSE"
 
 // logFileVar names a file that shop run also logs to, for a process beside it that ships it: a line of JSON for each
-// record. The file and the one before it have logFileSize at most.
+// record. In the name {instance} stands for the instance's, where several share a folder. The file and the one before it have logFileSize at most.
 const (
 	logFileVar  = "SHOP_LOG_FILE"
 	logFileSize = 16 << 20
@@ -140,7 +141,7 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 			}
 			log := logger(cmd.ErrOrStderr(), os.Getenv(verboseVar) != "")
 			if path := os.Getenv(logFileVar); path != "" {
-				file, err := logfile.Open(path, logFileSize)
+				file, err := logfile.Open(strings.ReplaceAll(path, "{instance}", instance), logFileSize)
 				if err != nil {
 					return fmt.Errorf("%s: %w", logFileVar, err)
 				}
