@@ -132,7 +132,7 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, r := range s.routes() {
-		mux.Handle(r.pattern, r.who(r.to))
+		mux.Handle(r.pattern, platform.Routed(r.who(r.to)))
 	}
 	return s.identified(s.guard(gateway.StrictPath(http.MaxBytesHandler(mux, platform.MaxBody))))
 }

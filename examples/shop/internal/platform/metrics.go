@@ -4,8 +4,10 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"iter"
+	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -173,4 +175,24 @@ func (c *deadLetterCollector) Collect(ch chan<- prometheus.Metric) {
 	for consumer, n := range letters {
 		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(n), consumer)
 	}
+}
+
+type routeKey struct{}
+
+// routing returns r for a handler, and what tells afterwards by which pattern the handler has routed it.
+func routing(r *http.Request) (*http.Request, func() string) {
+	pattern := new(string)
+	r = r.WithContext(context.WithValue(r.Context(), routeKey{}, pattern))
+	return r, func() string { return cmp.Or(*pattern, r.Pattern, "unmatched") }
+}
+
+// Routed is a handler of a [http.ServeMux] which is not the outermost handler of a service: what stands before it may pass
+// on a copy of the request, so that nobody outside sees the pattern there.
+func Routed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if pattern, ok := r.Context().Value(routeKey{}).(*string); ok {
+			*pattern = r.Pattern
+		}
+		next.ServeHTTP(w, r)
+	})
 }

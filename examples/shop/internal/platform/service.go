@@ -273,12 +273,9 @@ func observe(m *metrics, env Env, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		rec := &statusRecorder{ResponseWriter: w}
+		r, route := routing(r)
 		next.ServeHTTP(rec, r)
-		route := r.Pattern
-		if route == "" {
-			route = "unmatched"
-		}
-		m.requests.WithLabelValues(route, strconv.Itoa(rec.Status())).Observe(time.Since(start).Seconds())
+		m.requests.WithLabelValues(route(), strconv.Itoa(rec.Status())).Observe(time.Since(start).Seconds())
 		m.traffic.served(rec, r, time.Since(start))
 		env.Log.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", rec.Status(), "duration", time.Since(start))
 	})
