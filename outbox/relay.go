@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dovetail-go/dovetail/messaging"
@@ -215,13 +216,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	// What is under way goes on after ctx has ended, until the drain has.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	run := &run{
-		relay:  r,
-		ctx:    work,
-		events: make(chan func(now time.Time), r.cfg.Window),
-		rows:   make(chan *row),
-		ended:  make(chan struct{}),
-	}
+	run := &run{relay: r, ctx: work, news: make(chan struct{}, 1), rows: make(chan *row), ended: make(chan struct{})}
+	run.async, _ = r.pub.(messaging.AsyncPublisher)
 	defer close(run.ended)
 	run.loop(ctx.Done(), wakes, newScheduler(r.cfg, r.outbox.store.Shards(), messaging.NewID(), rand.Uint64()))
 	return nil
@@ -245,21 +241,33 @@ func (r *Relay) log() *slog.Logger {
 	return slog.Default()
 }
 
-// run is one Run: it carries out what the scheduler decides, each command in a goroutine
-// of its own, and tells it the results, one at a time.
+// run is one Run: it carries out what the scheduler decides, in the background, and tells
+// it the results, one at a time.
 type run struct {
-	relay  *Relay
-	ctx    context.Context //nolint:containedctx // the context of the run, which ends with it
-	events chan func(now time.Time)
+	relay *Relay
+	ctx   context.Context          //nolint:containedctx // the context of the run, which ends with it
+	async messaging.AsyncPublisher // nil if the publisher is not one
+
+	mu      sync.Mutex
+	results []result
+	news    chan struct{} // tells that there are results
 	// rows are for goroutines that have published before and wait for more: a new one would
 	// have to grow its stack each time.
 	rows  chan *row
 	ended chan struct{}
 }
 
+// result is that of an attempt to publish row or, if row is nil, of a call of the store.
+type result struct {
+	row  *row
+	err  error
+	call func(now time.Time)
+}
+
 func (r *run) loop(done, wakes <-chan struct{}, s *scheduler) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var results []result
 	for {
 		commands, next := s.step(time.Now())
 		for _, c := range commands {
@@ -271,8 +279,7 @@ func (r *run) loop(done, wakes <-chan struct{}, s *scheduler) {
 		}
 		timer.Reset(time.Until(next))
 		select {
-		case event := <-r.events:
-			event(time.Now())
+		case <-r.news:
 		case <-wakes:
 			s.wake()
 		case <-timer.C:
@@ -281,9 +288,17 @@ func (r *run) loop(done, wakes <-chan struct{}, s *scheduler) {
 			done = nil
 		}
 		// Results come in bursts. What has arrived is one decision's worth.
-		for range len(r.events) {
-			(<-r.events)(time.Now())
+		r.mu.Lock()
+		results, r.results = r.results, results[:0]
+		r.mu.Unlock()
+		for _, result := range results {
+			if result.row != nil {
+				s.published(time.Now(), result.row, result.err)
+			} else {
+				result.call(time.Now())
+			}
 		}
+		clear(results)
 	}
 }
 
@@ -295,7 +310,7 @@ func (r *run) start(s *scheduler, c command) {
 		go func() {
 			ctx, cancel := context.WithTimeout(r.ctx, ttl)
 			defer cancel()
-			r.tell(call(ctx))
+			r.tell(result{call: call(ctx)})
 		}()
 	}
 	switch c := c.(type) {
@@ -324,18 +339,67 @@ func (r *run) start(s *scheduler, c command) {
 		if sh.ctx == nil {
 			sh.ctx, sh.cancel = context.WithCancel(r.ctx)
 		}
-		select {
-		case r.rows <- c.row:
+		switch {
+		case r.begin(c.row):
+		case r.handOver(c.row):
 		default:
-			go r.publisher(s, c.row)
+			go r.publisher(c.row)
 		}
 	}
 }
 
+// begin has a publisher that needs no goroutine publish a row. It returns false if there
+// is none, or it would have to wait.
+func (r *run) begin(row *row) (begun bool) {
+	if r.async == nil {
+		return false
+	}
+	ctx, cancel := r.limit(row.shard.ctx)
+	var told atomic.Bool
+	done := func(err error) {
+		if told.CompareAndSwap(false, true) {
+			cancel()
+			r.tell(result{row: row, err: err})
+		}
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			done(panicked(p))
+			begun = true
+		}
+	}()
+	if begun = r.async.PublishAsync(ctx, row.Message, done); !begun {
+		cancel()
+	}
+	return begun
+}
+
+// limit bounds an attempt.
+func (r *run) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if t := r.relay.cfg.PublishTimeout; t > 0 {
+		return context.WithTimeout(ctx, t)
+	}
+	return ctx, func() {}
+}
+
+func panicked(p any) error {
+	return fmt.Errorf("outbox: the publisher panicked: %v\n%s", p, debug.Stack())
+}
+
+// handOver gives a row to a goroutine that waits for one, if there is any.
+func (r *run) handOver(row *row) bool {
+	select {
+	case r.rows <- row:
+		return true
+	default:
+		return false
+	}
+}
+
 // publisher publishes a row, and then others that come up, until the run ends.
-func (r *run) publisher(s *scheduler, next *row) {
+func (r *run) publisher(next *row) {
 	for {
-		r.attempt(s, next)
+		r.attempt(next)
 		select {
 		case next = <-r.rows:
 		case <-r.ended:
@@ -345,10 +409,10 @@ func (r *run) publisher(s *scheduler, next *row) {
 }
 
 // attempt publishes a row once.
-func (r *run) attempt(s *scheduler, row *row) {
+func (r *run) attempt(row *row) {
 	err := errEnded
 	defer func() {
-		r.tell(func(now time.Time) { s.published(now, row, err) })
+		r.tell(result{row: row, err: err})
 	}()
 	err = r.publish(row.shard.ctx, row.Message)
 }
@@ -356,24 +420,24 @@ func (r *run) attempt(s *scheduler, row *row) {
 // errEnded is the result of a publisher that called runtime.Goexit.
 var errEnded = errors.New("outbox: the publisher ended its goroutine")
 
-// tell hands a result to the loop, unless that has ended without waiting for it.
-func (r *run) tell(event func(now time.Time)) {
+// tell hands a result to the loop. It never blocks; a loop that has ended does not look.
+func (r *run) tell(result result) {
+	r.mu.Lock()
+	r.results = append(r.results, result)
+	r.mu.Unlock()
 	select {
-	case r.events <- event:
-	case <-r.ended:
+	case r.news <- struct{}{}:
+	default: // it knows already
 	}
 }
 
 // publish makes one attempt. The error is about this message alone.
 func (r *run) publish(ctx context.Context, m *messaging.Message) (err error) {
-	if t := r.relay.cfg.PublishTimeout; t > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, t)
-		defer cancel()
-	}
+	ctx, cancel := r.limit(ctx)
+	defer cancel()
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("outbox: the publisher panicked: %v\n%s", p, debug.Stack())
+			err = panicked(p)
 		}
 	}()
 	err = r.relay.pub.Publish(ctx, m)

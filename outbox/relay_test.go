@@ -39,6 +39,34 @@ type bench struct {
 	most      int            // in flight at once
 	keys      map[string]int // in flight by key
 	when      map[string]time.Time
+	async     bool // the publisher is an AsyncPublisher
+}
+
+// asyncBench is a bench that has room for two messages without a goroutine of the relay's.
+type asyncBench struct {
+	*bench
+	room chan struct{}
+}
+
+// PublishAsync implements messaging.AsyncPublisher.
+func (a *asyncBench) PublishAsync(ctx context.Context, m *messaging.Message, done func(error)) bool {
+	select {
+	case a.room <- struct{}{}:
+	default:
+		return false
+	}
+	go func() {
+		err := errors.New("ended")
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("panicked: %v", p)
+			}
+			<-a.room
+			done(err)
+		}()
+		err = a.Publish(ctx, m)
+	}()
+	return true
 }
 
 func newBench(t *testing.T) *bench {
@@ -94,7 +122,11 @@ func (b *bench) runOn(box *outbox.Outbox, cfg outbox.RelayConfig) (r *outbox.Rel
 	if cfg.Logger == nil {
 		cfg.Logger = quiet
 	}
-	r, err := outbox.NewRelay(box, b, cfg)
+	var pub messaging.Publisher = b
+	if b.async {
+		pub = &asyncBench{b, make(chan struct{}, 2)}
+	}
+	r, err := outbox.NewRelay(box, pub, cfg)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -159,11 +191,21 @@ func (b *bench) parked() []outbox.Parked {
 	return p
 }
 
-// contract runs a subtest in virtual time.
+// contract runs a subtest in virtual time, with a publisher of each kind.
 func contract(t *testing.T, sentence string, test func(b *bench)) {
-	t.Run(sentence, func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) { test(newBench(t)) })
-	})
+	for _, async := range []bool{false, true} {
+		name := sentence
+		if async {
+			name += ", by an AsyncPublisher"
+		}
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t)
+				b.async = async
+				test(b)
+			})
+		})
+	}
 }
 
 func TestNewRelay(t *testing.T) {
@@ -855,5 +897,45 @@ func TestTrouble(t *testing.T) {
 		b.want("leases", held, 16)
 		st := r.Stats()
 		b.want("Stats", fmt.Sprintf("%+v", st), fmt.Sprintf("%+v", outbox.RelayStats{Shards: 16, Confirmed: 1, Failed: 1}))
+	})
+}
+
+// rude is a publisher that panics, once after it has told the outcome, and tells it twice.
+type rude struct {
+	*bench
+	calls int
+}
+
+// PublishAsync implements messaging.AsyncPublisher.
+func (r *rude) PublishAsync(ctx context.Context, m *messaging.Message, done func(error)) bool {
+	switch r.calls++; r.calls {
+	case 1:
+		panic("before")
+	case 2:
+		done(errors.New("no"))
+		panic("after")
+	}
+	done(r.Publish(ctx, m))
+	done(errors.New("again"))
+	return true
+}
+
+func TestARudeAsyncPublisher(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		r, err := outbox.NewRelay(b.box, &rude{bench: b}, outbox.RelayConfig{Logger: quiet})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.add("a", "k", "t")
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.Run(ctx) }()
+		time.Sleep(time.Minute)
+		b.want("published", b.done(), []string{"a"})
+		st := r.Stats()
+		cancel()
+		b.want("Run", <-ended, nil)
+		b.want("Stats", fmt.Sprintf("%+v", st), fmt.Sprintf("%+v", outbox.RelayStats{Shards: 16, Confirmed: 1, Failed: 2}))
 	})
 }

@@ -76,6 +76,9 @@ type scheduler struct {
 	reading  bool
 	settling bool
 	parks    []*row
+	// settleBy is when the first of the rows that are confirmed and not yet being removed
+	// has waited long enough for others; zero if there are none.
+	settleBy time.Time
 	// readAfter and writeAfter hold back calls of a store that fails.
 	readAfter, writeAfter   time.Time
 	readErrors, writeErrors int
@@ -90,6 +93,9 @@ const (
 	slowAfter = time.Second
 	// memory is how many batches of a shard may be in memory.
 	memory = 4
+	// settleAfter is how long a confirmed row waits for others to be removed with it, while
+	// more are on their way: each removal is a transaction that waits for the disk.
+	settleAfter = 20 * time.Millisecond
 	// maxHint bounds the delays that errors ask for.
 	maxHint = time.Hour
 	// readShare is the part of its time, as a divisor, that a relay may spend on reads
@@ -268,6 +274,9 @@ func (s *scheduler) next(now time.Time) time.Time {
 	earlier(s.stopBy.Add(leaveGrace))
 	earlier(s.readAfter)
 	earlier(s.writeAfter)
+	if !s.settling {
+		earlier(s.settleBy)
+	}
 	if !s.leasing {
 		earlier(s.nextLease)
 	}
@@ -473,14 +482,17 @@ func (s *scheduler) wantRead(now time.Time) command {
 		return nil
 	}
 	c := &readCommand{wakes: s.wakes, sent: now}
+	low := false
 	for sh := range s.shardsHeld() {
 		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes || now.Before(sh.skipAfter) {
 			continue
 		}
 		free := s.free(sh)
-		if sh.fresh > s.cfg.Batch/2 || free <= 0 || len(sh.published) >= memory*s.cfg.Batch {
+		if sh.fresh > s.cfg.Batch || free <= 0 || len(sh.published) >= memory*s.cfg.Batch {
 			continue
 		}
+		// When one has run low, the others that will soon are read along.
+		low = low || sh.fresh <= s.cfg.Batch/2
 		r := Read{Shard: sh.Shard, Limit: min(s.cfg.Batch, free)}
 		for id := range sh.rows {
 			r.SkipIDs = append(r.SkipIDs, id)
@@ -502,7 +514,7 @@ func (s *scheduler) wantRead(now time.Time) command {
 		slices.Sort(r.SkipTopics)
 		c.reads, c.shards = append(c.reads, r), append(c.shards, sh)
 	}
-	if len(c.reads) == 0 {
+	if !low {
 		return nil
 	}
 	s.reading = true
@@ -701,6 +713,9 @@ func (s *scheduler) published(now time.Time, r *row, err error) {
 	s.uncount(r)
 	r.state = published
 	r.shard.published = append(r.shard.published, r)
+	if s.settleBy.IsZero() {
+		s.settleBy = now.Add(settleAfter)
+	}
 	s.advance(r)
 	s.ease(now, r.topic)
 }
@@ -852,6 +867,13 @@ func (s *scheduler) write(now time.Time) command {
 			ID: r.ID, Reason: r.reason, Attempts: r.failures, Block: !s.cfg.Free && r.Message.Key != "",
 		}}
 	}
+	count := 0
+	for sh := range s.shardsHeld() {
+		count += len(sh.published)
+	}
+	if count == 0 || count < s.cfg.Window/2 && s.inFlight > 0 && !s.stopping && now.Before(s.settleBy) {
+		return nil
+	}
 	c := &settleCommand{}
 	for sh := range s.shardsHeld() {
 		if len(sh.published) == 0 {
@@ -864,10 +886,7 @@ func (s *scheduler) write(now time.Time) command {
 		c.settlements = append(c.settlements, Settlement{Lease: sh.Lease, IDs: ids})
 		c.shards = append(c.shards, sh)
 	}
-	if len(c.shards) == 0 {
-		return nil
-	}
-	s.settling = true
+	s.settling, s.settleBy = true, time.Time{}
 	return c
 }
 

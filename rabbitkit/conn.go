@@ -100,7 +100,7 @@ type sock struct {
 	buf    []byte
 }
 
-const corkSize = 8 << 10
+const corkSize = 64 << 10
 
 func (s *sock) Write(p []byte) (int, error) {
 	s.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,9 +39,11 @@ type flight struct {
 	exchange, key string
 	pub           amqp.Publishing
 	state         atomic.Int32
-	call          *call
-	returned      bool  // by the broker, as unroutable; guarded by channel.mu
-	err           error // the outcome; written before state becomes flightOver
+	call          *call       // of Publish
+	done          func(error) // of PublishAsync
+	unwatch       func() bool // ends what waits for the context of PublishAsync
+	returned      bool        // by the broker, as unroutable; guarded by channel.mu
+	err           error       // the outcome; written before state becomes flightOver
 }
 
 // The states of a flight. Whoever takes it from waiting to another state owns it.
@@ -48,6 +51,7 @@ const (
 	flightWaiting   = iota
 	flightSent      // perhaps only in part
 	flightWithdrawn // by its caller, whose context ended; never sent
+	flightAbandoned // sent, and by then nobody waited for its outcome any more
 	flightOver
 )
 
@@ -88,6 +92,7 @@ func (c *Client) Publish(ctx context.Context, msgs ...*messaging.Message) error 
 			failed = append(failed, messaging.Failed{Index: i, ID: m.ID, Err: err})
 			continue
 		}
+		p.Body = slices.Clone(p.Body)
 		fs = append(fs, &flight{exchange: c.cfg.Exchange, key: m.Topic, pub: p})
 		index = append(index, i)
 	}
@@ -110,6 +115,49 @@ func (c *Client) Publish(ctx context.Context, msgs ...*messaging.Message) error 
 	return err
 }
 
+// PublishAsync begins to send m to the exchange; see [messaging.AsyncPublisher]. It returns
+// false if the window is full.
+func (c *Client) PublishAsync(ctx context.Context, m *messaging.Message, done func(err error)) bool {
+	if c.ctx.Err() != nil || m == nil || m.Validate() != nil {
+		return false // Publish says what is wrong
+	}
+	pub, err := encode(m, maxHeaders)
+	if err != nil {
+		return false
+	}
+	p := c.pub
+	select {
+	case p.window <- struct{}{}:
+	default:
+		return false
+	}
+	p.start.Do(func() { go p.run() })
+	start := time.Now()
+	f := &flight{exchange: c.cfg.Exchange, key: m.Topic, pub: pub, done: func(err error) {
+		c.outcome(time.Since(start), m, err)
+		done(err)
+	}}
+	f.unwatch = context.AfterFunc(ctx, func() { p.giveUp(ctx, f) })
+	p.queue <- f
+	select {
+	case <-p.done: // run may have looked at the queue for the last time
+		f.unwatch()
+		p.giveUp(ctx, f)
+	default:
+	}
+	return true
+}
+
+// giveUp tells the caller of PublishAsync that its outcome is not waited for any more.
+func (p *publisher) giveUp(ctx context.Context, f *flight) {
+	switch {
+	case f.state.CompareAndSwap(flightWaiting, flightWithdrawn):
+		f.done(p.notSent(ctx))
+	case f.state.CompareAndSwap(flightSent, flightAbandoned):
+		f.done(unconfirmed(ctx))
+	}
+}
+
 // published counts the outcomes and calls the hook.
 func (c *Client) published(start time.Time, msgs []*messaging.Message, err error) {
 	var failed map[int]error
@@ -121,22 +169,25 @@ func (c *Client) published(start time.Time, msgs []*messaging.Message, err error
 	}
 	took := time.Since(start)
 	for i, m := range msgs {
-		err := failed[i]
-		switch {
-		case err == nil:
-			c.confirmed.Add(1)
-		case errors.Is(err, messaging.ErrUnroutable):
-			c.unroutable.Add(1)
-		case errors.Is(err, messaging.ErrUnknown):
-			c.unknown.Add(1)
-		case errors.Is(err, messaging.ErrBlocked):
-			c.busy.Add(1)
-		default:
-			c.refused.Add(1)
-		}
-		if hook := c.cfg.Hooks.Published; hook != nil && m != nil {
-			hook(messaging.Published{Message: m, Took: took, Err: err})
-		}
+		c.outcome(took, m, failed[i])
+	}
+}
+
+func (c *Client) outcome(took time.Duration, m *messaging.Message, err error) {
+	switch {
+	case err == nil:
+		c.confirmed.Add(1)
+	case errors.Is(err, messaging.ErrUnroutable):
+		c.unroutable.Add(1)
+	case errors.Is(err, messaging.ErrUnknown):
+		c.unknown.Add(1)
+	case errors.Is(err, messaging.ErrBlocked):
+		c.busy.Add(1)
+	default:
+		c.refused.Add(1)
+	}
+	if hook := c.cfg.Hooks.Published; hook != nil && m != nil {
+		hook(messaging.Published{Message: m, Took: took, Err: err})
 	}
 }
 
@@ -175,10 +226,15 @@ func (p *publisher) send(ctx context.Context, fs []*flight) []error {
 		case f.state.Load() == flightOver:
 			out[i] = f.err
 		default:
-			out[i] = fmt.Errorf("%w: no confirmation: %w", messaging.ErrUnknown, cause(ctx, messaging.ErrClosed))
+			out[i] = unconfirmed(ctx)
 		}
 	}
 	return out
+}
+
+// unconfirmed is the outcome of a message that was sent and is not waited for any more.
+func unconfirmed(ctx context.Context) error {
+	return fmt.Errorf("%w: no confirmation: %w", messaging.ErrUnknown, cause(ctx, messaging.ErrClosed))
 }
 
 func cause(ctx context.Context, otherwise error) error {
@@ -207,9 +263,15 @@ func (p *publisher) notSent(ctx context.Context) error {
 // over tells the caller of f its outcome, and frees its place.
 func (p *publisher) over(f *flight, err error) {
 	f.err = err
-	f.state.Store(flightOver)
+	abandoned := f.state.Swap(flightOver) == flightAbandoned
 	<-p.window
-	f.call.landed()
+	switch {
+	case f.call != nil:
+		f.call.landed()
+	case !abandoned:
+		f.unwatch()
+		f.done(err)
+	}
 }
 
 // take makes f the publisher's own. It returns false if its caller has withdrawn it.
@@ -235,7 +297,7 @@ func (p *publisher) stopped() {
 // run publishes, session after session, until Close.
 func (p *publisher) run() {
 	ctx := p.c.ctx
-	defer close(p.done)
+	defer p.end()
 	var carry *flight // taken, but not sent when its session ended
 	for failures := 0; ctx.Err() == nil; {
 		s, err := p.open(ctx)
@@ -277,6 +339,22 @@ func (p *publisher) run() {
 	}
 	if carry != nil {
 		p.over(carry, fmt.Errorf("%w: %w", messaging.ErrRefused, messaging.ErrClosed))
+	}
+}
+
+// end ends what is still queued. The callers of Publish see for themselves.
+func (p *publisher) end() {
+	close(p.done)
+	for {
+		select {
+		case f := <-p.queue:
+			if f.done != nil {
+				f.unwatch()
+				p.giveUp(context.Background(), f)
+			}
+		default:
+			return
+		}
 	}
 }
 

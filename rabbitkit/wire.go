@@ -42,8 +42,8 @@ func reserved(name string) bool {
 		"x-delivery-count", "x-stream-", "x-opt-"}, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
-// encode returns m as it travels, with at most so many bytes of headers. It shares nothing
-// with m.
+// encode returns m as it travels, with at most so many bytes of headers. It shares the
+// body with m, nothing else.
 func encode(m *messaging.Message, headers int) (amqp.Publishing, error) {
 	if len(m.Body) > maxBody {
 		return amqp.Publishing{}, tooLarge("Message.Body", len(m.Body), maxBody)
@@ -53,7 +53,7 @@ func encode(m *messaging.Message, headers int) (amqp.Publishing, error) {
 		MessageId:    m.ID,
 		Type:         m.Type,
 		Headers:      make(amqp.Table, len(m.Header)+3),
-		Body:         slices.Clone(m.Body),
+		Body:         m.Body,
 	}
 	if m.Key != "" {
 		p.Headers[headerKey] = m.Key

@@ -289,7 +289,7 @@ func TestPlanOutlivesAnEmptyTable(t *testing.T) {
 	if err := box.Enqueue(t.Context(), db, messages...); err != nil {
 		t.Fatal(err)
 	}
-	rows, err := db.QueryContext(t.Context(), "EXPLAIN EXECUTE "+name+" ('{0,1,2}', '{}', 100)")
+	rows, err := db.QueryContext(t.Context(), "EXPLAIN EXECUTE "+name+` ('{0,1,2}', '{0,0,0}', '{"{}","{}","{}"}', 100)`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -313,14 +313,19 @@ func (s *Store) firsts(a *arguments, reads []outbox.Read) string {
 	// and keep them by their text. The limit is a parameter too: without its value the server
 	// plans for the first tenth of the rows, which only the index gives without sorting. Else
 	// a plan made while the table was small could be kept and sort a backlog for each read.
-	shards, skip, limit := make([]int64, len(reads)), []int64(nil), 0
-	for i, r := range reads {
-		shards[i] = int64(r.Shard)
-		skip = append(skip, r.SkipIDs...)
+	// OFFSET 0 has the text of each list read once, not for each row.
+	var shards, tops []int64
+	var skips []string
+	limit := 0
+	for _, r := range reads {
+		shards = append(shards, int64(r.Shard))
+		tops = append(tops, slices.Max(append(r.SkipIDs, 0)))
+		skips = append(skips, `"`+array(r.SkipIDs)+`"`)
 		limit = max(limit, r.Limit)
 	}
-	return "SELECT r.* FROM unnest(CAST(" + a.value(array(shards)) + " AS integer[])) AS one (shard) CROSS JOIN LATERAL (" +
-		s.first(a, outbox.Read{Shard: anyShard, SkipIDs: skip, Limit: limit}) + ") AS r"
+	return "SELECT r.* FROM unnest(CAST(" + a.value(array(shards)) + " AS integer[]), CAST(" + a.value(array(tops)) + " AS bigint[]), CAST(" + a.value("{"+strings.Join(skips, ",")+"}") + " AS text[])) AS one (shard, top, list)" +
+		" CROSS JOIN LATERAL (SELECT CAST(one.list AS bigint[]) AS ids OFFSET 0) AS skip CROSS JOIN LATERAL (" +
+		s.first(a, outbox.Read{Shard: anyShard, Limit: limit}) + ") AS r"
 }
 
 // anyShard stands for the shard of the enclosing query.
@@ -328,12 +333,15 @@ const anyShard = -1
 
 // first is a query for the first rows of a shard.
 func (s *Store) first(a *arguments, r outbox.Read) string {
-	shard := strconv.Itoa(r.Shard)
+	shard, age := strconv.Itoa(r.Shard), s.dialect.Now()+" - enqueued"
+	if s.dialect == Postgres {
+		age = "(SELECT " + s.dialect.Now() + ") - enqueued" // one look at the clock for all rows
+	}
 	if r.Shard == anyShard {
 		shard = "one.shard"
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "SELECT %s, %s - enqueued AS age FROM %s m", columns, s.dialect.Now(), s.message)
+	fmt.Fprintf(&b, "SELECT %s, %s AS age FROM %s m", columns, age, s.message)
 	if s.dialect == MySQL {
 		// For ORDER BY with LIMIT it is tempted to walk the primary key through all other shards.
 		b.WriteString(" FORCE INDEX (" + s.message + "_order)")
@@ -346,6 +354,9 @@ func (s *Store) first(a *arguments, r outbox.Read) string {
 	b.WriteString(" WHERE m.shard = " + shard)
 	limit := strconv.Itoa(r.Limit)
 	switch {
+	case r.Shard == anyShard:
+		// Most rows lie behind those to skip, and are not compared with each of them.
+		b.WriteString(" AND (id > one.top OR id <> ALL(skip.ids))")
 	case s.dialect == Postgres:
 		b.WriteString(" AND id <> ALL(CAST(" + a.value(array(r.SkipIDs)) + " AS bigint[]))")
 	case len(r.SkipIDs) > 0:
