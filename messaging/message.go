@@ -128,13 +128,12 @@ type Publisher interface {
 // AsyncPublisher is a Publisher that needs no goroutine to wait for each message. Whoever
 // has many messages on their way at once, as a relay, uses it where it is there, and Publish
 // where not: what wraps a Publisher need not have it.
-//
-// PublishAsync begins to publish m and returns true. Then done is called once, with what
-// [Failed] would say of the message or nil, as soon as that is known or ctx has ended; from
-// any goroutine, which it must not hold up, perhaps before PublishAsync has returned. From then
-// on nobody changes m. PublishAsync never waits: if it would have to, it does nothing and
-// returns false.
 type AsyncPublisher interface {
 	Publisher
+	// PublishAsync begins to publish m and returns true. Then done is called once, with
+	// nil or what Publish would say of the message (see [Failed]), as soon as that is known or
+	// ctx has ended; from any goroutine, which it must not hold up, perhaps before PublishAsync
+	// has returned. From then on nobody changes m. PublishAsync never waits: if it would have
+	// to, it does nothing and returns false.
 	PublishAsync(ctx context.Context, m *Message, done func(err error)) bool
 }
