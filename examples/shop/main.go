@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,16 +31,60 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := command().ExecuteContext(ctx)
 	stop()
-	if err != nil {
-		if !errors.Is(err, errFound) {
-			fmt.Fprintln(os.Stderr, "shop:", err)
-		}
-		os.Exit(1)
+	if err != nil && !errors.Is(err, errFound) {
+		fmt.Fprintln(os.Stderr, "shop:", err)
 	}
+	os.Exit(exitCode(err))
+}
+
+// The exit codes of every command.
+const (
+	exitWrong = 1 // something is not as it must be, or could not be done
+	exitUsage = 2 // the command was not understood, and nothing was done
+)
+
+func exitCode(err error) int {
+	usage := (*usageError)(nil)
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		return exitUsage
+	}
+	return exitWrong
 }
 
 // errFound says that a command ran well and found something wrong, which it has printed.
 var errFound = errors.New("not as it must be")
+
+// usageError says what is wrong with a command line, and where to look.
+type usageError struct {
+	err  error
+	path string
+}
+
+func (e *usageError) Error() string { return fmt.Sprintf("%v; see %s --help", e.err, e.path) }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usage(cmd *cobra.Command, format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...), cmd.CommandPath()}
+}
+
+// strict makes wrong flags and arguments of a command and all below it usage errors.
+func strict(cmd *cobra.Command) {
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usage(cmd, "%w", err)
+			}
+			return nil
+		}
+	}
+	for _, c := range cmd.Commands() {
+		strict(c)
+	}
+}
 
 func command() *cobra.Command {
 	var cfg embedded.Config
@@ -54,9 +99,12 @@ payment with a simulated provider, and notification, each a service with its own
 Stop it with Ctrl-C, or kill it at any moment: started again on the same --data it resumes where
 it was.
 
-With --stack the same services run on PostgreSQL, RabbitMQ, Redis and Consul, each in a process of its own.`,
+With --stack the same services run on PostgreSQL, RabbitMQ, Redis and Consul, each in a process of its own.
+
+Every command ends with 0 if all is well, with 1 if something is wrong, and with 2 if it was not understood.`,
 		Example: `  shop                                   # then open the printed address
   shop load --orders 2000                # in a second terminal: drive it
+  shop chaos --for 1m                    # and in a third: break it
   shop check --data shop-data            # verify what must be true of its data`,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
@@ -77,7 +125,9 @@ With --stack the same services run on PostgreSQL, RabbitMQ, Redis and Consul, ea
 	root.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
 	root.Flags().BoolVar(&onServers, "stack", false, "run on real servers, one process per service, as shop up does")
 	o.add(root)
-	root.AddCommand(upCommand(), runCommand(), healthCommand(), loadCommand(), checkCommand())
+	root.AddCommand(upCommand(), runCommand(), healthCommand(), loadCommand(), checkCommand(), chaosCommand())
+	complete(root)
+	strict(root)
 	return root
 }
 
@@ -104,6 +154,13 @@ request was answered differently.`,
   shop check --data shop-data --load load.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cfg.Orders < 1 {
+				return usage(cmd, "--orders is %d, want 1 or more", cfg.Orders)
+			}
+			if cfg.Concurrency < 1 || cfg.Concurrency > 1000 {
+				return usage(cmd, "--concurrency is %d, want 1 to 1000", cfg.Concurrency)
+			}
+			cfg.URL = strings.TrimRight(cfg.URL, "/")
 			bar := progressbar.NewOptions(cfg.Orders, progressbar.OptionSetWriter(cmd.ErrOrStderr()), progressbar.OptionSetDescription("orders"),
 				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("orders"), progressbar.OptionThrottle(100*time.Millisecond),
 				progressbar.OptionSetVisibility(!asJSON), progressbar.OptionOnCompletion(func() { fmt.Fprintln(cmd.ErrOrStderr()) }))
@@ -177,6 +234,9 @@ func checkCommand() *cobra.Command {
 		Short: "Verify the invariants from the databases",
 		Long: `Check reads the databases of all services and verifies what must be true whatever happened to the
 shop's processes. The shop may be running: check waits until it has come to rest. It exits with 1 if an invariant is broken.`,
+		Example: `  shop check
+  shop check --load load.json --wait 1m   # with what shop load --report load.json was promised
+  shop check --stack --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var promised load.Report
