@@ -21,17 +21,21 @@ type BatchConfig struct {
 	// Size is the largest batch. Zero means 100.
 	Size int
 	// Linger is how long a batch that is not full waits for more. Zero means not at all:
-	// batches then form from what arrives while the one before is being handled.
+	// batches then form from what arrives while the ones before are being handled.
 	Linger time.Duration
+	// Parallel is how many batches may be handled at the same time. Several keep a database
+	// busy while each waits for its answers; but two that change the same rows wait for each
+	// other, and in different orders they deadlock. Zero means 1.
+	Parallel int
 }
 
 // Batch returns a handler that gathers the deliveries of its concurrent calls and gives
-// them to fn, one batch at a time, in the order of their arrival.
+// them to fn, in the order of their arrival, at most Parallel batches at a time.
 //
 // It works with every broker. A subscription hands out as many messages as its
-// Concurrency says, so that bounds a batch too: set it to Size or somewhat more. With
-// Ordered, no two messages of a batch have the same key. A batch runs with the
-// context of its first delivery; a panic of fn is a failure of them all.
+// Concurrency says, so that bounds the batches too: set it to Size times Parallel or somewhat
+// more. With Ordered, no two messages that are being handled have the same key. A batch
+// runs with the context of its first delivery; a panic of fn is a failure of them all.
 func Batch(cfg BatchConfig, fn BatchHandler) (Handler, error) {
 	if cfg.Size < 0 {
 		return nil, fmt.Errorf("messaging: BatchConfig.Size is %d, want 0 or more", cfg.Size)
@@ -39,22 +43,26 @@ func Batch(cfg BatchConfig, fn BatchHandler) (Handler, error) {
 	if cfg.Linger < 0 {
 		return nil, fmt.Errorf("messaging: BatchConfig.Linger is %v, want 0 or more", cfg.Linger)
 	}
+	if cfg.Parallel < 0 {
+		return nil, fmt.Errorf("messaging: BatchConfig.Parallel is %d, want 0 or more", cfg.Parallel)
+	}
 	if cfg.Size == 0 {
 		cfg.Size = 100
 	}
-	return &batcher{size: cfg.Size, wait: cfg.Linger, fn: fn, full: make(chan struct{}, 1)}, nil
+	return &batcher{size: cfg.Size, wait: cfg.Linger, parallel: max(cfg.Parallel, 1), fn: fn, full: make(chan struct{}, 1)}, nil
 }
 
-// batcher lets the first of its callers lead: it runs the batch for the others in its
-// own goroutine, then hands the lead to the first who came meanwhile.
+// batcher lets one of its callers lead: it gathers a batch and runs it for the others in its
+// own goroutine. The next leader is the first who waits, as soon as another batch may run.
 type batcher struct {
-	size int
-	wait time.Duration
-	fn   BatchHandler
-	full chan struct{} // tells a lingering leader that its batch is full
+	size, parallel int
+	wait           time.Duration
+	fn             BatchHandler
+	full           chan struct{} // tells a lingering leader that its batch is full
 
 	mu      sync.Mutex
-	led     bool // somebody leads
+	led     bool // somebody leads and has not begun; the first who waits
+	running int  // batches
 	waiting []*batched
 }
 
@@ -69,8 +77,8 @@ func (b *batcher) Handle(ctx context.Context, d *Delivery) error {
 	it := &batched{d: d, wake: make(chan struct{}, 1)}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, it)
-	lead := !b.led
-	b.led = true
+	lead := !b.led && b.running < b.parallel
+	b.led = b.led || lead
 	if len(b.waiting) >= b.size {
 		b.signalFull()
 	}
@@ -92,6 +100,8 @@ func (b *batcher) lead(ctx context.Context) {
 	n := min(len(b.waiting), b.size)
 	batch := slices.Clone(b.waiting[:n])
 	b.waiting = slices.Delete(b.waiting, 0, n)
+	b.running++
+	b.passOn()
 	b.mu.Unlock()
 
 	ds := make([]*Delivery, n)
@@ -117,15 +127,18 @@ func (b *batcher) lead(ctx context.Context) {
 			it.done = true
 			it.wake <- struct{}{} // has room: the leader's own, never received, too
 		}
-		b.passOn()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.running--
+		if !b.led {
+			b.passOn()
+		}
 	})
 }
 
-// passOn makes the first who waits the next leader.
+// passOn makes the first who waits the next leader, if another batch may run.
 func (b *batcher) passOn() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.led = len(b.waiting) > 0
+	b.led = len(b.waiting) > 0 && b.running < b.parallel
 	if b.led {
 		b.waiting[0].wake <- struct{}{}
 	}

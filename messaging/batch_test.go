@@ -159,19 +159,58 @@ func TestBatch(t *testing.T) {
 		})
 	}
 
+	inBubble("as many batches as Parallel run at the same time, each begun in order", func(t *testing.T) {
+		for linger, want := range map[time.Duration][]int{0: {1, 1, 5, 5}, time.Minute: {5, 5, 2}} {
+			var mu sync.Mutex
+			var got [][]string
+			running, most := 0, 0
+			start := time.Now()
+			calls(t.Context(), t, batch(t, BatchConfig{Size: 5, Parallel: 2, Linger: linger}, func(_ context.Context, ds []*Delivery) []error {
+				mu.Lock()
+				running++
+				most = max(most, running)
+				var ids []string
+				for _, d := range ds {
+					ids = append(ids, d.Message.ID)
+				}
+				got = append(got, ids)
+				mu.Unlock()
+				time.Sleep(time.Second)
+				mu.Lock()
+				defer mu.Unlock()
+				running--
+				return nil
+			}), 12)
+			// Two that begin at the same moment may get here in either order.
+			slices.SortFunc(got, slices.Compare)
+			if !slices.Equal(sizes(got), want) || !slices.IsSorted(slices.Concat(got...)) || most != 2 {
+				t.Errorf("with Linger %v batches %v, at most %d at once; want sizes %v in order, 2 at once", linger, got, most, want)
+			}
+			if took, want := time.Since(start), linger+2*time.Second; took != want {
+				t.Errorf("with Linger %v took %v, want %v", linger, took, want)
+			}
+		}
+	})
+
 	t.Run("a bad config is refused by name", func(t *testing.T) {
-		for field, cfg := range map[string]BatchConfig{"Size": {Size: -1}, "Linger": {Linger: -1}} {
+		for field, cfg := range map[string]BatchConfig{"Size": {Size: -1}, "Linger": {Linger: -1}, "Parallel": {Parallel: -1}} {
 			if _, err := Batch(cfg, nil); err == nil || !strings.Contains(err.Error(), "BatchConfig."+field) {
 				t.Errorf("Batch = %v, want an error that names %s", err, field)
 			}
 		}
 	})
 
-	t.Run("under load every delivery has its own result", func(t *testing.T) {
+	for _, parallel := range []int{1, 3} {
+		underLoad(t, parallel)
+	}
+}
+
+func underLoad(t *testing.T, parallel int) {
+	t.Run(fmt.Sprintf("under load every delivery has its own result, Parallel %d", parallel), func(t *testing.T) {
 		var running atomic.Int64
-		h := batch(t, BatchConfig{Size: 7, Linger: 50 * time.Microsecond}, func(_ context.Context, ds []*Delivery) []error {
-			if running.Add(1) != 1 {
-				t.Error("two batches run at the same time")
+		h := batch(t, BatchConfig{Size: 7, Parallel: parallel, Linger: 50 * time.Microsecond}, func(_ context.Context, ds []*Delivery) []error {
+			if n := running.Add(1); n > int64(parallel) {
+				t.Errorf("%d batches run at the same time", n)
 			}
 			defer running.Add(-1)
 			errs := make([]error, len(ds))
