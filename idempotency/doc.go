@@ -23,7 +23,8 @@
 // # Which one
 //
 // For messages, [Consumer]; where they come by the hundreds a second, [BatchConsumer] on a
-// subscription that hands out batches. For work that is none of a broker's messages,
+// subscription that hands out batches, or [BulkConsumer] if one statement can make the effects
+// of many. For work that is none of a broker's messages,
 // [Inbox].Once in a transaction of your own.
 //
 // For HTTP commands, [HTTP], and [Save] inside of it wherever the effect is in the

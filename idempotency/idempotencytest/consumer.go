@@ -20,9 +20,9 @@ import (
 	"github.com/dovetail-go/dovetail/messaging"
 )
 
-// RunConsumer checks that [idempotency.Consumer] and [idempotency.BatchConsumer] keep
-// their promises on an inbox and its database, on top of [RunInbox]. open returns both,
-// empty.
+// RunConsumer checks that [idempotency.Consumer], [idempotency.BatchConsumer] and
+// [idempotency.BulkConsumer] keep their promises on an inbox and its database, on top of
+// [RunInbox]. open returns both, empty.
 func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inbox)) {
 	run := func(name string, fn func(t *testing.T, w *world)) {
 		t.Run(name, func(t *testing.T) {
@@ -122,26 +122,33 @@ func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inb
 		w.wantEffects(t, "mail", "m1")
 	})
 
-	run("a batch takes effect once, however often it is delivered", func(t *testing.T, w *world) {
+	batched := func(name string, fn func(t *testing.T, w *world)) {
+		run(name, fn)
+		run(name+", in bulk", func(t *testing.T, w *world) {
+			w.bulk = true
+			fn(t, w)
+		})
+	}
+	batched("a batch takes effect once, however often it is delivered", func(t *testing.T, w *world) {
 		for range 2 {
 			w.batch(t, []string{"m1", "m2", "m3"}, nil)
 		}
 		w.wantEffects(t, "mail", "m1", "m2", "m3")
 		w.wantRuns(t, 1, "m1", "m2", "m3")
 	})
-	run("a batch is handled in its order", func(t *testing.T, w *world) {
+	batched("a batch is handled in its order", func(t *testing.T, w *world) {
 		w.batch(t, []string{"m3", "m1", "m2"}, nil)
 		if got, want := fmt.Sprint(w.order), "[m3 m1 m2]"; got != want {
 			t.Errorf("order = %v, want %v", got, want)
 		}
 	})
-	run("a batch of nothing, or of one, is a batch", func(t *testing.T, w *world) {
+	batched("a batch of nothing, or of one, is a batch", func(t *testing.T, w *world) {
 		w.batch(t, nil, nil)
 		w.batch(t, []string{"m1"}, nil)
 		w.batch(t, []string{"m1"}, nil)
 		w.wantEffects(t, "mail", "m1")
 	})
-	run("what a batch has twice, or was handled before, is not handled again", func(t *testing.T, w *world) {
+	batched("what a batch has twice, or was handled before, is not handled again", func(t *testing.T, w *world) {
 		w.deliver(t, "mail", "m2", nil)
 		w.batch(t, []string{"m1", "m2", "m3", "m1"}, nil)
 		w.wantEffects(t, "mail", "m1", "m2", "m3")
@@ -149,7 +156,7 @@ func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inb
 	for name, fail := range map[string]error{
 		"error": errors.New("no"), "rejection": messaging.Reject(errors.New("no")), "statement": errStatement, "panic": errPanic, "lost transaction": errLost,
 	} {
-		run("a failing message does not take its neighbours along: "+name, func(t *testing.T, w *world) {
+		batched("a failing message does not take its neighbours along: "+name, func(t *testing.T, w *world) {
 			all := []string{"m1", "m2", "m3", "m4", "m5"}
 			w.batch(t, all, map[string]error{"m2": fail, "m4": fail})
 			w.wantEffects(t, "mail", "m1", "m3", "m5")
@@ -157,25 +164,27 @@ func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inb
 			w.wantEffects(t, "mail", all...)
 		})
 	}
-	run("a batch whose messages all fail leaves nothing", func(t *testing.T, w *world) {
+	batched("a batch whose messages all fail leaves nothing", func(t *testing.T, w *world) {
 		fail := errors.New("no")
 		w.batch(t, []string{"m1", "m2"}, map[string]error{"m1": fail, "m2": fail})
 		w.wantEffects(t, "mail")
 		w.batch(t, []string{"m1", "m2"}, nil)
 		w.wantEffects(t, "mail", "m1", "m2")
 	})
-	run("a message that has failed before is expected to, and its neighbours run once", func(t *testing.T, w *world) {
+	batched("a message that has failed before is expected to, and its neighbours run once", func(t *testing.T, w *world) {
 		ds := []*messaging.Delivery{delivery("mail", "m1"), delivery("mail", "m2"), delivery("mail", "m3")}
 		ds[1].Attempt = 2
-		errs := idempotency.BatchConsumer(w.db, w.inbox, w.handler(map[string]error{"m2": errStatement}))(t.Context(), ds)
+		errs := w.batches(map[string]error{"m2": errStatement})(t.Context(), ds)
 		if errs[0] != nil || !errors.Is(errs[1], errStatement) || errs[2] != nil {
 			t.Errorf("errors = %v, want one for m2", errs)
 		}
 		w.wantEffects(t, "mail", "m1", "m3")
-		w.wantRuns(t, 1, "m1", "m2", "m3")
+		if !w.bulk { // in which nobody knows who has failed
+			w.wantRuns(t, 1, "m1", "m2", "m3")
+		}
 	})
-	run("a message that cannot be told from others does not take its neighbours along", func(t *testing.T, w *world) {
-		errs := idempotency.BatchConsumer(w.db, w.inbox, w.handler(nil))(t.Context(), []*messaging.Delivery{
+	batched("a message that cannot be told from others does not take its neighbours along", func(t *testing.T, w *world) {
+		errs := w.batches(nil)(t.Context(), []*messaging.Delivery{
 			delivery("mail", "m1"), delivery("mail", ""), delivery("stock", "m2"), delivery("mail", "m3"),
 		})
 		if errs[0] != nil || !fault.IsPermanent(errs[1]) || errs[2] == nil || errs[3] != nil {
@@ -184,9 +193,9 @@ func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inb
 		w.wantEffects(t, "mail", "m1", "m3")
 		w.wantEffects(t, "stock")
 	})
-	run("of many overlapping batches each message takes effect once", func(t *testing.T, w *world) {
+	batched("of many overlapping batches each message takes effect once", func(t *testing.T, w *world) {
 		all := ids("m", 40)
-		h := idempotency.BatchConsumer(w.db, w.inbox, w.handler(nil))
+		h := w.batches(nil)
 		var wg sync.WaitGroup
 		for i := range 6 {
 			wg.Go(func() {
@@ -211,6 +220,19 @@ func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inb
 		}
 		wg.Wait()
 		w.wantEffects(t, "mail", all...)
+	})
+	run("a bulk is what a batch has that is new, in its order", func(t *testing.T, w *world) {
+		w.deliver(t, "mail", "m2", nil)
+		var got []string
+		errs := idempotency.BulkConsumer(w.db, w.inbox, func(_ context.Context, _ *sql.Tx, ds []*messaging.Delivery) error {
+			for _, d := range ds {
+				got = append(got, d.Message.ID)
+			}
+			return nil
+		})(t.Context(), []*messaging.Delivery{delivery("mail", "m3"), delivery("mail", "m2"), delivery("mail", "m1"), delivery("mail", "m3")})
+		if want := []string{"m3", "m1"}; !slices.Equal(got, want) || errors.Join(errs...) != nil {
+			t.Errorf("the handler got %v with errors %v, want %v in one call and none", got, errs, want)
+		}
 	})
 	run("when the context has ended there are errors and no effects", func(t *testing.T, w *world) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -240,6 +262,7 @@ var (
 type world struct {
 	db    *sql.DB
 	inbox idempotency.Inbox
+	bulk  bool // batches are handled in bulk
 
 	mu    sync.Mutex
 	runs  map[string]int
@@ -288,14 +311,30 @@ func (w *world) deliver(t *testing.T, group, id string, fail error) {
 	}
 }
 
-// batch hands messages to a BatchConsumer whose handler fails as told.
+// batches returns a BatchConsumer, or a BulkConsumer, whose handler fails as told.
+func (w *world) batches(fail map[string]error) messaging.BatchHandler {
+	one := w.handler(fail)
+	if !w.bulk {
+		return idempotency.BatchConsumer(w.db, w.inbox, one)
+	}
+	return idempotency.BulkConsumer(w.db, w.inbox, func(ctx context.Context, tx *sql.Tx, ds []*messaging.Delivery) error {
+		for _, d := range ds {
+			if err := one(ctx, tx, d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// batch hands messages to batches.
 func (w *world) batch(t *testing.T, list []string, fail map[string]error) {
 	t.Helper()
 	ds := make([]*messaging.Delivery, len(list))
 	for i, id := range list {
 		ds[i] = delivery("mail", id)
 	}
-	errs := idempotency.BatchConsumer(w.db, w.inbox, w.handler(fail))(t.Context(), ds)
+	errs := w.batches(fail)(t.Context(), ds)
 	if len(errs) != len(ds) {
 		t.Fatalf("batch of %d has %d errors", len(ds), len(errs))
 	}
