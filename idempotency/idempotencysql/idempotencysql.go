@@ -24,7 +24,10 @@
 //
 // # Caveats
 //
-// For MySQL the tests run on MariaDB 10.11, not on MySQL itself.
+// For MySQL the tests run on MariaDB 10.11, not on MySQL itself. What the statements use
+// beyond plain SQL is in the manual of MySQL 8.0 too: INSERT IGNORE, SELECT ... FOR UPDATE SKIP
+// LOCKED (from 8.0.1), DELETE with ORDER BY and LIMIT, UTC_TIMESTAMP(6), VARBINARY in keys, and
+// GET_LOCK for Migrate.
 //
 // Under PostgreSQL's repeatable read and serializable isolation an extension of the lease
 // between a transaction's first statement and its [idempotency.Save] makes the latter a

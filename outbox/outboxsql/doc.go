@@ -45,8 +45,14 @@
 // queue, with an eager autovacuum; a transaction that stays open for hours still keeps
 // dead rows in place, over which each read has to pass.
 //
-// MySQL: the tests run on MariaDB 10.11, not on MySQL itself. VARCHAR(255) columns compare
-// without regard to spaces at the end, so parking "a" also blocks the key "a ".
+// MySQL: the tests run on MariaDB 10.11, not on MySQL itself. What the statements use beyond
+// plain SQL is in the manual of MySQL 8.0 too: JSON_TABLE (from 8.0.4) as a table of a
+// multiple-table DELETE and of INSERT ... SELECT, STRAIGHT_JOIN, FORCE INDEX, LOCK IN SHARE MODE,
+// also in a subquery, DELETE with ORDER BY and LIMIT, UTC_TIMESTAMP(6), CHECK (which does
+// nothing before 8.0.16), the collation utf8mb4_bin, and GET_LOCK for Migrate. Transactions are
+// READ COMMITTED, which the server takes with binlog_format ROW, MySQL's default, or MIXED,
+// MariaDB's. VARCHAR(255) columns compare without regard to spaces at the end, so parking "a"
+// also blocks the key "a ".
 //
 // SQLite: use busy_timeout and WAL, and _txlock=immediate for the application's transactions.
 //
