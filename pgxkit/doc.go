@@ -17,6 +17,8 @@
 //	db := stdlib.OpenDBFromPool(pool)
 //	store, err := outboxsql.New(db, outboxsql.Postgres, outboxsql.Config{})
 //
+// [Batch] is for statements that go to the server together: then a message costs no round trip.
+//
 // # Guarantees
 //
 // A statement that goes through Tx is part of the pgx transaction and of nothing else.

@@ -168,6 +168,43 @@ func TestTx(t *testing.T) {
 	}
 }
 
+func TestBatch(t *testing.T) {
+	pool, db := connect(t, config(t))
+	box, err := outbox.New(store(t, db), outbox.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inbox, err := idempotencysql.New(db, idempotencysql.Postgres, idempotencysql.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := box.Enqueue(t.Context(), pgxkit.Batch(nil), &messaging.Message{Topic: "t"}); err == nil {
+		t.Error("Enqueue in no batch = nil, want an error")
+	}
+	if _, err := inbox.Once(t.Context(), pgxkit.Batch(&pgx.Batch{}), "consumer", "message"); err == nil {
+		t.Error("Once in a batch = nil, want an error")
+	}
+	want := 0
+	for statement, ok := range map[string]bool{"SELECT 1": true, "SELECT 1 / 0": false} {
+		batch := &pgx.Batch{}
+		batch.Queue(statement)
+		err := box.Enqueue(t.Context(), pgxkit.Batch(batch), &messaging.Message{Topic: "t", Body: []byte("x")}, &messaging.Message{Topic: "u"})
+		if err != nil || batch.Len() != 2 {
+			t.Fatalf("Enqueue = %v with %d statements in the batch, want nil and 2", err, batch.Len())
+		}
+		if err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return tx.SendBatch(t.Context(), batch).Close() }); (err == nil) != ok {
+			t.Errorf("SendBatch after %q = %v, want success: %v", statement, err, ok)
+		}
+		if ok {
+			want += 2
+		}
+		st, err := box.Stats(t.Context())
+		if err != nil || st.Depth != want {
+			t.Errorf("%d messages after %q, %v, want %d", st.Depth, statement, err, want)
+		}
+	}
+}
+
 func TestNewListener(t *testing.T) {
 	conn, err := pgx.ParseConfig("postgres://localhost/test")
 	if err != nil {
