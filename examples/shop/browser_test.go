@@ -228,12 +228,22 @@ func TestPages(t *testing.T) {
 		v.open("/sign-in?to=/ops")
 		v.signsIn("operator@shop.example", "dovetail-operator")
 		v.arrives("/ops")
-		v.sees("place-order")
-		v.until("every service is ready", fmt.Sprintf(`[...document.querySelectorAll('#services .badge')].length === %d && [...document.querySelectorAll('#services .badge')].every((b) => b.textContent === 'ready')`, len(assembly.Backends)))
+		v.until("every service is ready", fmt.Sprintf(`[...document.querySelectorAll('#services .badge')].length === %d && [...document.querySelectorAll('#services .badge')].every((b) => b.textContent === 'ready')`, len(assembly.Backends)+1))
+		v.until("the map has every service", fmt.Sprintf(`document.querySelectorAll('#map .node-box[data-state=up]').length === %d`, len(assembly.Backends)+1))
+		v.shows("#verdict", "all hold")
 		v.picture("operations")
+		v.clicks(".tabs a[href='/ops/sagas']")
+		v.arrives("/ops/sagas")
+		v.sees("place-order")
+		v.picture("sagas")
 		v.clicks("#sagas a")
-		v.arrives("/orders/")
-		v.sees("What happens behind the scenes")
+		v.arrives("/ops/sagas/")
+		v.until("the plan is drawn", `document.querySelectorAll('#plan .title').length > 7 && document.querySelectorAll('#history li').length > 0`)
+		v.picture("saga")
+		v.clicks("#to-events")
+		v.arrives("/ops/messages")
+		v.sees("order.placed.v1")
+		v.picture("messages")
 	})
 
 	t.Run("a stream is read the same however it is cut", func(t *testing.T) {
@@ -291,6 +301,7 @@ func TestEveryPageInEveryLook(t *testing.T) {
 	customer := shop.as(email, password)
 	order := customer.place("", lineItem{"product_id": "p-001", "quantity": 2}, lineItem{"product_id": "p-089", "quantity": 1})
 	customer.ends(order, "confirmed")
+	const operations = "/ops"
 
 	pages := []struct{ name, path, ready string }{
 		{"products", "/", `document.querySelectorAll('.card:not(.blank)').length === 24 && document.querySelectorAll('#categories a').length > 1`},
@@ -302,7 +313,10 @@ func TestEveryPageInEveryLook(t *testing.T) {
 		{"orders", "/orders", `document.querySelectorAll('#orders li').length > 0`},
 		{"order", "/orders/" + order, `document.querySelectorAll('#steps [data-state=done]').length === 7 && document.querySelectorAll('#mails li').length > 0`},
 		{"mails", "/mails", `document.querySelectorAll('#mails li').length > 0`},
-		{"ops", "/ops", `document.querySelectorAll('#sagas tr').length > 0`},
+		{"ops", operations, `document.querySelectorAll('#map .node-box[data-state]').length === 10 && document.querySelector('#verdict').textContent === 'all hold' && document.querySelector('#kind').options.length > 0`},
+		{"ops-sagas", "/ops/sagas", `document.querySelectorAll('#sagas tr').length > 0`},
+		{"ops-saga", "/ops/sagas/" + order, `document.querySelectorAll('#plan .title').length > 7 && document.querySelectorAll('#history li').length > 7`},
+		{"ops-messages", "/ops/messages", `document.querySelectorAll('#boxes tr').length > 0 && document.querySelectorAll('#events li').length > 0`},
 	}
 	for _, look := range []struct {
 		name          string
@@ -327,10 +341,10 @@ func TestEveryPageInEveryLook(t *testing.T) {
 			v.signsIn(email, password)
 			v.arrives("/")
 			for _, page := range pages {
-				if page.name == "ops" {
-					v.open("/sign-in?to=/ops")
+				if page.path == operations {
+					v.open("/sign-in?to=" + operations)
 					v.signsIn("operator@shop.example", "dovetail-operator")
-					v.arrives("/ops")
+					v.arrives(operations)
 				} else {
 					v.open(page.path)
 				}
@@ -668,8 +682,8 @@ func (v *visitor) checkLook(page, scheme string) {
 		if (document.querySelectorAll('h1').length !== 1) lacks.push('one h1');
 		if (document.documentElement.lang !== 'en') lacks.push('its language');
 		for (const e of document.querySelectorAll('a, button, input, select')) if (visible(e) && !named(e)) lacks.push('a name for ' + e.outerHTML);
-		for (const e of document.querySelectorAll('[style], style, script:not([src])')) lacks.push('a file of its own for ' + e.outerHTML);
-		for (const e of document.querySelectorAll('main button, .button, input:not([type=radio]), select')) {
+		for (const e of document.querySelectorAll('[style]:not(.uplot, .uplot *), style, script:not([src])')) lacks.push('a file of its own for ' + e.outerHTML);
+		for (const e of document.querySelectorAll('main button, .button, input:not([type=radio], [type=checkbox]), select')) {
 			if (visible(e) && !e.matches('.plain') && e.getBoundingClientRect().height < 44) lacks.push('44 pixels for ' + e.outerHTML);
 		}
 		const body = getComputedStyle(document.body);

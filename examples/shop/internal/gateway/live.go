@@ -107,14 +107,20 @@ type console struct {
 	watchers map[chan struct{}]bool // each has something in it when there is a new sample
 	begun    chan struct{}          // has something in it when the first watcher came
 
-	before map[string]platform.Traffic // by instance; the goroutine of run has it alone
+	before map[string]seen // by instance; the goroutine of run has it alone
 	looked time.Time
+}
+
+// seen is what an instance said when it last answered.
+type seen struct {
+	platform.Traffic
+	at time.Time
 }
 
 func newConsole(env platform.Env, services []string) *console {
 	return &console{
 		caller: env.Caller, services: append([]string{env.Name}, services...),
-		watchers: map[chan struct{}]bool{}, begun: make(chan struct{}, 1), before: map[string]platform.Traffic{},
+		watchers: map[chan struct{}]bool{}, begun: make(chan struct{}, 1), before: map[string]seen{},
 	}
 }
 
@@ -131,8 +137,13 @@ func (c *console) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-time.After(watchedEvery): // what happened in less says little
+		}
+		select {
+		case <-ctx.Done():
+			return nil
 		case <-c.begun:
-		case <-time.After(pause):
+		case <-time.After(pause - watchedEvery):
 		}
 	}
 }
@@ -226,58 +237,56 @@ func (c *console) look(ctx context.Context) sample {
 	return s
 }
 
-// sum puts the answers together: what each instance has done since the look before.
+// sum puts the answers together: what each instance has done since it answered before. One that does not answer is
+// still known to do what it did, at a rate of nothing.
 func (c *console) sum(s *sample, answers []*answer) {
-	tallies := map[string]*platform.Tally{} // by service
-	calls := map[[2]string]*platform.Calls{}
-	flows := map[flow]*flow{}
-	states := map[string]*serviceState{}
-	before := map[string]platform.Traffic{}
+	all := sums{services: map[string]*serviceState{}, took: map[string]map[int]uint64{}, calls: map[[2]string]*callState{}, flows: map[flow]*flow{}}
+	for _, service := range c.services {
+		all.services[service] = &serviceState{Service: service, Instances: []instanceState{}}
+	}
+	before := map[string]seen{}
 	for _, a := range answers {
-		state := states[a.service]
-		if state == nil {
-			state = &serviceState{Service: a.service}
-			states[a.service], tallies[a.service] = state, &platform.Tally{Took: map[int]uint64{}}
-		}
-		if a.traffic != nil {
-			key := a.service + " " + a.Instance
-			was := c.before[key]
-			if !was.Started.Equal(a.traffic.Started) {
-				was = platform.Traffic{Started: a.traffic.Started}
-				if _, known := c.before[key]; !known && len(c.before) == 0 {
-					was = *a.traffic // the first look says what is, not what happened just now
+		key := a.service + " " + a.Instance
+		was, known := c.before[key]
+		switch {
+		case a.traffic == nil && known:
+			before[key] = was
+			all.add(a, &was.Traffic, was.Traffic, 1)
+		case a.traffic != nil:
+			before[key] = seen{*a.traffic, s.At}
+			since := was.Traffic
+			seconds := s.At.Sub(was.at).Seconds()
+			if !known || !was.Started.Equal(a.traffic.Started) { // a new one
+				since, seconds = platform.Traffic{}, s.Seconds
+				if len(c.before) == 0 {
+					since = *a.traffic // the first look of all says what is, not what happened just now
 				}
 			}
-			before[key] = *a.traffic
-			since(a.traffic, was, s.Seconds, a, tallies[a.service], calls, flows)
-			state.add(a.traffic.Outbox)
+			all.add(a, a.traffic, since, max(seconds, 0.001))
 			s.Totals.Sagas = max(s.Totals.Sagas, a.traffic.Gauges["sagas"]) // all instances count the same sagas
 			s.Totals.Stuck = max(s.Totals.Stuck, a.traffic.Gauges["stuck"])
-		} else if was, ok := c.before[a.service+" "+a.Instance]; ok {
-			before[a.service+" "+a.Instance] = was // it may come back
 		}
+		state := all.services[a.service]
 		state.Instances = append(state.Instances, a.instanceState)
 	}
 	c.before = before
 
 	for _, service := range c.services {
-		if state := states[service]; state != nil {
-			state.rate = rateOf(*tallies[service], s.Seconds)
-			slices.SortFunc(state.Instances, func(a, b instanceState) int { return cmp.Compare(a.Instance, b.Instance) })
-			s.Services = append(s.Services, *state)
-			if box := state.Outbox; box != nil {
-				s.Totals.OutboxSeconds = max(s.Totals.OutboxSeconds, box.OldestSeconds)
-				s.Totals.OutboxWaiting += box.Waiting
-				s.Totals.Parked += box.Parked
-				s.Totals.DeadLetters += box.DeadLetters
-			}
+		state := all.services[service]
+		slices.SortFunc(state.Instances, func(a, b instanceState) int { return cmp.Compare(a.Instance, b.Instance) })
+		s.Services = append(s.Services, *state)
+		if box := state.Outbox; box != nil {
+			s.Totals.OutboxSeconds = max(s.Totals.OutboxSeconds, box.OldestSeconds)
+			s.Totals.OutboxWaiting += box.Waiting
+			s.Totals.Parked += box.Parked
+			s.Totals.DeadLetters += box.DeadLetters
 		}
 	}
-	for between, call := range calls {
-		s.Calls = append(s.Calls, callState{From: between[0], To: between[1], rate: rateOf(call.Tally, s.Seconds), Breaker: call.Breaker})
+	for _, call := range all.calls {
+		s.Calls = append(s.Calls, *call)
 	}
 	slices.SortFunc(s.Calls, func(a, b callState) int { return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To)) })
-	for _, f := range flows {
+	for _, f := range all.flows {
 		s.Flows = append(s.Flows, *f)
 		switch {
 		case f.Group == "" && f.Topic == "order.placed":
@@ -289,14 +298,26 @@ func (c *console) sum(s *sample, answers []*answer) {
 	slices.SortFunc(s.Flows, func(a, b flow) int {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Group, b.Group))
 	})
-	s.Totals.rate = rateOf(*tallies[c.services[0]], s.Seconds)
+	s.Totals.rate = all.services[c.services[0]].rate
 }
 
-// since adds what an instance has done since it was asked before.
-func since(t *platform.Traffic, was platform.Traffic, seconds float64, a *answer, all *platform.Tally, calls map[[2]string]*platform.Calls, flows map[flow]*flow) {
+// sums are those over all instances.
+type sums struct {
+	services map[string]*serviceState
+	took     map[string]map[int]uint64 // by what it is of
+	calls    map[[2]string]*callState
+	flows    map[flow]*flow
+}
+
+// add adds what an instance has done in these seconds.
+func (all *sums) add(a *answer, t *platform.Traffic, was platform.Traffic, seconds float64) {
 	own := minus(t.Requests, was.Requests)
 	a.rate = rateOf(own, seconds)
-	plus(all, own)
+	service := all.services[a.service]
+	all.plus(&service.rate, a.service, own, seconds)
+	if t.Outbox != nil { // all instances have the same database
+		service.Outbox = t.Outbox
+	}
 	for _, call := range t.Calls {
 		var past platform.Tally
 		for _, w := range was.Calls {
@@ -305,21 +326,21 @@ func since(t *platform.Traffic, was platform.Traffic, seconds float64, a *answer
 			}
 		}
 		key := [2]string{t.Service, call.To}
-		if calls[key] == nil {
-			calls[key] = &platform.Calls{To: call.To, Tally: platform.Tally{Took: map[int]uint64{}}}
+		if all.calls[key] == nil {
+			all.calls[key] = &callState{From: t.Service, To: call.To}
 		}
-		sum := calls[key]
-		plus(&sum.Tally, minus(call.Tally, past))
+		sum := all.calls[key]
+		all.plus(&sum.rate, t.Service+" "+call.To, minus(call.Tally, past), seconds)
 		sum.Breaker = worse(sum.Breaker, call.Breaker)
 	}
 	count := func(list, past []platform.Messages) {
 		for _, m := range list {
 			key := flow{Service: t.Service, Topic: m.Topic, Group: m.Group}
-			if flows[key] == nil {
+			if all.flows[key] == nil {
 				f := key
-				flows[key] = &f
+				all.flows[key] = &f
 			}
-			f := flows[key]
+			f := all.flows[key]
 			f.Messages += m.Count
 			for _, w := range past {
 				if w.Topic == m.Topic && w.Group == m.Group {
@@ -334,11 +355,19 @@ func since(t *platform.Traffic, was platform.Traffic, seconds float64, a *answer
 	count(t.Consumed, was.Consumed)
 }
 
-// add takes an instance's view of the service's outbox: all instances have the same database.
-func (s *serviceState) add(box *platform.OutboxState) {
-	if box != nil {
-		s.Outbox = box
+// plus adds a tally to a rate: rates add up, quantiles come from all durations together.
+func (all *sums) plus(sum *rate, of string, t platform.Tally, seconds float64) {
+	if all.took[of] == nil {
+		all.took[of] = map[int]uint64{}
 	}
+	took := all.took[of]
+	for b, n := range t.Took {
+		took[b] += n
+	}
+	more := rateOf(platform.Tally{Count: t.Count, Errors: t.Errors, Took: took}, seconds)
+	more.Rate += sum.Rate
+	more.Errors += sum.Errors
+	*sum = more
 }
 
 // minus is what a tally has more than an earlier one of the same instance.
@@ -351,14 +380,6 @@ func minus(t, was platform.Tally) platform.Tally {
 		out.Took[b] -= min(n, out.Took[b])
 	}
 	return out
-}
-
-func plus(sum *platform.Tally, t platform.Tally) {
-	sum.Count += t.Count
-	sum.Errors += t.Errors
-	for b, n := range t.Took {
-		sum.Took[b] += n
-	}
 }
 
 func rateOf(t platform.Tally, seconds float64) rate {

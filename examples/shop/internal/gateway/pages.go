@@ -18,11 +18,11 @@ import (
 //go:embed web
 var web embed.FS
 
-// pages serves what people see. Each page is a whole document, put together once, now, from web/layout.html
-// and one file of web/pages; everything that changes comes from the API. The files are part of this
+// pages serves what people see. Each page is a whole document, put together once, now, from web/layout.html,
+// the parts in web/ops.html and one file of web/pages; everything that changes comes from the API. The files are part of this
 // program, so a failure here is a mistake in it, and a test would not have passed.
 func pages() http.Handler {
-	layout := template.Must(template.ParseFS(web, "web/layout.html"))
+	layout := template.Must(template.ParseFS(web, "web/layout.html", "web/ops.html"))
 	page := func(name string) []byte {
 		var b bytes.Buffer
 		t := template.Must(template.Must(layout.Clone()).ParseFS(web, "web/pages/"+name+".html"))
@@ -33,16 +33,20 @@ func pages() http.Handler {
 	}
 	mux := http.NewServeMux()
 	for pattern, name := range map[string]string{
-		"GET /{$}":           "products",
-		"GET /products/{id}": "product",
-		"GET /basket":        "basket",
-		"GET /sign-in":       "sign-in",
-		"GET /sign-up":       "sign-up",
-		"GET /checkout":      "checkout",
-		"GET /orders":        "orders",
-		"GET /orders/{id}":   "order",
-		"GET /mails":         "mails",
-		"GET /ops":           "ops",
+		"GET /{$}":            "products",
+		"GET /products/{id}":  "product",
+		"GET /basket":         "basket",
+		"GET /sign-in":        "sign-in",
+		"GET /sign-up":        "sign-up",
+		"GET /checkout":       "checkout",
+		"GET /orders":         "orders",
+		"GET /orders/{id}":    "order",
+		"GET /mails":          "mails",
+		"GET /ops":            "ops",
+		"GET /ops/sagas":      "ops-sagas",
+		"GET /ops/sagas/{id}": "ops-saga",
+		"GET /ops/messages":   "ops-messages",
+		"GET /ops/traces":     "ops-traces",
 	} {
 		mux.Handle(pattern, file("page.html", page(name)))
 	}

@@ -45,6 +45,7 @@ export async function api(method, path, { body, ...options } = {}) {
   for (let n = 1; ; n++) {
     try {
       const response = await open(method, path, { body: sent, ...options });
+      if (response.status === 204) return null;
       return await response.json().catch(() => { throw new Problem(0, { detail: 'The answer of the shop broke off.' }); });
     } catch (err) {
       if (method !== 'GET' || n === 3 || options.signal?.aborted || !(err instanceof Problem && err.unsure)) throw err;

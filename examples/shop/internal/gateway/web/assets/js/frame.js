@@ -17,7 +17,7 @@ export function frame() {
     signOut();
     location.assign('/');
   });
-  for (const link of document.querySelectorAll('.top a[href], .bottom a[href]')) {
+  for (const link of document.querySelectorAll('.top a[href], .bottom a[href], .tabs a[href]')) {
     if (link.getAttribute('href') === location.pathname) link.setAttribute('aria-current', 'page');
   }
   onBasket(() => set($('basket-count'), String(pieces())));

@@ -1,94 +1,185 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-// A look behind the counter for operators, every second: services, outboxes, breakers, dead letters, sagas.
+// The overview of the console: map and charts from one stream; invariants, load and chaos beside them.
 
-import { Problem, api, wait } from '../api.js';
+import { Problem, api } from '../api.js';
+import { Charts } from '../charts.js';
 import { $, part, set, stamp } from '../dom.js';
-import { sentence, when } from '../format.js';
+import { submitting } from '../fields.js';
+import { sentence, whole } from '../format.js';
 import { frame } from '../frame.js';
-import { account, leaveToSignIn } from '../session.js';
+import { ServiceMap } from '../map.js';
+import { every, fill, operators, trouble } from '../operator.js';
+import { follow } from '../stream.js';
+import { clock, figure, perSecond, span } from '../units.js';
 
 const pause = $('pause');
 const paused = () => pause.getAttribute('aria-pressed') === 'true';
 
-async function show() {
-  const status = $('status').value;
-  const [services, outbox, breakers, dead, sagas] = await Promise.all([
-    api('GET', '/ops/api/services'),
-    api('GET', '/ops/api/outbox'),
-    api('GET', '/ops/api/breakers'),
-    api('GET', '/ops/api/dead-letters'),
-    api('GET', `/ops/api/sagas${status && `?status=${status}`}`),
-  ]);
-  const boxes = new Map(outbox.items.map((o) => [o.service, o]));
-  fill($('services'), services.items.map((s) => ({ ...boxes.get(s.service), ...s })), service);
-  fill($('breakers'), breakers.items.flatMap((s) => s.items ?? []), breaker);
-  const letters = dead.items.flatMap((s) => s.items ?? []);
-  $('no-dead').hidden = letters.length > 0;
-  $('dead-table').hidden = letters.length === 0;
-  fill($('dead'), letters, (d) => stamp('dead-row', { consumer: d.consumer, message: `${d.message?.type ?? ''} ${d.message_id}`, reason: d.reason, attempts: d.attempts, at: when(d.at) }));
-  fill($('sagas'), sagas.items, saga);
-  $('all').hidden = false;
+let map;
+let charts;
+
+function hear({ name, data }) {
+  trouble('');
+  if (name === 'past') charts.past(JSON.parse(data));
+  if (name !== 'traffic' || paused()) return;
+  const sample = JSON.parse(data);
+  if (!sample.services) return; // nobody has looked yet
+  map.show(sample);
+  charts.add(sample);
+  tables(sample);
+  set($('as-of'), `as of ${clock(sample.at)}`);
 }
 
-// service is a row; one that publishes nothing has no outbox.
-function service({ service, ready, waiting = '–', parked = '–', oldest_seconds: oldest }) {
-  const state = ready ? 'ready' : 'down';
-  const node = stamp('service-row', { service, state, waiting, parked, oldest: oldest?.toFixed(1) ?? '–' });
-  part(node, 'state').dataset.status = state;
-  return node;
+function tables({ services, calls }) {
+  fill($('services'), services, (s) => {
+    const up = s.instances.filter((i) => i.up).length;
+    const state = up === 0 ? 'down' : up < s.instances.length ? 'partly ready' : 'ready';
+    const row = stamp('service-row', {
+      service: s.service, state, instances: s.instances.map((i) => i.instance + (i.up ? '' : ' (down)')).join(', ') || '–',
+      rate: figure(s.rate), errors: figure(s.errors), p50: span(s.p50_seconds), p99: span(s.p99_seconds), outbox: s.outbox ? whole(s.outbox.waiting) : '–',
+    });
+    part(row, 'state').dataset.status = state.replace(' ', '-');
+    return row;
+  });
+  fill($('calls'), calls, (c) => {
+    const row = stamp('call-row', {
+      from: c.from, to: c.to, state: c.breaker.state, rate: figure(c.rate), errors: figure(c.errors), p50: span(c.p50_seconds), p99: span(c.p99_seconds),
+      opened: whole(c.breaker.opened), refused: whole(c.breaker.refused),
+    });
+    part(row, 'state').dataset.status = c.breaker.state;
+    return row;
+  });
 }
 
-function breaker({ service, to, state, calls, failures, opened, refused }) {
-  const node = stamp('breaker-row', { service, to, state, calls, failures, opened, refused });
-  part(node, 'state').dataset.status = state;
-  return node;
+// Invariants
+
+async function invariants() {
+  const { resting, items } = await api('GET', '/ops/api/invariants');
+  const broken = items.filter((i) => !i.ok).length;
+  set($('verdict'), broken ? `${broken} broken` : 'all hold');
+  $('verdict').dataset.status = broken ? 'down' : 'ready';
+  set($('resting'), resting ? 'Nothing is under way.' : 'Orders are under way; what they still hold is counted in.');
+  fill($('invariants'), items, (i) => {
+    const row = stamp('invariant', { state: i.ok ? 'holds:' : 'broken:', name: sentence(i.name), checked: i.checked });
+    row.dataset.ok = i.ok;
+    row.querySelector('use').setAttribute('href', `/assets/icons.svg#${i.ok ? 'done' : 'refused'}`);
+    part(row, 'violations').append(...(i.violations ?? []).slice(0, 5).map((text) => Object.assign(document.createElement('li'), { textContent: text })));
+    return row;
+  });
 }
 
-function saga(s) {
-  const node = stamp('saga-row', { name: s.name, status: s.stuck ? 'stuck' : s.status, step: s.step ?? '', attempt: s.attempt || '', reason: s.stuck || s.reason || '', updated: when(s.updated) });
-  const order = s.id.replace(/^cancel-/, '');
-  part(node, 'order').textContent = `…${order.slice(-8)}`;
-  part(node, 'order').href = `/orders/${order}`;
-  part(node, 'status').dataset.status = s.stuck ? 'stuck' : s.status;
-  return node;
+// Load
+
+let wanted; // while the slider moves, what it says and the server does not know yet
+
+async function load() {
+  const now = wanted === undefined ? await api('GET', '/ops/api/load') : await setLoad();
+  for (const dd of $('load-figures').querySelectorAll('dd')) set(dd, whole(now[dd.dataset.is] ?? 0));
+  if (wanted === undefined && document.activeElement !== $('rate')) showRate(now.rate);
 }
 
-// fill replaces the rows only if they differ, so that a selection or the focus survives the second.
-function fill(list, items, row) {
-  const signature = JSON.stringify(items);
-  if (list.dataset.shown === signature) return;
-  list.dataset.shown = signature;
-  list.replaceChildren(...items.map(row));
+async function setLoad() {
+  const rate = wanted;
+  const now = await api('PUT', '/ops/api/load', { body: { rate } });
+  if (wanted === rate) wanted = undefined;
+  return now;
 }
 
-async function run() {
-  for (;;) {
-    if (!paused() && !document.hidden) {
-      try {
-        await show();
-        $('connection').hidden = true;
-        set($('as-of'), `as of ${new Date().toLocaleTimeString()}`);
-      } catch (err) {
-        if (!(err instanceof Problem)) throw err;
-        $('connection').hidden = false;
-        set($('connection'), err.status === 403 ? 'This page is for operators: sign in with an operator’s account.' : sentence(err.message));
-        if (err.status === 403) return;
-      }
-    }
-    await wait(1000);
+function showRate(rate) {
+  if ($('rate').valueAsNumber !== rate) $('rate').value = rate;
+  set($('rate-value'), figure(Number(rate)));
+}
+
+// Chaos
+
+let kinds = [];
+
+async function chaos() {
+  const answer = await api('GET', '/ops/api/chaos');
+  if (kinds.length === 0) {
+    kinds = answer.kinds;
+    $('kind').append(...kinds.map((k) => new Option(k.title, k.kind)));
+    chosen();
+  }
+  $('no-faults').hidden = answer.faults.length > 0;
+  $('end-all').hidden = answer.faults.length < 2;
+  fill($('faults'), answer.faults, (f) => {
+    const what = [kinds.find((k) => k.kind === f.kind)?.title ?? f.kind, f.service, amountOf(f)].filter(Boolean).join(' · ');
+    const row = stamp('fault', { what, end: 'End' });
+    row.dataset.ends = f.ends_at;
+    part(row, 'end').setAttribute('aria-label', `End: ${what}`);
+    part(row, 'end').addEventListener('click', () => end(`/ops/api/chaos/${f.id}`));
+    return row;
+  });
+  for (const row of $('faults').children) {
+    const left = Math.max(0, Math.ceil((Date.parse(row.dataset.ends) - Date.now()) / 1000));
+    set(part(row, 'left'), left ? `${left} s left` : 'ending');
   }
 }
 
-if (account()) {
+function amountOf({ kind, amount }) {
+  const unit = kinds.find((k) => k.kind === kind)?.amount?.unit;
+  return unit && amount ? `${amount} ${unit === 'percent' ? '%' : unit}` : '';
+}
+
+function chosen() {
+  const kind = kinds.find((k) => k.kind === $('kind').value);
+  const service = $('service').value;
+  $('service-field').hidden = kind.target !== 'service';
+  $('service').replaceChildren(...kind.services.map((s) => new Option(s, s, false, s === (service || 'payment'))));
+  $('amount-field').hidden = !kind.amount;
+  if (kind.amount) {
+    set($('unit'), `, ${kind.amount.unit === 'percent' ? '%' : kind.amount.unit}`);
+    Object.assign($('amount'), { min: kind.amount.min, max: kind.amount.max, value: kind.amount.default });
+  }
+  Object.assign($('seconds'), { max: kind.seconds.max, value: kind.seconds.default });
+}
+
+async function begin() {
+  const kind = kinds.find((k) => k.kind === $('kind').value);
+  await api('POST', '/ops/api/chaos', {
+    body: {
+      kind: kind.kind, seconds: Number($('seconds').value),
+      ...(kind.target === 'service' && { service: $('service').value }), ...(kind.amount && { amount: Number($('amount').value) }),
+    },
+  });
+  await chaos();
+}
+
+async function end(path) {
+  try {
+    await api('DELETE', path);
+    await chaos();
+  } catch (err) {
+    if (!(err instanceof Problem)) throw err;
+    if (err.status !== 404) trouble(err); // it has ended by itself
+  }
+}
+
+if (operators()) {
   frame();
+  map = new ServiceMap($('map'));
+  charts = new Charts($('charts'));
   pause.addEventListener('click', () => {
     pause.setAttribute('aria-pressed', String(!paused()));
-    pause.textContent = paused() ? 'Go on' : 'Pause';
+    map.still = paused();
+    set(pause, paused() ? 'Go on' : 'Pause');
   });
-  $('filter').addEventListener('submit', (event) => event.preventDefault());
-  run();
-} else {
-  leaveToSignIn();
+  $('rate').addEventListener('input', () => {
+    wanted = $('rate').valueAsNumber;
+    set($('rate-value'), figure(wanted));
+  });
+  $('kind').addEventListener('change', chosen);
+  submitting($('chaos'), begin);
+  $('end-all').addEventListener('click', () => end('/ops/api/chaos'));
+  every(5000, invariants);
+  every(1000, load);
+  every(1000, chaos);
+  const leaving = new AbortController();
+  addEventListener('pagehide', () => leaving.abort());
+  addEventListener('pageshow', (event) => { if (event.persisted) location.reload(); });
+  follow('/ops/api/live', { on: hear, lost: () => trouble('The connection is lost; connecting again …'), signal: leaving.signal })
+    .catch((err) => { if (err instanceof Problem) trouble(err); else throw err; });
 }

@@ -1,0 +1,88 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// What the operators' pages have in common: they look again and again, and decide with a reason.
+
+import { Problem, api, wait } from './api.js';
+import { $, set } from './dom.js';
+import { clearProblem, submitting } from './fields.js';
+import { sentence } from './format.js';
+import { account, leaveToSignIn } from './session.js';
+
+// operators tells whether anybody is signed in; who is not is sent to do so.
+export function operators() {
+  if (account()) return true;
+  leaveToSignIn();
+  return false;
+}
+
+// trouble shows what is wrong, a text or a Problem; an empty text takes it away.
+export function trouble(what) {
+  const text = what instanceof Problem ? (what.status === 403 ? 'This page is for operators: sign in with an operator’s account.' : sentence(what.message)) : what;
+  set($('connection'), text);
+  $('connection').hidden = !text;
+}
+
+// every looks at once and then again and again while the page can be seen. A look that fails says so; one that
+// is not allowed is the last. The returned function looks now.
+export function every(milliseconds, look) {
+  let wake = () => {};
+  const now = () => wake();
+  (async () => {
+    let failing = false;
+    for (;;) {
+      if (!document.hidden) {
+        try {
+          await look();
+          if (failing) trouble('');
+          failing = false;
+        } catch (err) {
+          if (!(err instanceof Problem)) throw err;
+          failing = true;
+          trouble(err);
+          if (err.status === 403 || err.status === 404) return;
+        }
+      }
+      const early = new AbortController();
+      wake = () => early.abort();
+      await wait(milliseconds, early.signal);
+    }
+  })();
+  return now;
+}
+
+// fill replaces the items only if they differ, so that a selection or the focus survives the next look.
+export function fill(list, items, make) {
+  const signature = JSON.stringify(items);
+  if (list.dataset.shown === signature) return;
+  list.dataset.shown = signature;
+  const focus = list.contains(document.activeElement) ? [...list.querySelectorAll('a, button, summary')].indexOf(document.activeElement) : -1;
+  const open = new Set([...list.querySelectorAll('details[open][data-key]')].map((d) => d.dataset.key));
+  list.replaceChildren(...items.map(make));
+  for (const d of list.querySelectorAll('details[data-key]')) d.open = open.has(d.dataset.key);
+  if (focus >= 0) list.querySelectorAll('a, button, summary')[focus]?.focus();
+}
+
+let decision; // {path, done} of the one that is asked for
+
+// decide asks for the reason of a decision about a saga, and then for the decision. It resolves when that is taken,
+// and never if the person leaves it.
+export function decide(id, verb, title, what) {
+  const form = $('decision-form');
+  set($('decision-title'), title);
+  set($('decision-what'), what);
+  set($('decide'), title);
+  form.reset();
+  clearProblem(form);
+  $('decision').showModal();
+  return new Promise((done) => { decision = { path: `/ops/api/sagas/${encodeURIComponent(id)}/${verb}`, done }; });
+}
+
+if ($('decision')) {
+  submitting($('decision-form'), async ({ why }) => {
+    await api('POST', decision.path, { body: { why } });
+    $('decision').close();
+    decision.done();
+  });
+  $('leave').addEventListener('click', () => $('decision').close());
+}

@@ -1,0 +1,121 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// What services tell each other: what waits, what could not be told or understood, and what was told about orders.
+
+import { Problem, api } from '../api.js';
+import { $, part, set, stamp } from '../dom.js';
+import { sentence, when, whole } from '../format.js';
+import { frame, say } from '../frame.js';
+import { every, fill, operators, trouble } from '../operator.js';
+import { clock, figure, span } from '../units.js';
+
+async function waiting() {
+  const [traffic, dead, parked] = await Promise.all([api('GET', '/ops/api/traffic'), api('GET', '/ops/api/dead-letters'), api('GET', '/ops/api/parked')]);
+  fill($('boxes'), (traffic.services ?? []).filter((s) => s.outbox), ({ service, outbox }) => stamp('box-row', {
+    service, waiting: whole(outbox.waiting), oldest: span(outbox.oldest_seconds), parked: whole(outbox.parked), dead: whole(outbox.dead_letters),
+  }));
+  const flows = (traffic.flows ?? []).toSorted((a, b) => a.topic.localeCompare(b.topic) || Number(Boolean(a.group)) - Number(Boolean(b.group)) || a.service.localeCompare(b.service));
+  fill($('flows'), flows, (f) => stamp('flow-row', {
+    topic: f.topic, service: f.service, does: f.group ? `hears, as ${f.group}` : 'says', rate: figure(f.rate), failed: f.group ? figure(f.failed) : '–', messages: whole(f.messages),
+  }));
+  letters('dead', dead.items.flatMap((s) => s.items ?? []), (d) => ({
+    what: `${d.message?.type ?? 'message'} for ${d.consumer}`, again: 'Replay', reason: sentence(d.reason),
+    when: `${d.message_id} · given up ${when(d.at)} after ${d.attempts} ${d.attempts === 1 ? 'attempt' : 'attempts'}`,
+    path: `/ops/api/dead-letters/${encodeURIComponent(d.consumer)}/${encodeURIComponent(d.message_id)}/replay`, done: 'The consumer has dealt with it.',
+  }));
+  letters('parked', parked.items.flatMap((s) => s.items ?? []), (p) => ({
+    what: `${p.message?.type ?? 'message'} of ${p.service}`, again: 'Publish again', reason: sentence(p.reason),
+    when: `${p.message_id} · parked ${when(p.since)} after ${p.attempts} attempts${p.blocks ? '; later messages of its key wait for it' : ''}`,
+    path: `/ops/api/parked/${encodeURIComponent(p.service)}/${encodeURIComponent(p.message_id)}/retry`, done: 'It waits to be published.',
+  }));
+  ready();
+}
+
+// ready shows the page when every part of it is there, so that nothing moves down.
+function ready() {
+  $('all').hidden = !$('boxes').dataset.shown || !$('events').dataset.shown;
+}
+
+function letters(list, items, words) {
+  $(`no-${list}`).hidden = items.length > 0;
+  fill($(list), items, (item) => {
+    const { path, done, ...texts } = words(item);
+    const node = stamp('letter', { ...texts, body: JSON.stringify(readable(item.message), null, 2) });
+    node.querySelector('details').dataset.key = item.message_id;
+    const button = part(node, 'again');
+    button.setAttribute('aria-label', `${texts.again}: ${texts.what}`);
+    button.addEventListener('click', async () => {
+      button.disabled = true;
+      try {
+        await api('POST', path);
+        say(done);
+      } catch (err) {
+        if (!(err instanceof Problem)) throw err;
+        button.disabled = false;
+        set(part(node, 'reason'), sentence(err.message));
+      }
+      lookNow();
+    });
+    return node;
+  });
+}
+
+// readable shows a message's body as what it is, JSON, where the API has it as base64.
+function readable(message) {
+  try {
+    return { ...message, body: JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(message.body), (c) => c.charCodeAt(0)))) };
+  } catch {
+    return message;
+  }
+}
+
+// The orders' events
+
+const page = 50; // what the API gives at once
+let older = [];
+let recent = [];
+
+async function events() {
+  const order = $('order').value.trim();
+  ({ items: recent } = await api('GET', `/ops/api/events${order && `?order=${encodeURIComponent(order)}`}`));
+  $('more').hidden = Boolean(order) || recent.length < page || older.length > 0;
+  showEvents();
+  ready();
+}
+
+function showEvents() {
+  const seen = new Set(recent.map((e) => e.id));
+  const all = [...recent, ...older.filter((e) => !seen.has(e.id))];
+  set($('no-events'), all.length ? '' : 'There is none.');
+  fill($('events'), all, (e) => {
+    const node = stamp('event', { cursor: e.cursor, at: clock(e.at, true), type: e.type, order: e.order, body: JSON.stringify({ id: e.id, version: e.version, header: e.header, data: e.data }, null, 2) });
+    node.querySelector('details').dataset.key = e.id;
+    part(node, 'trace').href = `/ops/traces?order=${encodeURIComponent(e.order)}`;
+    return node;
+  });
+}
+
+let lookNow = () => {};
+
+if (operators()) {
+  frame();
+  $('order').value = new URLSearchParams(location.search).get('order') ?? '';
+  lookNow = every(2000, waiting);
+  const eventsNow = every(2000, events);
+  $('order').addEventListener('input', () => {
+    older = [];
+    eventsNow();
+  });
+  $('filter').addEventListener('submit', (event) => event.preventDefault());
+  $('more').addEventListener('click', async () => {
+    try {
+      const next = await api('GET', `/ops/api/events?before=${[...recent, ...older].at(-1).cursor}`);
+      older = [...older, ...next.items];
+      showEvents();
+      $('more').hidden = next.items.length < page;
+    } catch (err) {
+      trouble(err);
+    }
+  });
+}

@@ -1,0 +1,67 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The list of sagas, kept up to date.
+
+import { api } from '../api.js';
+import { $, part, set, stamp } from '../dom.js';
+import { sentence, whole } from '../format.js';
+import { frame } from '../frame.js';
+import { every, fill, operators } from '../operator.js';
+import { clock } from '../units.js';
+
+const page = 100; // what the API gives at once
+let older = []; // what was asked for beyond the first page
+let items = [];
+
+function query(after) {
+  const q = new URLSearchParams();
+  for (const [name, value] of [['name', $('name').value], ['status', $('status').value], ['id', $('begins').value.trim()], ['stuck', $('stuck').checked && 'true'], ['after', after]]) {
+    if (value) q.set(name, value);
+  }
+  return `/ops/api/sagas?${q}`;
+}
+
+async function look() {
+  ({ items } = await api('GET', query()));
+  show();
+  $('more').hidden = items.length < page || older.length > 0;
+}
+
+function show() {
+  const first = new Set(items.map((s) => s.id));
+  const all = [...items, ...older.filter((s) => !first.has(s.id))];
+  $('table').hidden = all.length === 0;
+  set($('none'), all.length === 0 ? 'There is none such.' : `${whole(all.length)}${$('more').hidden ? '' : ' or more'}, the newest first`);
+  fill($('sagas'), all, row);
+}
+
+function row(s) {
+  const status = s.stuck ? 'stuck' : s.status;
+  const node = stamp('saga-row', { name: s.name, id: s.id, status, step: s.step ?? '', attempt: s.attempt || '', reason: s.stuck || s.reason ? sentence(s.stuck || s.reason) : '', updated: clock(s.updated) });
+  part(node, 'id').href = `/ops/sagas/${encodeURIComponent(s.id)}`;
+  part(node, 'status').dataset.status = status;
+  return node;
+}
+
+if (operators()) {
+  frame();
+  const asked = new URLSearchParams(location.search);
+  $('stuck').checked = asked.get('stuck') === 'true';
+  $('status').value = asked.get('status') ?? '';
+  const now = every(2000, look);
+  const again = () => {
+    older = [];
+    now();
+  };
+  for (const id of ['name', 'status', 'stuck']) $(id).addEventListener('change', again);
+  $('begins').addEventListener('input', again);
+  $('filter').addEventListener('submit', (event) => event.preventDefault());
+  $('more').addEventListener('click', async () => {
+    const last = [...items, ...older].at(-1);
+    const next = await api('GET', query(last.id));
+    older = [...older, ...next.items];
+    show();
+    $('more').hidden = next.items.length < page;
+  });
+}
