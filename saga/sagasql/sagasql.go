@@ -1,7 +1,6 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sagasql keeps sagas in PostgreSQL, MySQL or MariaDB, and SQLite.
 package sagasql
 
 import (
@@ -20,9 +19,12 @@ type Dialect = sqldialect.Dialect
 
 // The dialects.
 const (
+	// Postgres is PostgreSQL 12 or later.
 	Postgres = sqldialect.Postgres
-	MySQL    = sqldialect.MySQL
-	SQLite   = sqldialect.SQLite
+	// MySQL is MySQL 8.0 or MariaDB 10.6 and later.
+	MySQL = sqldialect.MySQL
+	// SQLite is SQLite 3.35 or later.
+	SQLite = sqldialect.SQLite
 )
 
 // Config tunes a [Store]. The zero value is a sound default.
@@ -62,7 +64,8 @@ func New(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
 
 const block = "saga"
 
-// Schema returns the tables without a prefix as text for a migration tool.
+// Schema returns the tables of a [Store] with the zero Config as SQL text, for a migration tool;
+// with a Prefix use [Store.Migrate].
 func Schema(d Dialect) string { return sqldialect.Schema(d, block, steps(d, block)) }
 
 // Migrate creates the tables, or brings them up to date. Many replicas may call it at
