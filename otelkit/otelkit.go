@@ -30,8 +30,8 @@ type Config struct {
 	TracerProvider trace.TracerProvider
 	// MeterProvider makes the metrics. Nil means the global one at the time of [New].
 	MeterProvider metric.MeterProvider
-	// Propagator writes and reads the context in headers. Nil means W3C Trace Context and W3C
-	// Baggage, and not the global one: that does nothing unless it is set, which cuts every trace at
+	// Propagator writes and reads the context in headers. Nil means [Propagator]: W3C Trace Context and
+	// W3C Baggage, and not the global one, which does nothing unless it is set and so would cut every trace at
 	// the first message.
 	Propagator propagation.TextMapPropagator
 	// MessagingSystem is the broker as the semantic conventions call it, such as "rabbitmq" or
@@ -63,7 +63,7 @@ func New(cfg Config) (*Kit, error) {
 		cfg.MeterProvider = otel.GetMeterProvider()
 	}
 	if cfg.Propagator == nil {
-		cfg.Propagator = propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})
+		cfg.Propagator = Propagator()
 	}
 	if cfg.MessagingSystem == "" {
 		cfg.MessagingSystem = "dovetail"
@@ -84,6 +84,11 @@ func New(cfg Config) (*Kit, error) {
 		return nil, fmt.Errorf("otelkit: %w", err)
 	}
 	return k, nil
+}
+
+// Propagator returns the default of Config.Propagator, for what has to agree with it.
+func Propagator() propagation.TextMapPropagator {
+	return propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})
 }
 
 // Inject writes the trace and the baggage of ctx into h. It is outbox.Config.Inject and

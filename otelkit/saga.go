@@ -21,14 +21,14 @@ import (
 func (k *Kit) Saga(also ...saga.Hooks) saga.Hooks {
 	return saga.Hooks{
 		Starting: func(ctx context.Context, s saga.Starting) {
+			k.Inject(ctx, s.Header)
+			k.sagaStarted.Add(ctx, 1, metric.WithAttributes(keySaga.String(s.Name)))
+			trace.SpanFromContext(ctx).SetAttributes(keySaga.String(s.Name), keySagaID.String(s.Saga))
 			for _, h := range also {
 				if h.Starting != nil {
 					h.Starting(ctx, s)
 				}
 			}
-			k.Inject(ctx, s.Header)
-			k.sagaStarted.Add(ctx, 1, metric.WithAttributes(keySaga.String(s.Name)))
-			trace.SpanFromContext(ctx).SetAttributes(keySaga.String(s.Name), keySagaID.String(s.Saga))
 		},
 		StepStart: func(ctx context.Context, s saga.StepStart) context.Context {
 			ctx = k.startStep(ctx, s)

@@ -166,6 +166,9 @@ func (s *shop) open(ctx context.Context, front net.Listener) (err error) {
 		return err
 	}
 	for _, u := range s.units {
+		if u.telemetry, err = platform.NewTelemetry(ctx, u.name, u.name+"-1", s.log); err != nil {
+			return err
+		}
 		if err := s.begin(ctx, u); err != nil {
 			return fmt.Errorf("%s: %w", u.name, err)
 		}
@@ -177,18 +180,18 @@ func (s *shop) open(ctx context.Context, front net.Listener) (err error) {
 const callsAtOnce = 64
 
 func (s *shop) env(u *unit, callsAtOnce int) (platform.Env, error) {
-	guards, err := platform.NewGuarded(s.transport, callsAtOnce)
+	guards, err := platform.NewGuarded(s.transport, callsAtOnce, u.telemetry)
 	if err != nil {
 		return platform.Env{}, err
 	}
-	rpc, err := platform.NewRPC(s.resolver, nil, s.token, callsAtOnce)
+	rpc, err := platform.NewRPC(s.resolver, nil, s.token, callsAtOnce, u.telemetry)
 	if err != nil {
 		return platform.Env{}, err
 	}
 	u.closers = append(u.closers, rpc.Close)
 	gate := u.newGate()
 	return platform.Env{
-		Name: u.name, Instance: u.name + "-1", Broker: gate.Broker(s.broker, true), Gate: gate, Auth: s.auth, Lease: takeover, Flush: flush, Log: s.log.With("service", u.name),
+		Name: u.name, Instance: u.name + "-1", Broker: gate.Broker(s.broker, true), Gate: gate, Auth: s.auth, Lease: takeover, Flush: flush, Log: s.log.With("service", u.name), Telemetry: u.telemetry,
 		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: s.transport.View, Below: s.wire, Token: s.token},
 	}, nil
 }
@@ -240,6 +243,9 @@ func (s *shop) close() error {
 	var errs []error
 	for _, u := range s.units {
 		errs = append(errs, u.bury())
+		if u.telemetry != nil {
+			u.telemetry.Close(s.log)
+		}
 		if u.file != nil {
 			errs = append(errs, u.file.Close())
 		}

@@ -25,6 +25,8 @@ type unit struct {
 	name string
 	addr string   // where it listens in all its lives
 	file *os.File // the listener that all lives accept from; nil if each has its own at addr
+	// telemetry is that of all its lives.
+	telemetry *platform.Telemetry
 
 	// Of the present life; used by the unit's own goroutine.
 	env      platform.Env

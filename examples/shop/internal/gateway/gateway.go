@@ -21,6 +21,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
 	"github.com/dovetail-go/dovetail/gateway"
+	"github.com/dovetail-go/dovetail/otelkit"
 	"github.com/dovetail-go/dovetail/promkit"
 	"github.com/dovetail-go/dovetail/ratelimit"
 	"github.com/dovetail-go/dovetail/resilience"
@@ -128,13 +129,16 @@ func (s *Service) Run(ctx context.Context) error {
 	return platform.RunAll(ctx, s.catalogue.listen, s.console.run)
 }
 
+// Public marks the service that anybody can reach.
+func (s *Service) Public() {}
+
 // Handler implements [platform.Service].
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, r := range s.routes() {
 		mux.Handle(r.pattern, platform.Routed(r.who(r.to)))
 	}
-	return s.identified(s.guard(gateway.StrictPath(http.MaxBytesHandler(mux, platform.MaxBody))))
+	return s.identified(s.guard(gateway.StrictPath(http.MaxBytesHandler(otelkit.Routes(mux), platform.MaxBody))))
 }
 
 // route is what the gateway does with the requests of one pattern, and from whom it takes them.
@@ -183,6 +187,7 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/mails", operator, s.proxy("notification", "/ops/api")},
 		{"GET /ops/api/reporting", operator, s.proxy("reporting", "/ops/api", "/ops")},
 		{"POST /ops/api/reporting/rebuild", operator, s.proxy("reporting", "/ops/api", "/ops")},
+		{"GET /ops/api/traces", operator, platform.Handle(s.traces)},
 		{"GET /ops/api/outbox", operator, platform.Handle(s.everywhere("/ops/outbox"))},
 		{"GET /ops/api/breakers", operator, platform.Handle(s.everywhere("/ops/breakers"))},
 		{"GET /ops/api/dead-letters", operator, platform.Handle(s.everywhere("/ops/dead-letters"))},

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -116,7 +117,11 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	}
 	if s.engine, err = saga.NewEngine(store, saga.Config{
 		Node: env.Instance, Lease: env.Lease, Logger: env.Log,
-		Hooks: saga.Hooks{
+		Hooks: env.Tracing().Saga(saga.Hooks{
+			// From here on everything says which order it is about.
+			Starting: func(ctx context.Context, st saga.Starting) {
+				env.Tracing().Inject(platform.WithOrder(ctx, strings.TrimPrefix(st.Saga, cancelPrefix)), st.Header)
+			},
 			StepEnd: func(ctx context.Context, e saga.StepEnd) {
 				s.steps.Hook(ctx, e)
 				s.watchers.tell(e.Saga)
@@ -125,7 +130,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 				s.ended(e)
 				s.watchers.tell(e.Saga)
 			},
-		},
+		}),
 		// A customer waits: what is down is asked again soon after it may be back.
 		Backoff: saga.Backoff{Base: 100 * time.Millisecond, Max: 5 * time.Second},
 	}, s.place, s.cancel); err != nil {

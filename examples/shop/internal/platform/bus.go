@@ -12,6 +12,7 @@ import (
 	"github.com/dovetail-go/dovetail/idempotency"
 	"github.com/dovetail-go/dovetail/idempotency/idempotencysql"
 	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/otelkit"
 	"github.com/dovetail-go/dovetail/outbox"
 	"github.com/dovetail-go/dovetail/outbox/outboxsql"
 	"github.com/dovetail-go/dovetail/promkit"
@@ -41,6 +42,7 @@ type Bus struct {
 	// Barrier guards this service's part in sagas.
 	Barrier *barrier.Barrier
 
+	tracing             *otelkit.Kit
 	metrics             busMetrics
 	published, consumed messageCounts
 }
@@ -62,7 +64,7 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	if err := inbox.Migrate(ctx); err != nil {
 		return nil, err
 	}
-	box, err := outbox.New(store, outbox.Config{})
+	box, err := outbox.New(store, outbox.Config{Inject: env.Tracing().Inject})
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +80,7 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	}
 	b := &Bus{
 		service: env.Name, db: env.DB, outbox: box, Inbox: inbox, Barrier: guard,
-		metrics:  newBusMetrics(promkit.NewInbox(inbox)),
+		tracing: env.Tracing(), metrics: newBusMetrics(promkit.NewInbox(inbox)),
 		handlers: map[string]messaging.Handler{}, atOnce: 2,
 	}
 	if dialect == Postgres {
@@ -86,7 +88,7 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	}
 	b.relay, err = outbox.NewRelay(box, env.Broker, outbox.RelayConfig{
 		DrainTimeout: env.Flush, Lease: env.Lease, Logger: env.Log,
-		Hooks: outbox.Hooks{Confirmed: func(c outbox.Confirmed) { b.published.add(c.Message.Topic, "", false) }},
+		Hooks: env.Tracing().Relay(outbox.Hooks{Confirmed: func(c outbox.Confirmed) { b.published.add(c.Message.Topic, "", false) }}),
 	})
 	return b, err
 }
@@ -141,7 +143,7 @@ type appliedKey struct{}
 // On returns a consumer that applies each message of the topics exactly once, in order
 // per key: apply runs in the transaction that also remembers the message.
 func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error) Consumer {
-	handler := idempotency.Consumer(b.db, b.metrics.inbox, func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	handler := idempotency.Consumer(b.db, b.tracing.Inbox(b.metrics.inbox), func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
 		if err := apply(ctx, tx, d); err != nil {
 			return fmt.Errorf("%s: %s: %w", b.service, d.Message.Type, err)
 		}

@@ -24,35 +24,35 @@ type Guarded struct {
 }
 
 // NewGuarded returns the guarded way through base. Concurrent bounds the calls to one service that
-// are under way at once; zero does not, for who passes streams on.
-func NewGuarded(base http.RoundTripper, concurrent int) (*Guarded, error) {
-	if _, err := guards("any", concurrent); err != nil {
+// are under way at once; zero does not, for who passes streams on. Each attempt is told to t.
+func NewGuarded(base http.RoundTripper, concurrent int, t *Telemetry) (*Guarded, error) {
+	if _, err := guards("any", concurrent, t); err != nil {
 		return nil, err
 	}
-	t, err := resiliencehttp.NewTransport(resiliencehttp.TransportConfig{
-		Base:      base,
+	transport, err := resiliencehttp.NewTransport(resiliencehttp.TransportConfig{
+		Base:      t.Client(base),
 		Propagate: true,
 		Guards: func(service string) resiliencehttp.Guards {
-			p, err := guards(service, concurrent)
+			p, err := guards(service, concurrent, t)
 			if err != nil {
 				panic(err) // the same configuration was good a moment ago
 			}
 			return resiliencehttp.Guards{Policy: p}
 		},
 	})
-	return &Guarded{Transport: t}, err
+	return &Guarded{Transport: transport}, err
 }
 
 // guards are those of the calls to one service, by either protocol.
-func guards(service string, concurrent int) (*resilience.Policy, error) {
+func guards(service string, concurrent int, t *Telemetry) (*resilience.Policy, error) {
 	p := new(resilience.Policy)
 	var err, all error
 	// Only what is idempotent is repeated here: the steps of sagas are repeated by the saga.
-	p.Retry, all = retry.New(retry.Config{Name: service})
-	p.Breaker, err = breaker.New(breaker.Config{Name: service, FailureRate: 0.5, MinCalls: 10, OpenMax: 5 * time.Second})
+	p.Retry, all = retry.New(retry.Config{Name: service, Hooks: t.kit().Retry()})
+	p.Breaker, err = breaker.New(breaker.Config{Name: service, FailureRate: 0.5, MinCalls: 10, OpenMax: 5 * time.Second, Hooks: t.kit().Breaker()})
 	all = errors.Join(all, err)
 	if concurrent > 0 {
-		p.Bulkhead, err = bulkhead.New(concurrent, bulkhead.Config{Name: service, Queue: 4 * concurrent, Wait: 2 * time.Second})
+		p.Bulkhead, err = bulkhead.New(concurrent, bulkhead.Config{Name: service, Queue: 4 * concurrent, Wait: 2 * time.Second, Hooks: t.kit().Bulkhead()})
 		all = errors.Join(all, err)
 	}
 	return p, all

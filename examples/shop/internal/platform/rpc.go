@@ -35,6 +35,7 @@ type RPC struct {
 	certs      *Certificates
 	token      string
 	concurrent int
+	telemetry  *Telemetry
 
 	mu    sync.Mutex
 	conns map[string]rpcConn
@@ -46,14 +47,14 @@ type rpcConn struct {
 	policy *resilience.Policy
 }
 
-// NewRPC returns the way to the services that the resolver knows, by TLS if there are certificates. Concurrent is
+// NewRPC returns the way to the services that the resolver knows, by TLS if there are certificates. Concurrent and t are
 // as for [NewGuarded].
-func NewRPC(resolver discovery.Resolver, certs *Certificates, token string, concurrent int) (*RPC, error) {
+func NewRPC(resolver discovery.Resolver, certs *Certificates, token string, concurrent int, t *Telemetry) (*RPC, error) {
 	d, err := grpckit.NewDialer(resolver, grpckit.DialerConfig{Balancer: balance.Config{KeepOnEmpty: 10 * time.Second}})
 	if err != nil {
 		return nil, err
 	}
-	return &RPC{dialer: d, certs: certs, token: token, concurrent: concurrent, conns: map[string]rpcConn{}}, nil
+	return &RPC{dialer: d, certs: certs, token: token, concurrent: concurrent, telemetry: t, conns: map[string]rpcConn{}}, nil
 }
 
 // Conn returns the connection to a service, made when it is first asked for. Errors of calls that the service answered
@@ -64,7 +65,7 @@ func (r *RPC) Conn(service string) (grpc.ClientConnInterface, error) {
 	if c, ok := r.conns[service]; ok {
 		return c, nil
 	}
-	policy, err := guards(service, r.concurrent)
+	policy, err := guards(service, r.concurrent, r.telemetry)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +77,7 @@ func (r *RPC) Conn(service string) (grpc.ClientConnInterface, error) {
 		grpc.WithTransportCredentials(r.certs.Credentials(service)),
 		grpc.WithPerRPCCredentials(bearer(r.token)),
 		grpc.WithChainUnaryInterceptor(r.calls.counted(service), understand),
-	}, client.DialOptions()...)...)
+	}, append(r.telemetry.dial(), client.DialOptions()...)...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +136,7 @@ func withRPC(m *metrics, env Env, register func(*grpc.Server), next http.Handler
 	if err != nil {
 		panic(err) // the configuration is constant
 	}
-	server := grpc.NewServer(append(guards.ServerOptions(), grpc.ChainUnaryInterceptor(m.call, say(env)))...)
+	server := grpc.NewServer(append(append(guards.ServerOptions(), env.Telemetry.answer()...), grpc.ChainUnaryInterceptor(m.call, say(env)))...)
 	register(server)
 	calls := env.Auth.Require(env.Gate.requests(server))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

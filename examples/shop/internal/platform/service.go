@@ -69,6 +69,8 @@ type Env struct {
 	Certificates *Certificates
 	// Collectors show what the surroundings are made of in the service's metrics.
 	Collectors []prometheus.Collector
+	// Telemetry is what the service tells of its work. Nil tells nothing.
+	Telemetry *Telemetry
 	// Gate is where harm is done to the service on purpose. Nil does none.
 	Gate *Gate
 	// Control answers what the gateway is asked about the shop as a whole: faults, invariants, load.
@@ -151,7 +153,7 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 	bus := busOf(s)
 	for _, c := range s.Consumers() {
 		part(intake, &taking, "group "+c.Subscription.Group, func(ctx context.Context) error {
-			handler := messaging.Chain(c.Handler, messaging.Recover())
+			handler := messaging.Chain(c.Handler, env.Tracing().Consumer(), messaging.Recover())
 			if bus != nil {
 				handler = bus.watched(Consumer{c.Subscription, handler})
 			}
@@ -243,11 +245,15 @@ func routes(running context.Context, env Env, s Service) http.Handler {
 		env.Caller.operate(mux, env)
 	}
 	showTraffic(mux, &m.traffic, env, s)
+	showSpans(mux, env)
+	env.Telemetry.show(m.Registry)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m, promhttp.HandlerOpts{}))
+	_, public := s.(interface{ Public() })
+	told := env.Telemetry.serve(public, mux)
 	if speaker, ok := s.(interface{ RPC(server *grpc.Server) }); ok {
-		return withRPC(m, env, speaker.RPC, mux)
+		return withRPC(m, env, speaker.RPC, told)
 	}
-	return mux
+	return told
 }
 
 // busOf returns how a service speaks and listens, nil if it does neither.

@@ -161,7 +161,7 @@ func (s *Service) follow(ctx context.Context, b build) error {
 	apply := idempotency.BatchConsumer(s.env.DB, s.bus.Inbox, func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
 		return s.apply(ctx, tx, b.Build, d)
 	})
-	handler, err := messaging.Batch(messaging.BatchConfig{Size: batch}, apply)
+	handler, err := messaging.Batch(messaging.BatchConfig{Size: batch}, s.env.Tracing().Batch(apply))
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/otelkit"
 )
 
 // Config is how the warehouse works.
@@ -37,7 +38,8 @@ type Service struct {
 }
 
 // A shipment whose customer is unknown was stopped, or asked to go on, before this service heard
-// of its order.
+// of its order. What a parcel is part of is kept while it is being packed, so that its way out belongs to the trace of
+// its order, whatever happens to this process in between.
 const schema = `
 CREATE TABLE IF NOT EXISTS shipments (
 	order_id TEXT PRIMARY KEY,
@@ -47,7 +49,11 @@ CREATE TABLE IF NOT EXISTS shipments (
 	due_at BIGINT NOT NULL,
 	updated_at BIGINT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS shipments_due ON shipments (status, due_at);`
+CREATE INDEX IF NOT EXISTS shipments_due ON shipments (status, due_at);
+CREATE TABLE IF NOT EXISTS shipment_traces (
+	order_id TEXT PRIMARY KEY,
+	header TEXT NOT NULL
+);`
 
 // New prepares the service's database and returns the service.
 func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
@@ -94,6 +100,14 @@ func (s *Service) orderConfirmed(ctx context.Context, tx *sql.Tx, d *messaging.D
 	_, err := tx.ExecContext(ctx, `INSERT INTO shipments (order_id, customer_id, status, due_at, updated_at) VALUES ($1, $2, 'packing', $3, $4)
 		ON CONFLICT (order_id) DO UPDATE SET customer_id = excluded.customer_id`,
 		e.OrderID, e.CustomerID, now.Add(s.packing).UnixMicro(), now.UnixMicro())
+	if err != nil {
+		return err
+	}
+	header, err := json.Marshal(d.Message.Header)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO shipment_traces (order_id, header) VALUES ($1, $2) ON CONFLICT (order_id) DO NOTHING`, e.OrderID, string(header))
 	s.look()
 	return err
 }
@@ -184,17 +198,25 @@ const batch = 100
 
 func (s *Service) dispatchDue(ctx context.Context) error {
 	for {
-		type parcel struct{ order, customer string }
+		type parcel struct{ order, customer, header string }
 		due, err := platform.Collect(ctx, s.env.DB, func(row interface{ Scan(dest ...any) error }) (p parcel, err error) {
-			err = row.Scan(&p.order, &p.customer)
+			err = row.Scan(&p.order, &p.customer, &p.header)
 			return p, err
-		}, `SELECT order_id, customer_id FROM shipments WHERE status = 'packing' AND customer_id <> '' AND due_at <= $1 ORDER BY due_at LIMIT $2`,
+		}, `SELECT order_id, customer_id, COALESCE((SELECT header FROM shipment_traces t WHERE t.order_id = shipments.order_id), '{}') FROM shipments WHERE status = 'packing' AND customer_id <> '' AND due_at <= $1 ORDER BY due_at LIMIT $2`,
 			time.Now().UnixMicro(), batch)
 		if err != nil {
 			return err
 		}
 		for _, p := range due {
-			if err := s.bus.InTx(ctx, func(tx *sql.Tx) error { return s.send(ctx, tx, p.order, p.customer) }); err != nil {
+			var header messaging.Header
+			if err := json.Unmarshal([]byte(p.header), &header); err != nil {
+				return err
+			}
+			kit := s.env.Tracing()
+			_, err := otelkit.Do(kit.Extract(ctx, header), kit, "dispatch parcel", func(ctx context.Context) (struct{}, error) {
+				return struct{}{}, s.bus.InTx(ctx, func(tx *sql.Tx) error { return s.send(ctx, tx, p.order, p.customer) })
+			})
+			if err != nil {
 				return err
 			}
 		}
@@ -213,6 +235,9 @@ func (s *Service) send(ctx context.Context, tx *sql.Tx, order, customer string) 
 		return err
 	}
 	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `DELETE FROM shipment_traces WHERE order_id = $1`, order); err != nil {
 		return err
 	}
 	return s.bus.Emit(ctx, tx, kernel.ShipmentDispatched{OrderID: order, CustomerID: customer, Tracking: tracking})
