@@ -134,7 +134,8 @@ func (b *bench) turns(group string, c *curve, one func(i int) (float64, int, err
 	return nil
 }
 
-// history measures the inbox beside the marks of former messages.
+// history measures the inbox beside the marks of former messages, whose IDs grow as those
+// of messaging.NewID do.
 func (b *bench) history(c *curve) error {
 	const n = 5000
 	stores := make([]idempotency.Inbox, len(c.at))
@@ -145,7 +146,7 @@ func (b *bench) history(c *curve) error {
 			return err
 		}
 		stores[i] = store
-		if _, err := b.db.ExecContext(b.ctx, `INSERT INTO `+prefix+`idempotency_inbox (consumer, id, batch, seen_at) SELECT 'old', gen_random_uuid()::text, 0, 0 FROM generate_series(1, `+strconv.Itoa(size)+`)`); err != nil {
+		if _, err := b.db.ExecContext(b.ctx, `INSERT INTO `+prefix+`idempotency_inbox (consumer, id, batch, seen_at) SELECT 'old', lpad(i::text, 36, '0'), 0, 0 FROM generate_series(1, `+strconv.Itoa(size)+`) i`); err != nil {
 			return err
 		}
 		if _, err := b.db.ExecContext(b.ctx, "VACUUM ANALYZE "+prefix+"idempotency_inbox"); err != nil {
