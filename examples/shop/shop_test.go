@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -26,7 +25,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 )
 
-// binary is the shop built as a program of its own, so that tests can kill it. It has no race
+// binary is the shop built as a program of its own, so that tests can kill it: the very one of the image. It has no race
 // detector, which would make each of its dozens of starts many times slower: the shops that run inside the
 // tests have it.
 var binary = sync.OnceValues(func() (string, error) {
@@ -35,9 +34,9 @@ var binary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "shop")
-	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+	if err := buildImage(path); err != nil {
 		_ = os.RemoveAll(dir)
-		return "", fmt.Errorf("go build: %w: %s", err, out)
+		return "", err
 	}
 	return path, nil
 })

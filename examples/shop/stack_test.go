@@ -131,7 +131,11 @@ type stackShop struct {
 // openStack runs a stack until the test ends.
 func openStack(t *testing.T, instances map[string]int) *stackShop {
 	t.Helper()
-	settings := stackSettings(t)
+	return openStackWith(t, instances, stackSettings(t))
+}
+
+func openStackWith(t *testing.T, instances map[string]int, settings map[string]string) *stackShop {
+	t.Helper()
 	shop := &stackShop{settings: settings, pids: map[string]int{}}
 	ctx, stop := context.WithCancel(context.Background())
 	ready, ended := make(chan string, 1), make(chan error, 1)
@@ -195,6 +199,7 @@ func (s *stackShop) look(service string) (*sql.DB, error) {
 //
 // SHOP_STACK_ORDERS and SHOP_STACK_ROUNDS make it longer.
 func TestStack(t *testing.T) {
+	exported := receiveTraces(t)
 	shop := openStack(t, map[string]int{"gateway": 2, "customer": 2, "catalog": 2, "order": 2, "inventory": 2, "payment": 2})
 	shop.stocked()
 
@@ -226,6 +231,7 @@ func TestStack(t *testing.T) {
 	t.Run("order", func(t *testing.T) { testOrder(t, shop.seenBy(t)) })
 	t.Run("key", func(t *testing.T) { testIdempotencyKey(t, shop.seenBy(t)) })
 	t.Run("dead letters", func(t *testing.T) { testDeadLetters(t, shop) })
+	t.Run("a trace through the death of a service", func(t *testing.T) { testTraceThroughDeath(t, shop, exported) })
 	t.Run("killed and stopped", func(t *testing.T) { testKilledStack(t, shop) })
 }
 

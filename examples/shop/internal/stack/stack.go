@@ -38,6 +38,9 @@ import (
 type Process struct {
 	// Service is its name, Instance tells it from others of the same service.
 	Service, Instance string
+	// Serve, if not nil, serves it in another way than on a listener, until ctx ends: nobody is told of it, and its
+	// background work and its consumers are left to other processes.
+	Serve func(ctx context.Context, h http.Handler) error
 	// Listener is where it is served, Advertise where others reach it, as host or host:port. Empty means
 	// the listener's address, which must then be a single one.
 	Listener  net.Listener
@@ -73,10 +76,6 @@ func Run(ctx context.Context, p Process) error {
 	}
 	env := platform.Env{Name: p.Service, Instance: p.Instance, Addr: addr, Lease: s.Lease, Grace: grace, Gate: p.Gate, Log: log}
 
-	if env.Telemetry, err = platform.NewTelemetry(ctx, p.Service, p.Instance, log); err != nil {
-		return err
-	}
-	defer env.Telemetry.Close(log)
 	between, err := s.certificates(log)
 	if err != nil {
 		return err
@@ -109,11 +108,11 @@ func Run(ctx context.Context, p Process) error {
 	if p.Service == assembly.Gateway {
 		concurrent = 0 // what it passes on is bounded where it arrives
 	}
-	guards, err := platform.NewGuarded(wire.Above(transport), concurrent, env.Telemetry)
+	guards, err := platform.NewGuarded(wire.Above(transport), concurrent)
 	if err != nil {
 		return err
 	}
-	rpc, err := platform.NewRPC(resolver, between, s.ServiceToken, concurrent, env.Telemetry)
+	rpc, err := platform.NewRPC(resolver, between, s.ServiceToken, concurrent)
 	if err != nil {
 		return err
 	}
@@ -169,6 +168,9 @@ func Run(ctx context.Context, p Process) error {
 	if err := assembly.Verify(p.Service, service.Consumers()); err != nil {
 		return err
 	}
+	if p.Serve != nil {
+		return p.Serve(ctx, platform.Handler(ctx, env, service))
+	}
 	if p.Ready != nil {
 		p.Ready(addr)
 	}
@@ -177,6 +179,9 @@ func Run(ctx context.Context, p Process) error {
 
 // addr is where others reach the process.
 func (p Process) addr(ctx context.Context) (string, error) {
+	if p.Serve != nil {
+		return "", nil
+	}
 	host, port, err := net.SplitHostPort(p.Listener.Addr().String())
 	if err != nil {
 		return "", err

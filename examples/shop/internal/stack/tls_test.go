@@ -1,0 +1,348 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package stack
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dovetail-go/dovetail/discovery"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testca"
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// patience is for a machine that is very busy.
+const patience = 2 * time.Minute
+
+// tool finds a program of the servers that the tests use.
+func tool(t *testing.T, names ...string) string {
+	t.Helper()
+	for _, name := range names {
+		if found, err := filepath.Glob(name); err == nil && len(found) > 0 {
+			return found[len(found)-1]
+		}
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	const how = "%v is not installed: scripts/services up installs it"
+	if os.Getenv("DOVETAIL_REQUIRE_SERVICES") == "1" {
+		t.Fatalf(how, names)
+	}
+	t.Skipf(how, names)
+	return ""
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	return port
+}
+
+// start runs a server until the test ends.
+func start(t *testing.T, cmd *exec.Cmd, how syscall.Signal) {
+	t.Helper()
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(how)
+		_ = cmd.Wait()
+	})
+}
+
+func eventually(t *testing.T, try func(ctx context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for {
+		err := try(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatal(err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func TestRedisByTLS(t *testing.T) {
+	dir := t.TempDir()
+	ca := testca.New(t, dir)
+	cert, key := ca.Issue(t, "redis", "127.0.0.1")
+	port := freePort(t)
+	start(t, exec.Command(tool(t, "redis-server"), "--port", "0", "--tls-port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "",
+		"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", ca.File, "--tls-auth-clients", "no"), syscall.SIGTERM)
+	s := Settings{Redis: "rediss://127.0.0.1:" + port + "/0", ServersCA: ca.File}
+	eventually(t, func(ctx context.Context) error {
+		client, err := s.redis(ctx, quiet)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = client.Close() }()
+		return client.Ping(ctx).Err()
+	})
+	s.ServersCA = testca.New(t, t.TempDir()).File
+	client, err := s.redis(t.Context(), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	if err := client.Ping(t.Context()).Err(); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("Ping = %v, want that the authority is not known", err)
+	}
+}
+
+func TestPostgresByTLS(t *testing.T) {
+	bin := filepath.Dir(tool(t, "/usr/lib/postgresql/*/bin/initdb", "initdb"))
+	dir, err := os.MkdirTemp("", "dovetail-tls") // where its user may go
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	ca := testca.New(t, dir)
+	cert, key := ca.Issue(t, "postgres", "127.0.0.1")
+	as := new(syscall.SysProcAttr)
+	if os.Getuid() == 0 { // it refuses to run as root
+		owner, err := user.Lookup("postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid, _ := strconv.Atoi(owner.Uid)
+		gid, _ := strconv.Atoi(owner.Gid)
+		as.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)} //nolint:gosec // they are small
+		for _, path := range []string{dir, cert, key, ca.File} {
+			if err := os.Chown(path, uid, gid); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	data := filepath.Join(dir, "data")
+	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "shop", "--auth=trust", "--no-sync", "--locale=C.UTF-8", "--encoding=UTF8")
+	initdb.Dir, initdb.SysProcAttr = dir, as
+	if out, err := initdb.CombinedOutput(); err != nil {
+		t.Fatalf("initdb: %v: %s", err, out)
+	}
+	port := freePort(t)
+	// Nobody gets in without TLS.
+	if err := os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte("hostssl all all 127.0.0.1/32 trust\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if as.Credential != nil {
+		if err := os.Chown(filepath.Join(data, "pg_hba.conf"), int(as.Credential.Uid), int(as.Credential.Gid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	postgres := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
+		"-c", "fsync=off", "-c", "ssl=on", "-c", "ssl_cert_file="+cert, "-c", "ssl_key_file="+key)
+	postgres.Dir, postgres.SysProcAttr = dir, as
+	start(t, postgres, syscall.SIGINT)
+
+	dsn := "postgres://shop@127.0.0.1:" + port + "/postgres?sslmode="
+	s := Settings{Name: "shop", Postgres: dsn + "verify-full&sslrootcert=" + ca.File}
+	eventually(t, func(ctx context.Context) error {
+		db, err := s.database(ctx, "order")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = db.Close() }()
+		var version string
+		if err := db.QueryRowContext(ctx, "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl").Scan(&version); err != nil {
+			return err
+		}
+		if !strings.HasPrefix(version, "TLSv1.") {
+			return fmt.Errorf("the connection is by %q, want TLS", version)
+		}
+		return nil
+	})
+	for what, bad := range map[string]string{
+		"without TLS": dsn + "disable", "with another authority": dsn + "verify-full&sslrootcert=" + testca.New(t, t.TempDir()).File,
+	} {
+		s.Postgres = bad
+		if db, err := s.database(t.Context(), "order"); err == nil {
+			_ = db.Close()
+			t.Errorf("%s it is let in", what)
+		}
+	}
+}
+
+// TestRabbitMQByTLS looks at what a client says first to a listener with a certificate: a broker of its own would
+// take longer to start than all the rest of these tests.
+func TestRabbitMQByTLS(t *testing.T) {
+	ca := testca.New(t, t.TempDir())
+	cert, key := ca.Issue(t, "rabbitmq", "127.0.0.1")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	heard := make(chan string, 100)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			hello := make([]byte, 8)
+			if _, err := io.ReadFull(conn, hello); err == nil {
+				select {
+				case heard <- string(hello):
+				default:
+				}
+			}
+			_ = conn.Close()
+		}
+	}()
+	dial := func(authorities string, await bool) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			s := Settings{Name: "shop", RabbitMQ: "amqps://" + ln.Addr().String() + "/", ServersCA: authorities}
+			if client, err := s.broker(ctx, "test-1", nil, quiet); err == nil {
+				_ = client.Close()
+				t.Error("the broker is no broker, and yet it is one")
+			}
+		}()
+		if await {
+			select {
+			case hello := <-heard:
+				if hello != "AMQP\x00\x00\x09\x01" {
+					t.Errorf("it said %q, want AMQP 0-9-1's greeting", hello)
+				}
+			case <-time.After(patience):
+				t.Error("it said nothing")
+			}
+		}
+		cancel()
+		<-ended
+	}
+	dial(ca.File, true)
+	// An authority that is not the server's: it must not get as far as to say anything.
+	other := testca.New(t, t.TempDir()).File
+	s := Settings{ServersCA: other}
+	cfg, err := s.server("amqps://"+ln.Addr().String()+"/", quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := tls.Dial("tcp", ln.Addr().String(), cfg); err == nil {
+		_ = conn.Close()
+		t.Error("a broker of another authority is believed")
+	}
+}
+
+func TestConsulByTLS(t *testing.T) {
+	ca := testca.New(t, t.TempDir())
+	cert, key := ca.Issue(t, "consul", "127.0.0.1")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `"127.0.0.1:8300"`) }))
+	agent.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	agent.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	agent.StartTLS()
+	defer agent.Close()
+	s := Settings{Name: "shop", Consul: agent.URL, ServersCA: ca.File}
+	if _, _, err := s.discovery(t.Context()); err != nil {
+		t.Errorf("discovery = %v, want nil", err)
+	}
+	s.ServersCA = testca.New(t, t.TempDir()).File
+	if _, _, err := s.discovery(t.Context()); err == nil {
+		t.Error("an agent of another authority is believed")
+	}
+}
+
+func TestLooks(t *testing.T) {
+	for _, c := range []struct {
+		service, want   string
+		between, public string
+	}{
+		{"shop-order", "http://10.0.0.1:80/readyz", "", "cert"},
+		{"shop-order", "https://10.0.0.1:80/readyz", "cert", ""},
+		{"shop-gateway", "http://10.0.0.1:80/readyz", "cert", ""},
+		{"shop-gateway", "https://10.0.0.1:80/readyz", "", "cert"},
+	} {
+		s := Settings{Name: "shop", TLSCert: c.between, PublicTLSCert: c.public}
+		if got := s.looks(discovery.Instance{Service: c.service, Addr: "10.0.0.1:80"})[0]; got.HTTP != c.want {
+			t.Errorf("the agent looks at %s, want %s", got.HTTP, c.want)
+		}
+	}
+}
+
+func TestTogether(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good := map[string]string{
+		PublicURLVar: "https://shop.example", ServiceTokenVar: strings.Repeat("x", 32), PostgresVar: "postgres://a@b/c",
+		RabbitMQVar: "amqp://a:b@c/d", DiscoveryDNSVar: "{service}:8080",
+	}
+	load := func(more ...string) error {
+		_, err := Load("order", func(name string) string {
+			for i := 0; i < len(more); i += 2 {
+				if more[i] == name {
+					return more[i+1]
+				}
+			}
+			return good[name]
+		})
+		return err
+	}
+	if err := load(TLSCertVar, file, TLSKeyVar, file, TLSCAVar, file); err != nil {
+		t.Errorf("Load = %v, want nil", err)
+	}
+	for name, more := range map[string][]string{
+		TLSCAVar:         {TLSCertVar, file, TLSKeyVar, file},
+		PublicTLSKeyVar:  {PublicTLSCertVar, file},
+		ServersCAVar:     {ServersCAVar, file + ".not"},
+		DiscoveryDNSVar:  {DiscoveryDNSVar, "order:8080"},
+		DiscoveryFileVar: {DiscoveryDNSVar, ""},
+	} {
+		if err := load(more...); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("with %q Load = %v, want an error that names %s", more, err, name)
+		}
+	}
+}
+
+func TestHostAddress(t *testing.T) {
+	addr, err := hostAddress(t.Context())
+	name, _ := os.Hostname()
+	if err != nil && !strings.Contains(err.Error(), name) {
+		t.Errorf("hostAddress = %v, want the machine's name in it", err)
+	}
+	if ip := net.ParseIP(addr); err == nil && (ip == nil || ip.IsLoopback()) {
+		t.Errorf("hostAddress = %q, want an address that others can reach", addr)
+	}
+}
