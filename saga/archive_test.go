@@ -39,7 +39,7 @@ func TestArchive(t *testing.T) {
 				}
 			}
 			w.start(d, "s", data{}) // does nothing
-			if err := saga.Start(t.Context(), w.engine, nil, d, "s", data{Log: []string{"other"}}); !errors.Is(err, saga.ErrConflict) {
+			if err := saga.Start(w.Context(), w.engine, nil, d, "s", data{Log: []string{"other"}}); !errors.Is(err, saga.ErrConflict) {
 				t.Errorf("Start with another input = %v, want ErrConflict", err)
 			}
 			if err := w.engine.Retry(t.Context(), "s", byAnn); !errors.Is(err, saga.ErrNotStuck) {

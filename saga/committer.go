@@ -8,37 +8,39 @@ import (
 	"sync"
 )
 
-// committer writes the progress of many sagas in few transactions: while all its
-// writers are busy, further changes gather and go out together. Each caller still
-// waits until its own change is durable.
-type committer struct {
-	store   Store
+// committer writes what many callers want written in few transactions: while all its
+// writers are busy, more gathers and goes out together. Each caller still waits until its
+// own is durable.
+type committer[In, Out any] struct {
+	// write returns an outcome for each, or an error for all.
+	write   func(ctx context.Context, batch []In) ([]Out, error)
 	writers chan struct{}
 
 	mu    sync.Mutex
-	queue []*pending
+	queue []*pending[In, Out]
 }
 
 // maxBatch bounds one transaction.
 const maxBatch = 128
 
-type pending struct {
-	change Change
-	// alone keeps the change out of batches: one before it failed, perhaps because of it.
+type pending[In, Out any] struct {
+	in In
+	// alone keeps it out of batches: one before it failed, perhaps because of it.
 	alone bool
 	taken bool // by a writer
 	done  chan struct{}
-	lost  bool
+	out   Out
 	err   error
 }
 
-func newCommitter(store Store, writers int) *committer {
-	return &committer{store: store, writers: make(chan struct{}, writers)}
+func newCommitter[In, Out any](writers int, write func(context.Context, []In) ([]Out, error)) *committer[In, Out] {
+	return &committer[In, Out]{write: write, writers: make(chan struct{}, writers)}
 }
 
-// save makes one change. Lost means that the saga is not as the change expects.
-func (c *committer) save(ctx context.Context, change Change, alone bool) (lost bool, err error) {
-	p := &pending{change: change, alone: alone, done: make(chan struct{})}
+// commit writes in, and perhaps what others want written, in which case ctx is that of
+// one of them.
+func (c *committer[In, Out]) commit(ctx context.Context, in In, alone bool) (Out, error) {
+	p := &pending[In, Out]{in: in, alone: alone, done: make(chan struct{})}
 	c.mu.Lock()
 	c.queue = append(c.queue, p)
 	c.mu.Unlock()
@@ -46,22 +48,22 @@ func (c *committer) save(ctx context.Context, change Change, alone bool) (lost b
 		select {
 		case <-p.done:
 		case c.writers <- struct{}{}:
-			c.write(ctx)
+			c.writeNext(ctx)
 			<-c.writers
 		}
 	}
 	<-p.done
-	return p.lost, p.err
+	return p.out, p.err
 }
 
-func (c *committer) isTaken(p *pending) bool {
+func (c *committer[In, Out]) isTaken(p *pending[In, Out]) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return p.taken
 }
 
-// write writes what has gathered, which may be the changes of others.
-func (c *committer) write(ctx context.Context) {
+// writeNext writes what has gathered, which may be only what others want.
+func (c *committer[In, Out]) writeNext(ctx context.Context) {
 	batch := c.next()
 	if len(batch) == 0 {
 		return
@@ -71,22 +73,21 @@ func (c *committer) write(ctx context.Context) {
 			close(p.done)
 		}
 	}()
-	changes := make([]Change, len(batch))
+	list := make([]In, len(batch))
 	for i, p := range batch {
-		changes[i] = p.change
+		list[i] = p.in
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	lost, err := c.store.Save(ctx, changes)
-	for _, p := range batch {
-		p.err = err
-	}
-	for _, i := range lost {
-		batch[i].lost = true
+	outs, err := c.write(ctx, list)
+	for i, p := range batch {
+		if p.err = err; err == nil {
+			p.out = outs[i]
+		}
 	}
 }
 
-func (c *committer) next() []*pending {
+func (c *committer[In, Out]) next() []*pending[In, Out] {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := 0

@@ -124,7 +124,7 @@ func (j *job) commit(build func() draft) bool {
 	for n := 1; ; n++ {
 		d := build()
 		c := j.change(d)
-		lost, err := j.r.writes.save(j.r.writing, c, n > 1)
+		lost, err := j.r.writes.commit(j.r.writing, c, n > 1)
 		if err == nil && !lost {
 			return j.accept(d, c)
 		}

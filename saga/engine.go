@@ -4,6 +4,7 @@
 package saga
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -48,8 +49,9 @@ type Config struct {
 	// Drain is how long Run waits, when its context has ended, for steps in progress
 	// before it cancels them. Zero means 10 s, negative not at all.
 	Drain time.Duration
-	// Writers is how many transactions may record progress at once, one connection each.
-	// While all are busy, progress gathers and commits together. Zero means 2.
+	// Writers is how many transactions may record progress at once, one connection each, and
+	// how many may start sagas where [Start] is given no transaction. While all are busy, more
+	// gathers and commits together. Zero means 2.
 	Writers int
 	// Archive is how long sagas that have ended stay among those at work. Then they are moved
 	// to an archive, with their history: Get, History and Wait still find them, List where
@@ -92,6 +94,8 @@ type Engine struct {
 
 	waiters waiters
 	running atomic.Bool
+	starts  *committer[Beginning, Begun]
+	active  atomic.Pointer[run] // the Run that takes up sagas now
 }
 
 // NewEngine returns an engine for the given definitions. Nothing runs before
@@ -121,6 +125,7 @@ func NewEngine(store Store, cfg Config, defs ...Registered) (*Engine, error) {
 	if e.cfg, err = cfg.withDefaults(); err != nil {
 		return nil, err
 	}
+	e.starts = newCommitter(e.cfg.Writers, store.Begin)
 	return e, nil
 }
 
@@ -191,6 +196,11 @@ func or[T comparable](v, fallback T) T {
 // saga; with other data, or under another definition, it returns [ErrConflict].
 //
 // Call [Engine.Wake] after the commit; without it the saga waits for the next poll.
+//
+// If tx is nil, the saga is started in a transaction of the engine's own, together with
+// others that are started at the same moment; it exists when Start returns nil, and a running
+// engine begins with it at once. After any error but ErrConflict it is unknown whether it
+// exists, and Start may be called again.
 func Start[T any](ctx context.Context, e *Engine, tx Tx, def *Definition[T], id string, data T) error {
 	if id == "" || len(id) > maxID {
 		return fmt.Errorf("saga: id has %d bytes, want 1 to %d", len(id), maxID)
@@ -211,10 +221,48 @@ func Start[T any](ctx context.Context, e *Engine, tx Tx, def *Definition[T], id 
 		b.Header = messaging.Header{}
 		h(ctx, Starting{Saga: id, Name: d.name, Version: d.version, Header: b.Header})
 	}
-	if err := e.store.Start(ctx, tx, b); err != nil {
+	if tx == nil {
+		err = e.begin(ctx, b)
+	} else {
+		err = e.store.Start(ctx, tx, b)
+	}
+	if err != nil {
 		return fmt.Errorf("saga %s: start: %w", id, err)
 	}
 	return nil
+}
+
+// begin starts a saga in a transaction of the engine's own. If there is a hand free, the
+// saga belongs to this node from the start, and needs no claim.
+func (e *Engine) begin(ctx context.Context, b Beginning) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	r := e.active.Load()
+	mine := r != nil && !b.Waits && r.reserve(b.ID)
+	if mine {
+		b.Owner = r.node
+	}
+	ended := make(chan error, 1)
+	go func() {
+		begun, err := e.starts.commit(context.WithoutCancel(ctx), b, false)
+		if mine {
+			if err != nil {
+				r.doubt.Store(true)
+			}
+			r.begun(b.ID, begun.Record)
+		}
+		if !mine || err != nil {
+			e.Wake()
+		}
+		ended <- cmp.Or(err, begun.Err)
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 const maxID = 200

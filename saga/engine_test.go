@@ -647,11 +647,11 @@ func TestStart(t *testing.T) {
 			"a strange ID":               {d, "a\x00b", data{}, `saga: id "a\x00b" has a control character`},
 			"an unregistered definition": {unregistered, "u", data{}, "saga u: start: definition x version 2 is not registered with the engine"},
 		} {
-			if err := saga.Start(t.Context(), w.engine, nil, c.def, c.id, c.v); err == nil || err.Error() != c.want {
+			if err := saga.Start(w.Context(), w.engine, nil, c.def, c.id, c.v); err == nil || err.Error() != c.want {
 				t.Errorf("Start with %s = %v, want %q", what, err, c.want)
 			}
 		}
-		if err := saga.Start(t.Context(), w.engine, nil, d, "s", data{}); !errors.Is(err, saga.ErrConflict) {
+		if err := saga.Start(w.Context(), w.engine, nil, d, "s", data{}); !errors.Is(err, saga.ErrConflict) {
 			t.Errorf("Start with other data = %v, want ErrConflict", err)
 		}
 	})
@@ -664,7 +664,7 @@ func TestPollingFindsWhatNobodyAnnounced(t *testing.T) {
 	w.run(func() {
 		synctest.Wait()
 		begin := time.Now()
-		if err := saga.Start(t.Context(), w.engine, nil, d, "s", data{}); err != nil {
+		if err := saga.Start(w.Context(), w.engine, nil, d, "s", data{}); err != nil {
 			t.Fatalf("Start = %v", err)
 		}
 		w.end("s", saga.Completed)

@@ -171,7 +171,7 @@ func TestAMissingDefinitionWaitsForANodeThatHasIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w.T = t
 		starter := w.newEngine(w.store)
-		if err := saga.Start(t.Context(), starter, nil, v2, "s", data{}); err != nil {
+		if err := saga.Start(w.Context(), starter, nil, v2, "s", data{}); err != nil {
 			t.Fatalf("Start = %v", err)
 		}
 		// Only an old node runs.
@@ -215,7 +215,7 @@ func TestAChangedDefinitionParksWhatDoesNotFit(t *testing.T) {
 	w.defs = []saga.Registered{is}
 	w.run(func() {
 		w2 := newWorld(t, was)
-		if err := saga.Start(t.Context(), w2.newEngine(w.store), nil, was, "s", data{}); err != nil {
+		if err := saga.Start(w.Context(), w2.newEngine(w.store), nil, was, "s", data{}); err != nil {
 			t.Fatalf("Start = %v", err)
 		}
 		w.engine.Wake()
@@ -234,7 +234,7 @@ func TestDataThatDoesNotFitParksTheSaga(t *testing.T) {
 	w.defs = []saga.Registered{is}
 	w.run(func() {
 		w2 := newWorld(t, was)
-		if err := saga.Start(t.Context(), w2.newEngine(w.store), nil, was, "s", struct{ Log int }{7}); err != nil {
+		if err := saga.Start(w.Context(), w2.newEngine(w.store), nil, was, "s", struct{ Log int }{7}); err != nil {
 			t.Fatalf("Start = %v", err)
 		}
 		w.engine.Wake()
@@ -257,7 +257,7 @@ func TestAPoisonSagaIsParkedAfterItsLimit(t *testing.T) {
 	w.run(func() {
 		synctest.Wait()
 		w2 := newWorld(t, d)
-		if err := saga.Start(t.Context(), w2.newEngine(w.store), nil, d, "s", data{}); err != nil {
+		if err := saga.Start(w.Context(), w2.newEngine(w.store), nil, d, "s", data{}); err != nil {
 			t.Fatalf("Start = %v", err)
 		}
 		// Nodes that take it and die, none of them ever having a lease.
@@ -291,12 +291,15 @@ func TestAVerbWinsAgainstABusyEngine(t *testing.T) {
 		e := w.newEngine(cut)
 		n := 0
 		cut.set(func(call string) error {
-			if n++; call == "Save" && n == 2 {
+			if call != "Save" {
+				return nil
+			}
+			if n++; n == 1 {
 				return errOops
 			}
 			return nil
 		}, nil)
-		if err := saga.Start(t.Context(), e, nil, d, "s", data{}); err != nil {
+		if err := saga.Start(w.Context(), e, nil, d, "s", data{}); err != nil {
 			t.Fatal(err)
 		}
 		if err := e.Cancel(t.Context(), "s", byAnn); !errors.Is(err, errOops) {

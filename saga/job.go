@@ -21,14 +21,14 @@ type job struct {
 	rec   Record
 	state core.State
 	notes notes
-	woken uint64    // Engine.woken when rec was read
+	woken uint64    // Engine.woken before rec was read, or zero
 	read  time.Time // when rec was read, by this process's clock
 }
 
 // work takes the saga as far as it goes now: to its end, into a backoff, or to the
 // moment at which it belongs to somebody else.
-func (r *run) work(rec Record) {
-	j := &job{r: r, rec: rec, def: r.defs[DefinitionKey{rec.Name, rec.Version}]}
+func (r *run) work(rec Record, woken uint64) {
+	j := &job{r: r, rec: rec, woken: woken, def: r.defs[DefinitionKey{rec.Name, rec.Version}]}
 	if rec.Takeovers > 0 && r.cfg.Hooks.TakenOver != nil {
 		r.cfg.Hooks.TakenOver(TakenOver{Saga: rec.ID, Name: rec.Name, Version: rec.Version, Step: rec.Step, Takeovers: rec.Takeovers})
 	}
@@ -113,12 +113,32 @@ func (j *job) call(ctx context.Context, a Attempt, fn function) bool {
 		d.after = retryAfter(err)
 		return d
 	}
-	if err == nil && j.shape.Next(build().state) == core.End {
+	switch {
+	case err != nil || j.shape.Next(build().state) != core.End:
+	case j.endsWithTx():
 		return j.end(ctx, a, build, took)
+	default:
+		return j.settle(ctx, a, func() draft { return j.endWithoutTx(build()) }, nil, took)
 	}
+	return j.settle(ctx, a, build, err, took)
+}
+
+// settle records an attempt and tells of it.
+func (j *job) settle(ctx context.Context, a Attempt, build func() draft, err error, took time.Duration) bool {
 	more := j.commit(build)
 	j.report(ctx, a, err, took)
 	return more
+}
+
+// endsWithTx reports whether something else happens in the transaction that ends the saga.
+func (j *job) endsWithTx() bool { return j.def.onEnd != nil || j.def.locks || j.notes.Parent != "" }
+
+// endWithoutTx returns d with the end of the saga, if the end is what follows.
+func (j *job) endWithoutTx(d draft) draft {
+	if j.shape.Next(d.state) != core.End {
+		return d
+	}
+	return j.apply(d, core.Event{Kind: core.Done}, d.data, 0)
 }
 
 // end records the last operation in the transaction that ends the saga. If the user's
@@ -280,7 +300,7 @@ func (j *job) adopt(rec Record) bool {
 	if rec.Version != j.rec.Version {
 		return false // migrated meanwhile
 	}
-	j.rec, j.read, j.woken = rec, time.Now(), j.r.Engine.woken.Load()
+	j.rec, j.read = rec, time.Now()
 	n, err := readNotes(rec.Notes)
 	j.notes = n
 	if j.def == nil {
@@ -310,6 +330,7 @@ func (j *job) reload() bool {
 func (j *job) load() (Record, bool) {
 	for n := 1; ; n++ {
 		ctx, cancel := context.WithTimeout(j.r.writing, callTimeout)
+		j.woken = j.r.Engine.woken.Load()
 		rec, err := j.r.store.Load(ctx, j.rec.ID)
 		cancel()
 		if err == nil {

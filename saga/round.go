@@ -359,6 +359,10 @@ func (j *job) record(turns []turn) bool {
 	a := turns[0].a
 	var more, settled bool
 	failed := error(nil)
+	if !j.endsWithTx() {
+		fold := plain
+		plain = func() draft { return j.endWithoutTx(fold()) }
+	}
 	if arms || j.shape.Next(plain().state) == core.End {
 		ctx, cancel := context.WithTimeout(j.r.attempts, j.r.cfg.Timeout)
 		defer cancel()

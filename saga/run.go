@@ -25,7 +25,7 @@ const (
 type run struct {
 	*Engine
 	node   string
-	writes *committer
+	writes *committer[Change, bool] // true if the change was lost
 	// branches bounds the steps that run in parallel within sagas.
 	branches chan struct{}
 
@@ -38,20 +38,25 @@ type run struct {
 	finish  context.CancelFunc
 	// draining is true when no further step may begin.
 	draining atomic.Bool
+	// crowded is true if there may be more due sagas than hands.
+	crowded atomic.Bool
+	// doubt is true after a start whose outcome is unknown: the node may own what it does not know of.
+	doubt atomic.Bool
 
 	// leased is until when the node's lease is certain, by this process's clock.
 	leased atomic.Pointer[time.Time]
 
-	mu    sync.Mutex
-	held  map[string]*held
-	wakes wakeHeap
+	mu     sync.Mutex
+	held   map[string]*held
+	wakes  wakeHeap
+	closed bool // nothing more is taken up
 
 	freed   chan struct{} // a saga is no longer held
 	sooner  chan struct{} // wakes has a new first
 	workers sync.WaitGroup
 }
 
-// held is a saga in the hands of a worker.
+// held is a saga in the hands of a worker, or about to be.
 type held struct {
 	// again is what a claim gave while the worker was still putting the saga away.
 	again *Record
@@ -64,7 +69,14 @@ func newRun(ctx context.Context, e *Engine) *run {
 	}
 	r.attempts, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	r.writing, r.finish = context.WithCancel(context.WithoutCancel(ctx))
-	r.writes = newCommitter(e.store, e.cfg.Writers)
+	r.writes = newCommitter(e.cfg.Writers, func(ctx context.Context, changes []Change) ([]bool, error) {
+		lost := make([]bool, len(changes))
+		list, err := e.store.Save(ctx, changes)
+		for _, i := range list {
+			lost[i] = true
+		}
+		return lost, err
+	})
 	r.branches = make(chan struct{}, e.cfg.Concurrency)
 	r.leased.Store(&time.Time{})
 	return r
@@ -87,9 +99,14 @@ func (r *run) run(ctx context.Context) error {
 	tidying.Go(func() { r.tidy(ctx, "archived", r.cfg.Archive, &r.stats.archived, r.Engine.Archive) })
 	tidying.Go(func() { r.tidy(ctx, "pruned", r.cfg.Retain, &r.stats.pruned, r.Prune) })
 
+	r.active.Store(r)
 	r.schedule(ctx)
 
+	r.active.CompareAndSwap(r, nil)
 	r.draining.Store(true)
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
 	worked := make(chan struct{})
 	go func() {
 		r.workers.Wait()
@@ -183,12 +200,23 @@ func (r *run) tidy(ctx context.Context, what string, age time.Duration, count *a
 // schedule claims due sagas and starts a worker for each until ctx ends.
 func (r *run) schedule(ctx context.Context) {
 	unsure := false // a claim failed: it may have given us sagas that we do not know of
+	// What was cut off may still have happened a little later, so look again.
+	var again time.Time
 	failures := 0
 	for ctx.Err() == nil {
+		if r.doubt.Swap(false) {
+			unsure = true
+		}
+		if unsure {
+			again = time.Now().Add(callTimeout)
+		} else if !again.IsZero() && time.Now().After(again) {
+			unsure, again = true, time.Time{}
+		}
 		free := r.cfg.Concurrency - r.count()
 		full := free <= 0
 		wait := time.Duration(float64(r.cfg.Poll) * (0.9 + 0.2*rand.Float64()))
 		if !full {
+			woken := r.woken.Load()
 			recs, err := r.claim(ctx, free, unsure)
 			if unsure = err != nil; unsure {
 				failures++
@@ -200,10 +228,11 @@ func (r *run) schedule(ctx context.Context) {
 				failures = 0
 			}
 			for _, rec := range recs {
-				r.take(rec)
+				r.take(rec, woken)
 			}
 			full = len(recs) >= free
 		}
+		r.crowded.Store(full)
 		r.await(ctx, wait, full)
 	}
 }
@@ -262,8 +291,8 @@ func (r *run) await(ctx context.Context, wait time.Duration, full bool) {
 	}
 }
 
-// take hands a claimed saga to a worker.
-func (r *run) take(rec Record) {
+// take hands a claimed saga to a worker. Woken is what Engine.woken was before the claim.
+func (r *run) take(rec Record, woken uint64) {
 	r.stats.claimed.Add(1)
 	if rec.Takeovers > 0 {
 		r.stats.takeovers.Add(1)
@@ -274,13 +303,50 @@ func (r *run) take(rec Record) {
 		h.again = &rec
 		return
 	}
-	r.held[rec.ID] = &held{}
+	r.hold(rec.ID)
+	go r.carry(rec.ID, &rec, woken)
+}
+
+// hold counts a saga as held, until carry ends. R.mu is locked.
+func (r *run) hold(id string) {
+	r.held[id] = &held{}
 	r.stats.active.Add(1)
-	r.workers.Go(func() {
-		for next := &rec; next != nil; next = r.put(rec.ID) {
-			r.work(*next)
-		}
-	})
+	r.workers.Add(1)
+}
+
+// carry works on a saga that is held.
+func (r *run) carry(id string, next *Record, woken uint64) {
+	defer r.workers.Done()
+	for ; next != nil; next = r.put(id) {
+		r.work(*next, woken)
+		woken = 0
+	}
+}
+
+// reserve holds a saga that is about to be started, if there is a hand for it that no older
+// one waits for. The caller ends that with begun.
+func (r *run) reserve(id string) bool {
+	if r.crowded.Load() || time.Now().After(*r.leased.Load()) {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.held[id] != nil || len(r.held) >= r.cfg.Concurrency {
+		return false
+	}
+	r.hold(id)
+	return true
+}
+
+// begun hands a reserved saga to a worker, or ends the reservation if rec is nil.
+func (r *run) begun(id string, rec *Record) {
+	if rec != nil {
+		r.stats.claimed.Add(1)
+	} else if rec = r.put(id); rec == nil {
+		r.workers.Done()
+		return
+	}
+	go r.carry(id, rec, 0)
 }
 
 // put ends a worker's hold on a saga, unless it has been claimed again meanwhile.
@@ -295,6 +361,7 @@ func (r *run) put(id string) *Record {
 	delete(r.held, id)
 	r.stats.active.Add(-1)
 	signal(r.freed)
+	r.waiters.put(id)
 	return nil
 }
 
@@ -302,6 +369,13 @@ func (r *run) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.held)
+}
+
+// holds reports whether the node works on the saga.
+func (r *run) holds(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.held[id] != nil
 }
 
 func (r *run) ids() map[string]bool {

@@ -270,7 +270,7 @@ func TestAwait(t *testing.T) {
 					w.deliver("s", "b", answer{true, "yes"}, true)
 					w.deliver("s", "b", answer{false, "no"}, false)
 				}
-				if err := saga.Start(t.Context(), w.engine, nil, d, "s", data{}); err != nil {
+				if err := saga.Start(w.Context(), w.engine, nil, d, "s", data{}); err != nil {
 					t.Fatal(err)
 				}
 				if early == "before it waits" {

@@ -27,6 +27,9 @@ type Store interface {
 	// ExecContext. If the ID exists with the same name and input, it does nothing; with
 	// others it returns ErrConflict. It must not end tx, nor leave it broken.
 	Start(ctx context.Context, tx Tx, s Beginning) error
+	// Begin does the same with several sagas in a transaction of its own, and returns what has
+	// become of each. An ID comes at most once with an Owner.
+	Begin(ctx context.Context, sagas []Beginning) ([]Begun, error)
 
 	// Beat extends the lease of a node, or begins it.
 	Beat(ctx context.Context, node string, lease time.Duration) error
@@ -130,6 +133,17 @@ type Beginning struct {
 	// Waits is true if something may be delivered to the saga. Then Signals counts what was
 	// delivered before, and a delivery in progress waits for tx, or tx for it.
 	Waits bool
+	// Owner is the node that owns the saga from the start, as if it had claimed it. Empty is
+	// none; a saga that Waits has none.
+	Owner string
+}
+
+// Begun is what has become of a [Beginning].
+type Begun struct {
+	// Record is the saga if it is new and has an owner, else nil.
+	Record *Record
+	// Err is ErrConflict, or nil.
+	Err error
 }
 
 // Claim is what a node asks for.

@@ -16,16 +16,27 @@ func (e *Engine) Wait(ctx context.Context, id string) (Instance, error) {
 	defer forget()
 	t := time.NewTicker(e.cfg.Poll)
 	defer t.Stop()
+	var in Instance
+	// While this engine works on the saga there is nothing to ask the store.
+	known := false
+	if r := e.active.Load(); r != nil {
+		known = r.holds(id)
+	}
 	for {
-		in, err := e.Get(ctx, id)
-		if err != nil || in.Status.Ended() || in.Parked {
-			return in, err
+		if !known {
+			var err error
+			if in, err = e.Get(ctx, id); err != nil || in.Status.Ended() || in.Parked {
+				return in, err
+			}
 		}
+		known = false
 		select {
 		case <-ctx.Done():
 			return in, ctx.Err()
 		case in := <-news:
-			return in, nil
+			if in.ID != "" {
+				return in, nil
+			}
 		case <-t.C:
 		}
 	}
@@ -57,11 +68,17 @@ func (w *waiters) add(id string) (news <-chan Instance, forget func()) {
 	}
 }
 
+// put tells those who wait that the engine has put the saga away, however it stands: they
+// should look themselves, unless they were told already.
+func (w *waiters) put(id string) { w.send(id, Instance{}) }
+
 // tell gives those who wait the saga as it has ended or was parked.
-func (w *waiters) tell(in Instance) {
+func (w *waiters) tell(in Instance) { w.send(in.ID, in) }
+
+func (w *waiters) send(id string, in Instance) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for c := range w.by[in.ID] {
+	for c := range w.by[id] {
 		select {
 		case c <- in:
 		default:

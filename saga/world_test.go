@@ -238,6 +238,14 @@ func (c *cutStore) Leave(ctx context.Context, node string) error {
 	return c.around("Leave", func() error { return c.Store.Leave(ctx, node) })
 }
 
+func (c *cutStore) Begin(ctx context.Context, list []saga.Beginning) (begun []saga.Begun, err error) {
+	err = c.around("Begin", func() error { begun, err = c.Store.Begin(ctx, list); return err })
+	if err != nil {
+		begun = nil
+	}
+	return begun, err
+}
+
 func (c *cutStore) Claim(ctx context.Context, cl saga.Claim) (recs []saga.Record, err error) {
 	err = c.around("Claim", func() error { recs, err = c.Store.Claim(ctx, cl); return err })
 	if err != nil {

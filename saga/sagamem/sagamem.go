@@ -60,16 +60,30 @@ var _ saga.Store = (*Store)(nil)
 
 // Start implements saga.Store. It does not use tx.
 func (s *Store) Start(ctx context.Context, _ saga.Tx, b saga.Beginning) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
+	begun, err := s.Begin(ctx, []saga.Beginning{b})
+	return cmp.Or(err, begun[0].Err)
+}
+
+// Begin implements saga.Store.
+func (s *Store) Begin(ctx context.Context, list []saga.Beginning) ([]saga.Begun, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	begun := make([]saga.Begun, len(list))
+	if err := ctx.Err(); err != nil {
+		return begun, err
+	}
+	for i, b := range list {
+		begun[i] = s.begin(b)
+	}
+	return begun, nil
+}
+
+func (s *Store) begin(b saga.Beginning) saga.Begun {
 	if old := s.sagas[b.ID]; old != nil {
 		if old.Name != b.Name || old.input != b.Input {
-			return saga.ErrConflict
+			return saga.Begun{Err: saga.ErrConflict}
 		}
-		return nil
+		return saga.Begun{}
 	}
 	now := time.Now()
 	r := &row{input: b.Input, root: b.Root}
@@ -82,7 +96,12 @@ func (s *Store) Start(ctx context.Context, _ saga.Tx, b saga.Beginning) error {
 		r.Deadline = now.Add(b.Deadline)
 	}
 	s.sagas[b.ID] = r
-	return nil
+	if b.Owner == "" {
+		return saga.Begun{}
+	}
+	r.Owner, r.Epoch = b.Owner, 1
+	rec := r.read(now)
+	return saga.Begun{Record: &rec}
 }
 
 // Beat implements saga.Store.

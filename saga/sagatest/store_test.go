@@ -121,6 +121,17 @@ func (b broken) Archive(ctx context.Context, age time.Duration, limit int) (int,
 	return b.Store.Archive(ctx, age, limit)
 }
 
+func (b broken) Begin(ctx context.Context, list []saga.Beginning) ([]saga.Begun, error) {
+	begun, err := b.Store.Begin(ctx, list)
+	for i := range begun {
+		if b.what == "begin gives what exists" && begun[i].Record == nil && begun[i].Err == nil {
+			rec, _ := b.Load(ctx, list[i].ID)
+			begun[i].Record = &rec
+		}
+	}
+	return begun, err
+}
+
 func (b broken) Prune(ctx context.Context, age time.Duration, limit int) (int, error) {
 	if b.what == "prune ignores age" {
 		age = -time.Hour
@@ -141,6 +152,7 @@ func TestTheStoreChecksCanFail(t *testing.T) {
 		"every signal is the first": "the first signal of a step and operation counts",
 		"archive ignores age":       "archive moves what ended long ago and it is still found",
 		"archive deletes":           "a start of an archived saga is as that of any other",
+		"begin gives what exists":   "begin treats what exists as start does",
 		"prune ignores age":         "prune deletes what ended long ago with its history",
 	} {
 		t.Run(what, func(t *testing.T) {
