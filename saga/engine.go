@@ -64,6 +64,10 @@ type Config struct {
 	// Outbox takes the commands of [Send] steps: an *outbox.Outbox on the same database.
 	// Required if a definition has such a step.
 	Outbox Outbox
+	// Notifier wakes engines in other processes, as the one of an outbox does: in PostgreSQL a
+	// pgxkit.Listener, with a channel that no outbox uses. Polling remains the guarantee. Nil
+	// leaves the others to it.
+	Notifier outbox.Notifier
 	// ReplyTo is the topic for the replies to commands whose messages name none in
 	// [HeaderReplyTo].
 	ReplyTo string
@@ -276,8 +280,16 @@ func (d *definition) beginning(id string, data []byte) Beginning {
 	}
 }
 
-// Wake makes a running engine look for due sagas now. It never blocks.
+// Wake makes a running engine look for due sagas now, and others through Config.Notifier. It
+// never blocks.
 func (e *Engine) Wake() {
+	e.wakeHere()
+	if e.cfg.Notifier != nil {
+		e.cfg.Notifier.Notify()
+	}
+}
+
+func (e *Engine) wakeHere() {
 	e.woken.Add(1)
 	signal(e.wake)
 }

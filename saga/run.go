@@ -99,8 +99,13 @@ func (r *run) run(ctx context.Context) error {
 	tidying.Go(func() { r.tidy(ctx, "archived", r.cfg.Archive, &r.stats.archived, r.Engine.Archive) })
 	tidying.Go(func() { r.tidy(ctx, "pruned", r.cfg.Retain, &r.stats.pruned, r.Prune) })
 
+	unsubscribe := func() {}
+	if r.cfg.Notifier != nil {
+		unsubscribe = r.cfg.Notifier.Subscribe(r.wakeHere)
+	}
 	r.active.Store(r)
 	r.schedule(ctx)
+	unsubscribe()
 
 	r.active.CompareAndSwap(r, nil)
 	r.draining.Store(true)
