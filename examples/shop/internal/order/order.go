@@ -99,6 +99,9 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 		env: env, bus: bus, stock: stockpb.NewStockClient(inventory), steps: promkit.NewSteps(), requests: promkit.NewRequests(),
 		took: platform.Histogram("shop_order_duration_seconds", "Time from the acceptance of an order to its end, by how it ended.", "outcome"),
 	}
+	for _, outcome := range []string{statusConfirmed, statusRejected, statusCancelled} {
+		s.took.WithLabelValues(outcome) // from the first scrape on: a rate needs two
+	}
 	if s.orders, err = newOrders(ctx, env, bus); err != nil {
 		return nil, err
 	}

@@ -164,6 +164,7 @@ func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, 
 		}
 		return nil
 	})
+	b.metrics.delays.WithLabelValues(group) // from the first scrape on: a rate needs two
 	subscription := Group(group, topics...)
 	// More handlers at once would only queue for the database's connections, and hold up the
 	// relay's lease in that queue.
