@@ -76,6 +76,10 @@ func Run(ctx context.Context, p Process) error {
 	}
 	env := platform.Env{Name: p.Service, Instance: p.Instance, Addr: addr, Lease: s.Lease, Grace: grace, Gate: p.Gate, Log: log}
 
+	if env.Telemetry, err = platform.NewTelemetry(ctx, p.Service, p.Instance, log); err != nil {
+		return err
+	}
+	defer env.Telemetry.Close(log)
 	between, err := s.certificates(log)
 	if err != nil {
 		return err
@@ -108,11 +112,11 @@ func Run(ctx context.Context, p Process) error {
 	if p.Service == assembly.Gateway {
 		concurrent = 0 // what it passes on is bounded where it arrives
 	}
-	guards, err := platform.NewGuarded(wire.Above(transport), concurrent)
+	guards, err := platform.NewGuarded(wire.Above(transport), concurrent, env.Telemetry)
 	if err != nil {
 		return err
 	}
-	rpc, err := platform.NewRPC(resolver, between, s.ServiceToken, concurrent)
+	rpc, err := platform.NewRPC(resolver, between, s.ServiceToken, concurrent, env.Telemetry)
 	if err != nil {
 		return err
 	}
