@@ -36,7 +36,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envDialect) == "" {
 		os.Exit(m.Run())
 	}
-	if err := work(); err != nil {
+	role := work
+	if os.Getenv(envKillAt) == holding {
+		role = hold
+	}
+	if err := role(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -115,11 +119,12 @@ type worker struct {
 	exited chan struct{}
 }
 
-func startWorker(t *testing.T, dialect, name string, killAt int) *worker {
+// startWorker starts a process that kills itself at a call of the store, or one that is holding.
+func startWorker(t *testing.T, dialect, name, killAt string) *worker {
 	t.Helper()
 	w := &worker{exited: make(chan struct{})}
 	w.cmd = exec.CommandContext(t.Context(), os.Args[0])
-	w.cmd.Env = append(os.Environ(), envDialect+"="+dialect, envName+"="+name, envKillAt+"="+strconv.Itoa(killAt))
+	w.cmd.Env = append(os.Environ(), envDialect+"="+dialect, envName+"="+name, envKillAt+"="+killAt)
 	w.cmd.Stdout, w.cmd.Stderr = &w.output, &w.output
 	if err := w.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -174,7 +179,7 @@ func TestKilledProcesses(t *testing.T) {
 		for round := 0; ; round++ {
 			for i, w := range workers {
 				if w == nil {
-					workers[i] = startWorker(t, d, name, 5+rand.IntN(60))
+					workers[i] = startWorker(t, d, name, strconv.Itoa(5+rand.IntN(60)))
 				}
 			}
 			time.Sleep(time.Duration(50+rand.IntN(100)) * time.Millisecond)
