@@ -125,6 +125,7 @@ Every command ends with 0 if all is well, with 1 if something is wrong, and with
 	root.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
 	root.Flags().BoolVar(&onServers, "stack", false, "run on real servers, one process per service, as shop up does")
 	o.add(root)
+	addLogFlag(root)
 	root.AddCommand(upCommand(), runCommand(), healthCommand(), lambdaCommand(), loadCommand(), checkCommand(), chaosCommand())
 	complete(root)
 	strict(root)

@@ -146,7 +146,7 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 					return fmt.Errorf("%s: %w", logFileVar, err)
 				}
 				defer func() { _ = file.Close() }()
-				log = slog.New(slog.NewMultiHandler(log.Handler(), slog.NewJSONHandler(file, nil)))
+				log = slog.New(slog.NewMultiHandler(log.Handler(), correlated(slog.NewJSONHandler(file, nil))))
 			}
 			slog.SetDefault(log)
 			return stack.Run(ctx, stack.Process{
@@ -175,12 +175,4 @@ func untilEOF(ctx context.Context, in io.Reader, gate *platform.Gate) context.Co
 		stop()
 	}()
 	return ctx
-}
-
-func logger(w io.Writer, verbose bool) *slog.Logger {
-	level := slog.LevelInfo
-	if verbose {
-		level = slog.LevelDebug
-	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }

@@ -1,0 +1,38 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+)
+
+func TestLogTellsTraceAndOrder(t *testing.T) {
+	t.Setenv(logVar, "json")
+	ctx, span := sdktrace.NewTracerProvider().Tracer("test").Start(platform.WithOrder(t.Context(), "o-17"), "s")
+	defer span.End()
+	var out bytes.Buffer
+	logger(&out, false).InfoContext(ctx, "hello")
+	var line map[string]any
+	if err := json.Unmarshal(out.Bytes(), &line); err != nil {
+		t.Fatalf("%v in %s", err, &out)
+	}
+	if line["trace_id"] != platform.TraceOf(ctx) || line["span_id"] != span.SpanContext().SpanID().String() || line[platform.OrderMember] != "o-17" {
+		t.Errorf("line %v, want the trace, the span and the order", line)
+	}
+}
+
+func TestLogFlag(t *testing.T) {
+	t.Setenv(logVar, "")
+	cmd := command()
+	cmd.SetArgs([]string{"check", "--log", "xml"})
+	if err := cmd.ExecuteContext(t.Context()); err == nil || err.Error() != `--log is "xml", want text or json` {
+		t.Errorf("--log xml: %v, want an error that says what is wanted", err)
+	}
+}
