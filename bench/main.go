@@ -31,6 +31,7 @@ import (
 	"github.com/dovetail-go/dovetail/bench/outbox"
 	"github.com/dovetail-go/dovetail/bench/promises"
 	"github.com/dovetail-go/dovetail/bench/sagas"
+	"github.com/dovetail-go/dovetail/bench/telemetry"
 )
 
 // A section is one chapter of the report. It prints each measurement on stdout as
@@ -43,6 +44,7 @@ type section struct {
 
 var sections = []section{
 	{"guards", guards.Report, guards.Peers},
+	{"telemetry", telemetry.Report, telemetry.Peers},
 	{"outbox", outbox.Report, outbox.Peers},
 	{"messaging", messaging.Report, messaging.Peers},
 	{"events", events.Report, events.Peers},
