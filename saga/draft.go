@@ -184,14 +184,15 @@ func (j *job) accept(d draft, c Change) bool {
 	if c.Status.Ended() && (j.notes.Parent != "" || j.def != nil && j.def.locks) {
 		j.r.Wake() // somebody waits for it
 	}
-	j.r.announce(reveal(j.rec), was)
+	j.r.announce(reveal(j.rec), was, j.r.keepNews)
 	return !c.Release
 }
 
-// announce tells of a saga's end, or that it has got stuck, since it was in state was.
-func (e *Engine) announce(in Instance, was core.State) {
+// announce tells of a saga's end, or that it has got stuck, since it was in state was. Those
+// who wait for it are told last, by tell.
+func (e *Engine) announce(in Instance, was core.State, tell func(Instance)) {
 	if in.Status.Ended() || in.Parked {
-		defer e.waiters.tell(in)
+		defer tell(in)
 	}
 	if was.Status == core.Running && (in.Status == Compensating || in.Status == Compensated) {
 		e.stats.compensating.Add(1)

@@ -60,6 +60,9 @@ type run struct {
 type held struct {
 	// again is what a claim gave while the worker was still putting the saga away.
 	again *Record
+	// news is for those who wait for the saga, who get it when the hand is free: they may
+	// start the next one at once.
+	news *Instance
 }
 
 func newRun(ctx context.Context, e *Engine) *run {
@@ -236,8 +239,8 @@ func (r *run) schedule(ctx context.Context) {
 				r.take(rec, woken)
 			}
 			full = len(recs) >= free
+			r.crowded.Store(full)
 		}
-		r.crowded.Store(full)
 		r.await(ctx, wait, full)
 	}
 }
@@ -336,7 +339,11 @@ func (r *run) reserve(id string) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed || r.held[id] != nil || len(r.held) >= r.cfg.Concurrency {
+	if r.closed || r.held[id] != nil {
+		return false
+	}
+	if len(r.held) >= r.cfg.Concurrency {
+		r.crowded.Store(true) // by this one
 		return false
 	}
 	r.hold(id)
@@ -357,23 +364,33 @@ func (r *run) begun(id string, rec *Record) {
 // put ends a worker's hold on a saga, unless it has been claimed again meanwhile.
 func (r *run) put(id string) *Record {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if h := r.held[id]; h.again != nil {
-		next := h.again
-		h.again = nil
-		return next
+	h := r.held[id]
+	next, news := h.again, h.news
+	if h.again, h.news = nil, nil; next == nil {
+		delete(r.held, id)
+		r.stats.active.Add(-1)
+		signal(r.freed)
 	}
-	delete(r.held, id)
-	r.stats.active.Add(-1)
-	signal(r.freed)
-	r.waiters.put(id)
-	return nil
+	r.mu.Unlock()
+	if news != nil {
+		r.waiters.tell(*news)
+	} else if next == nil {
+		r.waiters.put(id)
+	}
+	return next
 }
 
 func (r *run) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.held)
+}
+
+// keepNews keeps what is to be told when the saga is put.
+func (r *run) keepNews(in Instance) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held[in.ID].news = &in
 }
 
 // holds reports whether the node works on the saga.

@@ -206,7 +206,7 @@ func (e *Engine) tryVerb(ctx context.Context, id string, kind core.Kind, by By) 
 	if rec.Updated = rec.Now; c.Due == DueNever {
 		rec.WakeAt, rec.Owner = time.Time{}, ""
 	}
-	e.announce(reveal(rec), before)
+	e.announce(reveal(rec), before, e.waiters.tell)
 	e.Wake()
 	return true, nil
 }

@@ -21,7 +21,7 @@ import (
 // then starts the transfer again elsewhere, as one does who heard nothing or an error, and
 // another node finishes it. DOVETAIL_SAGA_JOURNEYS=all cuts at each statement, else at some.
 func TestCrashOfBegun(t *testing.T) {
-	stride := 7
+	stride := 13
 	if os.Getenv("DOVETAIL_SAGA_JOURNEYS") == "all" {
 		stride = 1
 	}

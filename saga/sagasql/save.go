@@ -32,7 +32,7 @@ func (s *Store) Save(ctx context.Context, changes []saga.Change) (lost []int, er
 	switch {
 	case len(changes) == 0:
 		return nil, nil
-	case s.dialect == Postgres && len(changes) == 1 && len(changes[0].Entries) == 1:
+	case s.dialect == Postgres && len(changes) == 1 && len(changes[0].Entries) > 0:
 		return s.saveOne(ctx, changes[0])
 	case s.dialect == Postgres:
 		return s.saveMany(ctx, changes)
@@ -165,11 +165,17 @@ func number(b bool) int {
 	return 0
 }
 
-// saveOne makes a change with one entry in a single statement of PostgreSQL.
+// saveOne makes a change with its entries in a single statement of PostgreSQL.
 func (s *Store) saveOne(ctx context.Context, c saga.Change) (lost []int, err error) {
-	const one = "WITH moved AS (" + update + " RETURNING id) INSERT INTO {h} (" + entryColumns + ") " +
-		"SELECT CAST(? AS varchar), CAST(? AS bigint), {now}, ?, ?, CAST(? AS integer), ?, ?, CAST(? AS bigint), ?, ? FROM moved"
-	n, err := s.exec(ctx, nil, one, append(updateArgs(&c), entryArgs(&c, 0)...)...)
+	const entry = "SELECT CAST(? AS varchar), CAST(? AS bigint), {now}, CAST(? AS varchar), CAST(? AS varchar), CAST(? AS integer), " +
+		"CAST(? AS varchar), CAST(? AS text), CAST(? AS bigint), CAST(? AS varchar), CAST(? AS varchar) FROM moved"
+	query := "WITH moved AS (" + update + " RETURNING id) INSERT INTO {h} (" + entryColumns + ") " + entry
+	args := append(updateArgs(&c), entryArgs(&c, 0)...)
+	for k := 1; k < len(c.Entries); k++ {
+		query += " UNION ALL " + entry
+		args = append(args, entryArgs(&c, k)...)
+	}
+	n, err := s.exec(ctx, nil, query, args...)
 	if err == nil && n == 0 {
 		lost = []int{0}
 	}
