@@ -244,6 +244,11 @@ func TestPages(t *testing.T) {
 		v.arrives("/ops/messages")
 		v.sees("order.placed.v1")
 		v.picture("messages")
+		v.clicks("#events summary")
+		v.clicks("#events a")
+		v.arrives("/ops/traces")
+		v.sees("spans over")
+		v.picture("trace")
 	})
 
 	t.Run("a stream is read the same however it is cut", func(t *testing.T) {
@@ -317,6 +322,7 @@ func TestEveryPageInEveryLook(t *testing.T) {
 		{"ops-sagas", "/ops/sagas", `document.querySelectorAll('#sagas tr').length > 0`},
 		{"ops-saga", "/ops/sagas/" + order, `document.querySelectorAll('#plan .title').length > 7 && document.querySelectorAll('#history li').length > 7`},
 		{"ops-messages", "/ops/messages", `document.querySelectorAll('#boxes tr').length > 0 && document.querySelectorAll('#events li').length > 0`},
+		{"ops-traces", "/ops/traces?order=" + order, `document.querySelectorAll('.spans li').length > 0`},
 	}
 	for _, look := range []struct {
 		name          string
@@ -350,6 +356,11 @@ func TestEveryPageInEveryLook(t *testing.T) {
 				}
 				v.until(page.name+" is ready", page.ready)
 				v.checkLook(page.name, look.scheme)
+				v.checkOutline(page.name)
+				if !strings.HasPrefix(look.name, "phone") { // the rules see no difference
+					v.checkRules(page.name)
+				}
+				v.tellTimes(page.name)
 				v.picture(page.name)
 			}
 		})
@@ -502,7 +513,13 @@ func (v *visitor) evaluate(js string) bool {
 // until waits until the expression is true.
 func (v *visitor) until(what, js string) {
 	v.t.Helper()
-	for late := time.Now().Add(30 * time.Second); !v.evaluate("return " + js); time.Sleep(20 * time.Millisecond) {
+	v.within(30*time.Second, what, js)
+}
+
+// within is until with a deadline of its own.
+func (v *visitor) within(d time.Duration, what, js string) {
+	v.t.Helper()
+	for late := time.Now().Add(d); !v.evaluate("return " + js); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(late) || v.ctx.Err() != nil {
 			v.fail("it does not come true that %s: %s", what, js)
 		}

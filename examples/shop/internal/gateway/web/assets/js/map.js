@@ -82,7 +82,7 @@ export class ServiceMap {
     this.#edges.clear();
     this.#nodes.clear();
     const paths = this.#route(known);
-    for (const c of known) this.#edges.set(`${c.from}>${c.to}`, this.#edge(under, over, paths.get(c), 'call', this.#middle(c)));
+    for (const c of known) this.#edges.set(`${c.from}>${c.to}`, this.#edge(under, over, paths.get(c), 'call', this.#middle(c), `${c.from}>${c.to}`));
     const bar = svg('g', { class: 'bar' },
       svg('rect', { x: s.rail, y: s.bar, width: s.pitch * lanes - 2 * s.rail, height: s.thick, rx: s.thick / 2 }),
       svg('text', { x: s.rail + 14, y: s.bar + s.thick / 2, 'dominant-baseline': 'central' }, 'events'));
@@ -174,13 +174,13 @@ export class ServiceMap {
     return side > 0 ? `M${edge} ${y}H${x}V${s.bar}` : `M${x} ${s.bar}V${y}H${edge}`;
   }
 
-  #edge(under, over, d, kind, at) {
+  #edge(under, over, d, kind, at, call) {
     const line = svg('path', { d, class: kind, 'marker-end': `url(#${kind}-end)` });
     const flow = svg('path', { d, class: `flow ${kind}`, 'data-speed': 0 });
     under.append(line, flow);
     const edge = { line, flow, settle() {} };
     if (at === undefined) return edge;
-    edge.breaker = svg('circle', { class: 'breaker', r: 4, 'data-state': 'closed' });
+    edge.breaker = svg('circle', { class: 'breaker', r: 4, 'data-state': 'closed', 'data-call': call });
     edge.label = svg('text', { class: 'edge', 'dominant-baseline': 'central' });
     over.append(edge.breaker, edge.label);
     edge.settle = () => { // only what is in the page has a length

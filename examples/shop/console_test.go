@@ -1,0 +1,193 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/accessibility"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+)
+
+// TestPaymentIsKilledFromTheConsole is what somebody does who tries the shop: with orders coming in, an operator
+// kills the payment service in one window while a customer orders in another. The order waits, the breaker opens on the map,
+// payment comes back, everything completes; and at no time is an invariant seen broken.
+func TestPaymentIsKilledFromTheConsole(t *testing.T) {
+	browser := openBrowser(t)
+	p := startShop(t, t.TempDir(), "127.0.0.1:0", "--packing", "24h")
+	_, url, _ := strings.Cut(p.expect("The shop is open"), "The shop is open: ")
+	const patience = 4 * time.Minute // for a machine that has other things to do
+
+	// Whoever opens the console finds it green.
+	console := visit(t, browser, url)
+	console.mayComplain("status of 503", "status of 429", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_NETWORK_CHANGED")
+	console.do("set the size", chromedp.EmulateViewport(1440, 1000))
+	console.open("/sign-in?to=/ops")
+	console.signsIn("operator@shop.example", "dovetail-operator")
+	console.arrives("/ops")
+	console.within(patience, "every service is on the map and answers", `document.querySelectorAll('#map .node-box[data-state=up]').length === 10`)
+	console.within(patience, "all invariants hold", `document.querySelector('#verdict').textContent === 'all hold'`)
+	console.evaluate(`window.broken = [];
+		new MutationObserver(() => document.querySelectorAll('#invariants [data-ok=false]').forEach((i) => window.broken.push(i.innerText))).observe(document.querySelector('#invariants'), { childList: true, subtree: true })`)
+	console.picture("before")
+
+	// The slider is moved with the keyboard.
+	console.do("go to the slider", chromedp.Focus(chromedp.CSS("#rate"), chromedp.NodeVisible))
+	console.press(kb.ArrowRight, kb.ArrowRight, kb.ArrowRight)
+	console.shows("#rate-value", "3")
+	console.within(patience, "orders go through", `Number(document.querySelector('#load-figures [data-is=confirmed]').textContent.replace(/\D/g, '')) >= 3`)
+	console.within(patience, "the map shows who asks payment", `document.querySelector('[data-call="order>payment"]')`)
+
+	console.do("choose what happens", chromedp.SetValue(chromedp.CSS("#kind"), "kill", chromedp.NodeVisible))
+	console.evaluate(`document.querySelector('#kind').dispatchEvent(new Event('change'))`)
+	console.do("choose to whom", chromedp.SetValue(chromedp.CSS("#service"), "payment", chromedp.NodeVisible))
+	console.do("choose how long", chromedp.SetValue(chromedp.CSS("#seconds"), "290", chromedp.NodeVisible)) // the test ends it
+	console.clicks("#begin")
+	console.within(patience, "the fault is in force", `document.querySelector('#faults li')?.textContent.includes('payment')`)
+	console.within(patience, "the map shows payment down", `document.querySelector('[data-service=payment]').dataset.state === 'down'`)
+
+	// A customer orders meanwhile.
+	customer := visit(t, browser, url)
+	customer.mayComplain("status of 503", "status of 429", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_NETWORK_CHANGED")
+	customer.open("/sign-in")
+	customer.signsIn("ada@shop.example", "dovetail-ada")
+	customer.arrives("/")
+	customer.fills("p-001")
+	customer.open("/checkout")
+	customer.within(patience, "the checkout is ready", `document.querySelector('#credit').textContent !== ''`)
+	customer.clicks("#place")
+	customer.within(patience, "the order is taken", `location.pathname.startsWith('/orders/')`)
+	customer.within(patience, "the order waits for payment", `document.querySelector('#status').textContent === 'pending' && ['working', 'again'].includes(document.querySelector('#steps li:nth-child(3)').dataset.state)`)
+
+	console.within(patience, "the breaker to payment opens on the map", `document.querySelector('[data-call="order>payment"]').dataset.state !== 'closed'`)
+	console.picture("payment-is-killed")
+	customer.picture("the-order-waits")
+	if !customer.evaluate(`return document.querySelector('#status').textContent === 'pending'`) {
+		t.Errorf("the order is %s while there is no payment service, want it pending", customer.text("#status"))
+	}
+
+	// Payment comes back.
+	console.clicks("#faults button")
+	console.within(patience, "nothing is in force", `!document.querySelector('#no-faults').hidden`)
+	customer.within(patience, "the order is confirmed", `document.querySelector('#status').textContent === 'confirmed'`)
+	customer.picture("the-order-is-confirmed")
+	console.within(patience, "every breaker is closed again", `[...document.querySelectorAll('#map .breaker')].every((b) => b.dataset.state === 'closed')`)
+	console.within(patience, "every service answers", `document.querySelectorAll('#map .node-box[data-state=up]').length === 10`)
+
+	// Nothing is left behind.
+	console.do("go to the slider", chromedp.Focus(chromedp.CSS("#rate"), chromedp.NodeVisible))
+	console.press(kb.Home)
+	console.shows("#rate-value", "0")
+	console.within(patience, "every order of the load has ended", `document.querySelector('#load-figures [data-is=in_flight]').textContent === '0'`)
+	console.within(patience, "nothing is under way and all invariants hold", `document.querySelector('#resting').textContent === 'Nothing is under way.' && document.querySelector('#verdict').textContent === 'all hold'`)
+	console.picture("after")
+	if broken, err := chromedp.Run(console.ctx, chromedp.Evaluate[[]string](`window.broken`)); err != nil || len(broken) > 0 {
+		t.Errorf("invariants seen broken: %q, %v; want none", broken, err)
+	}
+}
+
+// checkOutline holds a page to what a screen reader makes of it: its landmarks and its headings, in its
+// accessibility tree.
+func (v *visitor) checkOutline(page string) {
+	v.t.Helper()
+	tree, err := chromedp.Call(v.ctx, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
+	if err != nil {
+		v.fail("%s: accessibility tree: %v", page, err)
+	}
+	landmarks := map[string]int{}
+	var outline []string
+	last := 0
+	for _, n := range tree.Nodes {
+		if n.Ignored || n.Role == nil {
+			continue
+		}
+		var role, name string
+		_ = json.Unmarshal(n.Role.Value, &role)
+		if n.Name != nil {
+			_ = json.Unmarshal(n.Name.Value, &name)
+		}
+		switch role {
+		case "banner", "main", "contentinfo":
+			landmarks[role]++
+		case "navigation", "region":
+			landmarks[role]++
+			if name == "" {
+				v.t.Errorf("%s: a %s has no name", page, role)
+			}
+		case "heading":
+			level := 0
+			for _, p := range n.Properties {
+				if p.Name == "level" && p.Value != nil {
+					_ = json.Unmarshal(p.Value.Value, &level)
+				}
+			}
+			if level > last+1 || name == "" {
+				v.t.Errorf("%s: heading %q has level %d behind one of level %d", page, name, level, last)
+			}
+			last = level
+			outline = append(outline, strings.Repeat("  ", level-1)+name)
+		}
+	}
+	for _, role := range []string{"banner", "main", "contentinfo"} {
+		if landmarks[role] != 1 {
+			v.t.Errorf("%s: has %d landmarks %s, want 1", page, landmarks[role], role)
+		}
+	}
+	if landmarks["navigation"] == 0 || len(outline) == 0 {
+		v.t.Errorf("%s: has no navigation or no heading: %v, %v", page, landmarks, outline)
+	}
+	v.t.Logf("%s: outline %q", page, outline)
+}
+
+// checkRules holds a page to the rules of axe-core, where that is installed.
+func (v *visitor) checkRules(page string) {
+	v.t.Helper()
+	script, err := os.ReadFile(axePath())
+	if err != nil {
+		v.t.Logf("%s: not held to axe-core's rules: %v; scripts/install-axe installs it", page, err)
+		return
+	}
+	type violation struct{ ID, Impact, Help, Nodes string }
+	v.evaluate(string(script))
+	found, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]violation](`axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) =>
+		violations.map((x) => ({ ID: x.id, Impact: x.impact, Help: x.help, Nodes: x.nodes.slice(0, 5).map((n) => n.html + ' ' + n.failureSummary).join('\n') })))`, chromedp.EvalAwaitPromise))
+	if err != nil {
+		v.fail("%s: axe-core: %v", page, err)
+	}
+	for _, x := range found {
+		if x.Impact == "serious" || x.Impact == "critical" {
+			v.t.Errorf("%s: %s: %s: %s\n%s", page, x.Impact, x.ID, x.Help, x.Nodes)
+			continue
+		}
+		v.t.Logf("%s: %s: %s: %s", page, x.Impact, x.ID, x.Help)
+	}
+}
+
+// axePath is where scripts/install-axe puts axe-core.
+func axePath() string {
+	if path := os.Getenv("DOVETAIL_AXE"); path != "" {
+		return path
+	}
+	return filepath.Join("..", "..", ".services", "axe", "package", "axe.min.js")
+}
+
+// tellTimes writes how long a page took to the test's log: on a machine that does a dozen things at once they
+// are no verdict.
+func (v *visitor) tellTimes(page string) {
+	v.t.Helper()
+	times, err := chromedp.Run(v.ctx, chromedp.Evaluate[struct{ Paint, Load float64 }](`({
+		Paint: performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0,
+		Load: performance.getEntriesByType('navigation')[0]?.loadEventEnd ?? 0,
+	})`))
+	if err != nil {
+		v.fail("%s: times: %v", page, err)
+	}
+	v.t.Logf("%s: first contentful paint after %.0f ms, loaded after %.0f ms", page, times.Paint, times.Load)
+}
