@@ -30,8 +30,8 @@ func filled(t *testing.T) map[string]string {
 			t.Errorf("shop.env.example has a value of %s, want none: it would be everybody's", name)
 		}
 		env[name] = example(name, "")
-		if name == "OTEL_EXPORTER_OTLP_ENDPOINT" {
-			env[name] = "http://otel-collector:4318"
+		if name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" {
+			env[name] = "http://otel-collector:4318/v1/traces"
 		}
 	}
 	return env
@@ -56,7 +56,7 @@ func TestCompose(t *testing.T) {
 	}
 	t.Run("every secret has to be given", func(t *testing.T) {
 		for name := range filled(t) {
-			if name == "OTEL_EXPORTER_OTLP_ENDPOINT" || name == "GRAFANA_PASSWORD" { // of a profile
+			if name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" || name == "GRAFANA_PASSWORD" { // of a profile
 				continue
 			}
 			without := filled(t)
