@@ -61,9 +61,10 @@ func TestHeader(t *testing.T) {
 			dying := w.newEngine(cut)
 			stop := w.goRun(dying)
 			synctest.Wait()
-			w.engine, dying = dying, w.engine
+			survivor := w.engine
+			w.engine = dying
 			start(w, d, "one")
-			w.engine, dying = dying, w.engine
+			w.engine = survivor
 			synctest.Wait()
 			start(w, d, "another") // does nothing
 			if err := saga.Start(w.Context(), w.engine, nil, d, "bare", data{}); err != nil {
