@@ -107,6 +107,7 @@ func (k *Kit) Extract(ctx context.Context, h messaging.Header) context.Context {
 // a caller who gave up, is no error of the span.
 func Do[T any](ctx context.Context, k *Kit, name string, fn func(ctx context.Context) (T, error)) (v T, err error) {
 	ctx, span := k.tracer.Start(ctx, name)
+	defer span.End()
 	start, returned := time.Now(), false
 	defer func() {
 		outcome := "panic"
@@ -119,8 +120,9 @@ func Do[T any](ctx context.Context, k *Kit, name string, fn func(ctx context.Con
 		} else {
 			span.SetStatus(codes.Error, outcome)
 		}
-		span.End()
-		k.callDuration.Record(ctx, time.Since(start).Seconds(), metric.WithAttributes(keyName.String(name), keyOutcome.String(outcome)))
+		if k.callDuration.Enabled(ctx) {
+			k.callDuration.Record(ctx, time.Since(start).Seconds(), metric.WithAttributes(keyName.String(name), keyOutcome.String(outcome)))
+		}
 	}()
 	v, err = fn(ctx)
 	returned = true

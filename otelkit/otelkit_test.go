@@ -102,7 +102,7 @@ func attr(s trace.ReadOnlySpan, key string) string { return of(s.Attributes(), k
 func of(attrs []attribute.KeyValue, key string) string {
 	for _, a := range attrs {
 		if string(a.Key) == key {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return ""
@@ -201,7 +201,7 @@ func (w *watched) wantPoint(t *testing.T, want string, value float64) point {
 func (p point) String() string {
 	text := p.metric
 	for _, a := range p.attrs { // sorted by key
-		text += " " + string(a.Key) + "=" + a.Value.Emit()
+		text += " " + string(a.Key) + "=" + a.Value.String()
 	}
 	return text
 }

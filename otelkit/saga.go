@@ -34,7 +34,7 @@ func (k *Kit) Saga(also ...saga.Hooks) saga.Hooks {
 			ctx = k.startStep(ctx, s)
 			for _, h := range also {
 				if h.StepStart != nil {
-					ctx = h.StepStart(ctx, s)
+					ctx = h.StepStart(ctx, s) //nolint:fatcontext // one after the other is meant
 				}
 			}
 			return ctx
@@ -79,7 +79,7 @@ func (k *Kit) startStep(attempt context.Context, s saga.StepStart) context.Conte
 	case saga.OpEnd:
 		name = "end"
 	}
-	ctx, span := k.tracer.Start(k.Extract(attempt, s.Header), s.Name+"/"+name, trace.WithAttributes(
+	ctx, span := k.tracer.Start(k.Extract(attempt, s.Header), s.Name+"/"+name, trace.WithAttributes( //nolint:spancheck // endStep ends it
 		keySaga.String(s.Name), keySagaID.String(s.Saga), keySagaVersion.Int(s.Version),
 		keyStep.String(s.Step), keyOp.String(s.Op), keyAttempt.Int(s.Number)))
 	// An attempt that the end of the engine cut short has no StepEnd, but its context ends. One that
@@ -90,7 +90,7 @@ func (k *Kit) startStep(attempt context.Context, s saga.StepStart) context.Conte
 			span.End()
 		}
 	})
-	return context.WithValue(ctx, stepKey{}, &step{span, stop})
+	return context.WithValue(ctx, stepKey{}, &step{span, stop}) //nolint:spancheck // endStep ends it
 }
 
 func (k *Kit) endStep(ctx context.Context, e saga.StepEnd) {
