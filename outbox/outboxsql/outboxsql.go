@@ -431,9 +431,13 @@ func (s *Store) Settle(ctx context.Context, settlements []outbox.Settlement) ([]
 	var err error
 	if s.dialect == Postgres {
 		// The pairs drive the index; a list of IDs would be looked for in each of the shards.
-		// Without parameters it is planned each time, for the size that the table has.
-		query := "DELETE FROM " + s.message + " m USING unnest(CAST('" + array(shards) + "' AS integer[]), CAST('" + array(ids) + "' AS bigint[])) AS d (shard, id)" +
-			" WHERE m.shard = d.shard AND m.id = d.id AND m.shard IN (" + s.current(settlements) + " FOR SHARE)"
+		// LIMIT keeps the planner from turning that around: after a vacuum of the empty table it
+		// takes the table for empty until the next one, and would compare each row with each pair.
+		// What the subquery finds stays where it is, since no row is ever updated.
+		query := "DELETE FROM " + s.message + " m WHERE ctid = ANY (ARRAY(SELECT r.ctid" +
+			" FROM unnest(CAST('" + array(shards) + "' AS integer[]), CAST('" + array(ids) + "' AS bigint[])) AS d (shard, id)" +
+			" CROSS JOIN LATERAL (SELECT f.ctid FROM " + s.message + " f WHERE f.shard = d.shard AND f.id = d.id LIMIT 1) AS r" +
+			" WHERE d.shard IN (" + s.current(settlements) + " FOR SHARE)))"
 		if s.cfg.Archive {
 			query = "WITH gone AS (" + query + " RETURNING m.*) " + s.toArchive("gone")
 		}
