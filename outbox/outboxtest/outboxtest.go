@@ -78,7 +78,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"nothing is lost and keys keep their order", (*suite).relay},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			c.test(&suite{T: t, Subject: open(t), ctx: ctx})
 		})
