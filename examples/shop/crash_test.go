@@ -206,7 +206,13 @@ func TestStoppedShopResumes(t *testing.T) {
 
 func verify(t *testing.T, open func(service string) (*sql.DB, error), accepted []string) {
 	t.Helper()
-	invariants, err := check.Run(t.Context(), open, accepted, 30*time.Second)
+	verifyWithin(t, open, accepted, 30*time.Second)
+}
+
+// verifyWithin gives the shop that long to come to rest.
+func verifyWithin(t *testing.T, open func(service string) (*sql.DB, error), accepted []string, patience time.Duration) {
+	t.Helper()
+	invariants, err := check.Run(t.Context(), open, accepted, patience)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -101,8 +101,6 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{operator, "POST", "/ops/api/dead-letters/nobody/none/replay", "", nil, 404},
 		{customer, "POST", "/ops/api/dead-letters/catalog/none/replay", "", nil, 403},
 		{operator, "GET", "/ops/api/breakers", "", nil, 200},
-		{operator, "POST", "/ops/api/chaos/provider", "", map[string]any{"mood": "well", "seconds": 1}, 200},
-		{operator, "POST", "/ops/api/chaos/provider", "", map[string]any{"mood": "odd", "seconds": 1}, 422},
 		{operator, "GET", "/ops/api/chaos", "", nil, 200},
 		{customer, "GET", "/ops/api/chaos", "", nil, 403},
 		{operator, "POST", "/ops/api/chaos", "", map[string]any{"kind": "latency", "service": "shipping", "amount": 5, "seconds": 60}, 201},

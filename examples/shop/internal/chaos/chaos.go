@@ -7,7 +7,9 @@
 package chaos
 
 import (
+	"cmp"
 	"errors"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -175,6 +177,7 @@ type Control struct {
 	mu      sync.Mutex
 	faults  []Fault // by start
 	timers  map[string]*time.Timer
+	begun   []Fault   // the last ones that were given an ID, for who asks again
 	quietAt time.Time // when the last fault ended
 	closed  bool
 }
@@ -186,6 +189,9 @@ func New(world World) *Control {
 
 // Request asks for a fault.
 type Request struct {
+	// ID, if not empty, is what the fault is to be called. Asked for twice with one ID it begins once: who kills the
+	// gateway gets no answer, and may have to ask again.
+	ID   string `json:"id,omitempty"`
 	Kind string `json:"kind"`
 	// Service is the name of a service, or of one of its instances. Empty where the kind has no target.
 	Service string `json:"service"`
@@ -194,6 +200,11 @@ type Request struct {
 	// Seconds is how long it lasts. Zero means the kind's default.
 	Seconds float64 `json:"seconds"`
 }
+
+// remembered is how many faults are kept for who asks again.
+const remembered = 1000
+
+var validID = regexp.MustCompile(`^[A-Za-z0-9_-]{8,64}$`)
 
 // ErrClosed is returned when the shop is closing.
 var ErrClosed = errors.New("chaos: the shop is closing")
@@ -247,14 +258,24 @@ func (c *Control) Begin(r Request) (Fault, error) {
 	if !(r.Seconds > 0 && r.Seconds <= float64(kind.Seconds.Max)) {
 		return Fault{}, platform.Invalid("seconds", "is %v, want more than 0 and at most %d", r.Seconds, kind.Seconds.Max)
 	}
+	if r.ID != "" && !validID.MatchString(r.ID) {
+		return Fault{}, platform.Invalid("id", "want 8 to 64 letters, digits, - and _")
+	}
 	now := time.Now().UTC()
 	d := time.Duration(r.Seconds * float64(time.Second))
-	f := Fault{ID: kernel.NewID(), Kind: r.Kind, Service: r.Service, Amount: r.Amount, StartedAt: now, EndsAt: now.Add(d)}
+	f := Fault{ID: cmp.Or(r.ID, kernel.NewID()), Kind: r.Kind, Service: r.Service, Amount: r.Amount, StartedAt: now, EndsAt: now.Add(d)}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return Fault{}, ErrClosed
+	}
+	if r.ID != "" {
+		if at := slices.IndexFunc(c.begun, func(b Fault) bool { return b.ID == r.ID }); at >= 0 {
+			return c.begun[at], nil
+		}
+		c.begun = append(c.begun, f)
+		c.begun = c.begun[max(len(c.begun)-remembered, 0):]
 	}
 	c.faults = append(c.faults, f)
 	c.timers[f.ID] = time.AfterFunc(d, func() { c.End(f.ID) })

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/retry"
 )
@@ -39,8 +40,7 @@ type Strike struct {
 	// At is when it begins, in seconds from the beginning of the storm.
 	At float64 `json:"at"`
 	Request
-	// ID is what the shop called it. Error says why it did not begin, if it did not.
-	ID    string `json:"id,omitempty"`
+	// Error says why it did not begin, if it did not.
 	Error string `json:"error,omitempty"`
 }
 
@@ -193,14 +193,13 @@ func (s Storm) strike(ctx context.Context, c *client, strikes []Strike, report *
 			strike.Seconds = round(strike.Seconds - (late - s.For.Seconds()))
 		}
 		strike.Seconds = max(strike.Seconds, 0.1)
-		var begun Fault
-		if err := c.call(ctx, http.MethodPost, "", strike.Request, &begun); err != nil {
+		strike.ID = kernel.NewID() // so that it begins once, however often one has to ask
+		if err := c.call(ctx, http.MethodPost, "", strike.Request, nil); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			strike.Error = err.Error()
 		} else {
-			strike.ID = begun.ID
 			report.Kinds[strike.Kind]++
 		}
 		report.Strikes = append(report.Strikes, strike)
@@ -228,8 +227,7 @@ type client struct {
 	token      string
 }
 
-// try repeats what brought no answer for as long as a gateway may be away. A fault that is so begun twice is over
-// as soon.
+// try repeats what brought no answer for as long as a gateway may be away.
 func try(ctx context.Context, fn func(ctx context.Context) error) error {
 	r, err := retry.New(retry.Config{Attempts: -1, Base: 100 * time.Millisecond, Max: time.Second, Elapsed: time.Minute, Budget: retry.Unlimited})
 	if err != nil {

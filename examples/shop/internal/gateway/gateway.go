@@ -196,7 +196,6 @@ func (s *Service) routes() []route {
 		{"POST /ops/api/parked/{service}/{message}/retry", operator, s.owner("service")},
 		{"GET /ops/api/traffic", operator, platform.Handle(s.console.now)},
 		{"GET /ops/api/live", operator, platform.Handle(s.console.live)},
-		{"POST /ops/api/chaos/provider", operator, s.proxy("provider", "/ops/api/chaos/provider", "/v1/mood")},
 		{"GET /ops/api/chaos", operator, s.control()},
 		{"POST /ops/api/chaos", operator, s.control()},
 		{"DELETE /ops/api/chaos", operator, s.control()},

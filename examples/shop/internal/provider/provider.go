@@ -11,7 +11,7 @@
 //	pm_flaky                 fails twice, then succeeds
 //	pm_timeout_after_charge  is booked, but the answer never comes
 //
-// An operator may also put it in a mood for a while: down, slow, or declining everything.
+// Its gate may also make it as a whole be down, slow, or decline everything for a while.
 package provider
 
 import (
@@ -27,8 +27,7 @@ import (
 
 // Service is the provider.
 type Service struct {
-	env  platform.Env
-	mood mood
+	env platform.Env
 }
 
 // A charge is booked under the key that the caller chose, so that a repeated request
@@ -78,8 +77,21 @@ func (s *Service) Handler() http.Handler {
 	} {
 		mux.Handle(pattern, s.moody(platform.Handle(fn)))
 	}
-	mux.Handle("POST /v1/mood", s.env.Auth.Require(platform.Handle(s.setMood), platform.RoleOperator))
 	return mux
+}
+
+// moody lets the provider's mood have its way before a request is served.
+func (s *Service) moody(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mood := s.env.Gate.Harm()
+		if mood.Down {
+			panic(http.ErrAbortHandler) // the connection is cut
+		}
+		if mood.Delay > 0 && pause(r.Context(), mood.Delay) != nil {
+			return // nobody waits any more
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // Charge is one booking as the provider shows it.
@@ -131,7 +143,7 @@ func (s *Service) authorise(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return platform.Invalid("method", "is %q, which is not a payment method of this provider", in.Method)
 	}
-	if s.env.Gate.Harm().Declining || s.mood.get() == moodDeclining {
+	if s.env.Gate.Harm().Declining {
 		in.Status, in.Reason = "declined", "declined"
 	}
 	booked, err := s.book(r.Context(), in)
