@@ -317,42 +317,6 @@ func serviceNotReady(operator *api, service string) bool {
 	})
 }
 
-// TestLoadService lets the shop drive itself, and stops that.
-func TestLoadService(t *testing.T) {
-	data := t.TempDir()
-	shop := openShopWith(t, embedded.Config{Data: data, Packing: 24 * time.Hour}).stocked()
-	operator := shop.as("operator@shop.example", "dovetail-operator")
-	counts := func() (c load.Counts) {
-		t.Helper()
-		operator.want(http.StatusOK, operator.send("GET", "/ops/api/load", nil, nil), &c)
-		return c
-	}
-	if c := counts(); c != (load.Counts{}) {
-		t.Errorf("counts at first = %+v, want none", c)
-	}
-	operator.want(http.StatusOK, operator.send("PUT", "/ops/api/load", nil, map[string]any{"rate": 20}), nil)
-	eventuallyWithin(t, 3*time.Minute, func() error {
-		if c := counts(); c.Rate != 20 || c.Accepted < 10 || c.Confirmed < 5 {
-			return fmt.Errorf("counts = %+v, want rate 20, 10 accepted and 5 confirmed", c)
-		}
-		return nil
-	})
-	operator.want(http.StatusOK, operator.send("PUT", "/ops/api/load", nil, map[string]any{"rate": 0}), nil)
-	eventuallyWithin(t, 3*time.Minute, func() error {
-		if c := counts(); c.InFlight != 0 {
-			return fmt.Errorf("counts = %+v, want nobody waiting", c)
-		}
-		return nil
-	})
-	c := counts()
-	if c.Failed != 0 || c.Confirmed+c.Refused != c.Placed {
-		t.Errorf("counts = %+v, want each order placed confirmed or refused", c)
-	}
-	operator.wantProblem(422, "invalid-input", "rate", operator.send("PUT", "/ops/api/load", nil, map[string]any{"rate": 100000}))
-	operator.wantProblem(422, "invalid-input", "rate", operator.send("PUT", "/ops/api/load", nil, map[string]any{}))
-	verify(t, check.Files(data), nil)
-}
-
 // stormLength is how long the storms of the tests are: SHOP_CHAOS_FOR, such as 3m. Without it there is none.
 func stormLength(t *testing.T) time.Duration {
 	t.Helper()
