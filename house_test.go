@@ -239,7 +239,7 @@ func TestFilesSayNothingTheyShouldNot(t *testing.T) {
 // link is a link in Markdown to a file of the repository; fence is a block of code, which has none.
 var (
 	link  = regexp.MustCompile(`\]\(([^)#:\s]+)(?:#[^)]*)?\)`)
-	fence = regexp.MustCompile("(?ms)^```.*?^```$")
+	fence = regexp.MustCompile("(?s)\n```.*?\n```\n")
 )
 
 func TestLinksLeadSomewhere(t *testing.T) {

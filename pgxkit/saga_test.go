@@ -43,7 +43,8 @@ func TestListenerWakesEngines(t *testing.T) {
 		t.Fatal(err)
 	}
 	var woken atomic.Int64
-	defer there.Subscribe(func() { woken.Add(1) })()
+	unsubscribe := there.Subscribe(func() { woken.Add(1) })
+	defer unsubscribe()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {

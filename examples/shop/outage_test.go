@@ -35,7 +35,7 @@ func TestProviderDown(t *testing.T) {
 		return "unknown"
 	}
 
-	recover := operator.harm("provider-down", "", 0)
+	end := operator.harm("provider-down", "", 0)
 	var waiting []string
 	for range 3 {
 		waiting = append(waiting, a.place("pm_visa", lineItem{"product_id": "p-040", "quantity": 1}))
@@ -55,7 +55,7 @@ func TestProviderDown(t *testing.T) {
 		}
 	}
 
-	recover()
+	end()
 	for _, id := range waiting {
 		a.ends(id, "confirmed")
 		// The page's parts are asked for at once: its payment may have been, and its order not yet.

@@ -661,9 +661,11 @@ func allowed(t *testing.T, c cluster, caller, name string) bool {
 
 // TestStrictness shows that the strict decoding refuses what a cluster would only pass over.
 func TestStrictness(t *testing.T) {
-	manifest := string(read(t, "kubernetes/order.yaml"))
-	manifest = manifest[strings.Index(manifest, "apiVersion: apps/v1"):]
-	manifest = manifest[:strings.Index(manifest, "\n---")]
+	_, manifest, found := strings.Cut(string(read(t, "kubernetes/order.yaml")), "apiVersion: apps/v1")
+	if !found {
+		t.Fatal("the order's manifest has no Deployment")
+	}
+	manifest, _, _ = strings.Cut("apiVersion: apps/v1"+manifest, "\n---")
 	for what, change := range map[string][2]string{
 		"a misspelt field":   {"serviceAccountName:", "serviceAcountName:"},
 		"another case":       {"containers:", "Containers:"},

@@ -224,7 +224,8 @@ func (s *shop) run(ctx context.Context, ready func(url string)) error {
 	})
 	g.Go(func() error { return s.desk.Load.Run(entry) })
 	// What is paused or cut off could not drain.
-	defer context.AfterFunc(entry, s.desk.Control.Close)()
+	cut := context.AfterFunc(entry, s.desk.Control.Close)
+	defer cut()
 	g.Go(func() error {
 		defer stopBehind()
 		// A connection that was made and never used would hold up the drain of its server.

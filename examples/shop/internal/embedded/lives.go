@@ -79,19 +79,19 @@ func (u *unit) newGate() *platform.Gate {
 	return u.gate
 }
 
-// resurrected returns when the service may live, or ctx has ended.
-func (u *unit) resurrected(ctx context.Context) error {
+// resurrected waits until the service may live. It returns false if ctx ends first.
+func (u *unit) resurrected(ctx context.Context) bool {
 	for {
 		u.mu.Lock()
 		dead, changed := u.dead, u.changed
 		u.mu.Unlock()
 		if !dead {
-			return ctx.Err()
+			return ctx.Err() == nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ctx.Err()
+			return ctx.Err() == nil
 		}
 	}
 }
@@ -188,7 +188,7 @@ func (s *shop) live(ctx context.Context, u *unit) error {
 			s.log.Warn("a dead service was not buried well", "service", u.name, "error", err)
 		}
 		for {
-			if u.resurrected(ctx) != nil {
+			if !u.resurrected(ctx) {
 				return nil
 			}
 			err := s.begin(ctx, u)

@@ -23,7 +23,8 @@ type File struct {
 // Open opens the file at path, and creates it if need be. Its owner and the group may read it.
 func Open(path string, maxBytes int64) (*File, error) {
 	l := &File{path: path, max: maxBytes}
-	return l, l.open()
+	err := l.open()
+	return l, err
 }
 
 func (l *File) open() error {

@@ -136,12 +136,13 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 		},
 	}
 	if env.Gate != nil {
-		defer context.AfterFunc(env.Gate.life, func() {
+		die := context.AfterFunc(env.Gate.life, func() {
 			fail(ErrKilled)
 			stopIntake()
 			stopWork()
 			_ = server.Close()
-		})()
+		})
+		defer die()
 	}
 	var taking, working, registered sync.WaitGroup
 	part(intake, &taking, "serve", func(context.Context) error {

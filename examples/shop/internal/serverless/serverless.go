@@ -109,7 +109,7 @@ func answer[E, A any](ctx context.Context, f *Function, payload []byte, from fun
 	in, err := from(&event)
 	var r *http.Request
 	if err == nil {
-		r, err = in.http()
+		r, err = in.http(ctx)
 	}
 	var w *recorder
 	if err != nil {
@@ -117,7 +117,7 @@ func answer[E, A any](ctx context.Context, f *Function, payload []byte, from fun
 	} else {
 		w = f.serve(ctx, r)
 	}
-	body, encoded := string(w.body.Bytes()), false
+	body, encoded := w.body.String(), false
 	if !utf8.ValidString(body) || w.header.Get("Content-Encoding") != "" {
 		body, encoded = base64.StdEncoding.EncodeToString(w.body.Bytes()), true
 	}
@@ -236,7 +236,7 @@ type request struct {
 	encoded                           bool
 }
 
-func (in request) http() (*http.Request, error) {
+func (in request) http(ctx context.Context) (*http.Request, error) {
 	body := []byte(in.body)
 	if in.encoded {
 		var err error
@@ -249,7 +249,7 @@ func (in request) http() (*http.Request, error) {
 	if path, err := url.PathUnescape(in.path); err == nil {
 		u.Path, u.RawPath = path, in.path
 	}
-	r, err := http.NewRequest(in.method, "/", bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, in.method, "/", bytes.NewReader(body))
 	if err != nil {
 		return nil, errors.New("the method is not one")
 	}

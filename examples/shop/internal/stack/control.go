@@ -162,19 +162,19 @@ func (u *up) ended(name string) (killed bool) {
 	return s.killed
 }
 
-// mayLive returns when an instance may be started, or ctx has ended.
-func (u *up) mayLive(ctx context.Context, name string) error {
+// mayLive waits until an instance may be started. It returns false if ctx ends first.
+func (u *up) mayLive(ctx context.Context, name string) bool {
 	for {
 		u.mu.Lock()
 		dead, changed := u.states[name].dead, u.states[name].changed
 		u.mu.Unlock()
 		if !dead {
-			return ctx.Err()
+			return ctx.Err() == nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ctx.Err()
+			return ctx.Err() == nil
 		}
 	}
 }

@@ -120,7 +120,7 @@ func TestRedisByTLS(t *testing.T) {
 
 func TestPostgresByTLS(t *testing.T) {
 	bin := filepath.Dir(tool(t, "/usr/lib/postgresql/*/bin/initdb", "initdb"))
-	dir, err := os.MkdirTemp("", "dovetail-tls") // where its user may go
+	dir, err := os.MkdirTemp("", "dovetail-tls") //nolint:usetesting // where another user may go, too
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -194,7 +194,8 @@ func (u *up) run(ctx context.Context, settings Settings, services []string) erro
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	// What is stopped or cut off could not drain.
-	defer context.AfterFunc(running, u.desk.Control.Close)()
+	cut := context.AfterFunc(running, u.desk.Control.Close)
+	defer cut()
 	var driving sync.WaitGroup
 	driving.Go(func() { _ = u.desk.Load.Run(running) }) // it fails only if it is run twice
 	defer driving.Wait()
@@ -237,7 +238,7 @@ func (u *up) run(ctx context.Context, settings Settings, services []string) erro
 func (u *up) keep(ctx context.Context, service, name string) error {
 	pause, tries := shortestPause, 0
 	for {
-		if u.mayLive(ctx, name) != nil {
+		if !u.mayLive(ctx, name) {
 			return nil
 		}
 		began := time.Now()
