@@ -377,7 +377,7 @@ func TestPageOutlivesTheShop(t *testing.T) {
 	shop := (&api{t: t, url: "http://" + addr}).stocked()
 
 	v := visit(t, browser, shop.url).member(shop)
-	v.mayComplain("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
+	v.mayComplain("net::ERR_")
 	v.orders("p-001", "pm_slow")
 	v.until("payment is at work", `document.querySelector('#steps li:nth-child(3)').dataset.state === 'working'`)
 	_ = p.end(syscall.SIGKILL)
@@ -727,6 +727,13 @@ func (v *visitor) checkLook(page, scheme string) {
 func (v *visitor) picture(name string) {
 	v.t.Helper()
 	png, err := chromedp.Run(v.ctx, chromedp.FullScreenshot(100))
+	for range 10 { // the browser may be busy with the page's frame just then
+		if err == nil || v.ctx.Err() != nil {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+		png, err = chromedp.Run(v.ctx, chromedp.FullScreenshot(100))
+	}
 	if err != nil {
 		v.fail("picture of %s: %v", name, err)
 	}

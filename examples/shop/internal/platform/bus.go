@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"sync"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/idempotency"
@@ -34,6 +35,7 @@ type Bus struct {
 	outbox  *outbox.Outbox
 	relay   *outbox.Relay
 	// handlers are those of On, by group; atOnce is how many messages each of them has in hand.
+	mu       sync.Mutex
 	handlers map[string]messaging.Handler
 	atOnce   int
 	// Inbox remembers the messages that were applied, and the answers to HTTP requests that
@@ -152,7 +154,7 @@ func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, 
 		}
 		return nil
 	})
-	b.handlers[group] = messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
+	once := messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
 		applied := new(bool) // a duplicate is not
 		err := handler.Handle(context.WithValue(ctx, appliedKey{}, applied), d)
 		if err != nil {
@@ -164,12 +166,15 @@ func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, 
 		}
 		return nil
 	})
+	b.mu.Lock()
+	b.handlers[group] = once
+	b.mu.Unlock()
 	b.metrics.delays.WithLabelValues(group) // from the first scrape on: a rate needs two
 	subscription := Group(group, topics...)
 	// More handlers at once would only queue for the database's connections, and hold up the
 	// relay's lease in that queue.
 	subscription.Concurrency = b.atOnce
-	return Consumer{Subscription: subscription, Handler: b.handlers[group]}
+	return Consumer{Subscription: subscription, Handler: once}
 }
 
 // Group is the subscription of one of the shop's consumers: in order per key.

@@ -99,7 +99,9 @@ func (b *Bus) replay(w http.ResponseWriter, r *http.Request) error {
 	ctx, group, id := r.Context(), r.PathValue("consumer"), r.PathValue("message")
 	var text string
 	err := b.db.QueryRowContext(ctx, `SELECT message FROM dead_letters WHERE consumer = $1 AND message_id = $2`, group, id).Scan(&text)
+	b.mu.Lock()
 	handler, ok := b.handlers[group]
+	b.mu.Unlock()
 	if errors.Is(err, sql.ErrNoRows) || err == nil && !ok {
 		return NotFound("dead letter", group+"/"+id)
 	}

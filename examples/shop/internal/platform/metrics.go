@@ -166,9 +166,11 @@ func (c *deadLetterCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	letters := map[string]int{}
+	c.bus.mu.Lock()
 	for consumer := range c.bus.handlers {
 		letters[consumer] = 0
 	}
+	c.bus.mu.Unlock()
 	for _, n := range counts {
 		letters[n.consumer] = n.letters
 	}
