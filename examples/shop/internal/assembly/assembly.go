@@ -58,7 +58,7 @@ func New(ctx context.Context, env platform.Env, cfg Config) (platform.Service, e
 	case "inventory":
 		return inventory.New(ctx, env)
 	case "payment":
-		return payment.New(ctx, env, payment.Config{Provider: &payment.Provider{URL: "http://provider", Caller: env.Caller}})
+		return payment.New(ctx, env, payment.Config{Provider: "http://provider"})
 	case "shipping":
 		return shipping.New(ctx, env, shipping.Config{Packing: cfg.Packing})
 	case "notification":

@@ -14,15 +14,19 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/promkit"
+	"github.com/dovetail-go/dovetail/resilience"
 	"github.com/dovetail-go/dovetail/saga/barrier"
 )
 
 // Config is what the service needs beyond its surroundings.
 type Config struct {
-	// Provider reaches the payment provider.
-	Provider *Provider
+	// Provider is the URL of the payment provider, without a slash at the end.
+	Provider string
 }
 
 // Service is the payment service.
@@ -55,7 +59,16 @@ func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{env: env, bus: bus, provider: cfg.Provider}, nil
+	reads, err := resilience.NewHedge(resilience.HedgeConfig{Name: "provider", Hooks: env.Tracing().Hedge()})
+	if err != nil {
+		return nil, err
+	}
+	return &Service{env: env, bus: bus, provider: &Provider{URL: cfg.Provider, Caller: env.Caller, Reads: reads}}, nil
+}
+
+// Collectors are what the service shows of its blocks, beside what every service does.
+func (s *Service) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{promkit.Hedges(s.provider.Reads)}
 }
 
 // Consumers implements [platform.Service]: payment is only ever asked directly.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/resilience"
 )
 
 // Provider speaks the payment provider's interface. Every charge is booked under the order's ID,
@@ -22,6 +23,9 @@ type Provider struct {
 	Caller *platform.Caller
 	// Timeout bounds one call. Zero means 3 seconds.
 	Timeout time.Duration
+	// Reads asks a second time where the provider's answer to a question is late. Nothing that moves money
+	// goes through it. Nil asks once.
+	Reads *resilience.Hedge
 }
 
 // Authorise asks the provider to hold the money. A refusal is an answer, not an error. Where
@@ -42,11 +46,8 @@ func (p *Provider) Authorise(ctx context.Context, pay payment) (refusal string, 
 		}
 		return "", err
 	}
-	var booked struct {
-		Status string `json:"status"`
-		Reason string `json:"reason"`
-	}
-	if lookup := p.call(ctx, http.MethodGet, "/"+url.PathEscape(pay.OrderID), "", nil, &booked); lookup != nil {
+	booked, lookup := p.lookUp(ctx, pay.OrderID)
+	if lookup != nil {
 		return "", err // it did not come, or we cannot know yet: ask again
 	}
 	switch booked.Status {
@@ -56,6 +57,26 @@ func (p *Provider) Authorise(ctx context.Context, pay payment) (refusal string, 
 		return booked.Reason, nil
 	}
 	return booked.Status, nil
+}
+
+// charge is what the provider has in its books.
+type charge struct {
+	Status string `json:"status"`
+	Reason string `json:"reason"`
+}
+
+// lookUp asks what became of an order's charge. It changes nothing, so it may be asked twice at once.
+func (p *Provider) lookUp(ctx context.Context, order string) (charge, error) {
+	ask := func(ctx context.Context) (c charge, err error) {
+		err = p.call(ctx, http.MethodGet, "/"+url.PathEscape(order), "", nil, &c)
+		return c, err
+	}
+	if p.Reads == nil {
+		return ask(ctx)
+	}
+	c, release, err := resilience.OpenHedged(ctx, p.Reads, ask)
+	release()
+	return c, err
 }
 
 // Void asks the provider to let the held money go.
