@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"io"
 	"sync"
 )
 
@@ -28,8 +29,9 @@ type cut struct {
 
 // Cut returns a connector to the same database whose nth statement, begin or commit ends all
 // its connections: before it is made, or after it, with the answer lost. What was not
-// committed is rolled back, as when a process dies. Reached reports whether it has come to
-// that. The driver must know contexts.
+// committed is rolled back, as when a process dies, also where the node was reading rows.
+// Reached reports whether it has come to that. The driver must know contexts. Rows do not
+// tell the types of their columns.
 func Cut(c driver.Connector, n int, after bool) (connector driver.Connector, reached func() bool) {
 	k := newCut(c, n, after)
 	return k, k.reached
@@ -104,7 +106,7 @@ func (c *cut) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cutConn{Conn: conn, cut: c}, nil
+	return &cutConn{Conn: conn, cut: c, rows: map[*cutRows]bool{}, stmts: map[*cutStmt]bool{}}, nil
 }
 
 // cutConn is one connection, in the hands of one goroutine at a time.
@@ -112,7 +114,8 @@ type cutConn struct {
 	driver.Conn
 	cut    *cut
 	closed bool
-	// stmts are open: SQLite keeps a transaction until they are closed.
+	// rows and stmts are open: SQLite keeps a transaction until they are closed.
+	rows  map[*cutRows]bool
 	stmts map[*cutStmt]bool
 }
 
@@ -127,10 +130,26 @@ func (c *cutConn) Close() error {
 		return nil
 	}
 	c.closed = true
+	for r := range c.rows {
+		_ = r.Rows.Close()
+	}
 	for s := range c.stmts {
 		_ = s.Stmt.Close()
 	}
 	return c.Conn.Close()
+}
+
+// query makes a statement that returns rows, on a connection or prepared.
+func (c *cutConn) query(fn func() (driver.Rows, error)) (driver.Rows, error) {
+	return statement(c, func() (driver.Rows, error) {
+		rows, err := fn()
+		if err != nil {
+			return nil, err
+		}
+		r := &cutRows{rows, c}
+		c.rows[r] = true
+		return r, nil
+	})
 }
 
 func (c *cutConn) IsValid() bool {
@@ -178,7 +197,7 @@ func (c *cutConn) ExecContext(ctx context.Context, query string, args []driver.N
 }
 
 func (c *cutConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	return statement(c, func() (driver.Rows, error) {
+	return c.query(func() (driver.Rows, error) {
 		if q, ok := c.Conn.(driver.QueryerContext); ok {
 			return q.QueryContext(ctx, query, args)
 		}
@@ -197,9 +216,6 @@ func (c *cutConn) PrepareContext(ctx context.Context, query string) (driver.Stmt
 	s, err := p.PrepareContext(ctx, query)
 	if err != nil {
 		return nil, err
-	}
-	if c.stmts == nil {
-		c.stmts = map[*cutStmt]bool{}
 	}
 	stmt := &cutStmt{s, c}
 	c.stmts[stmt] = true
@@ -253,10 +269,47 @@ func (s *cutStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (dr
 }
 
 func (s *cutStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	return statement(s.c, func() (driver.Rows, error) {
+	return s.c.query(func() (driver.Rows, error) {
 		if q, ok := s.Stmt.(driver.StmtQueryContext); ok {
 			return q.QueryContext(ctx, args)
 		}
 		return nil, errors.New("sagatest: the driver's statements have no QueryContext")
 	})
+}
+
+type cutRows struct {
+	driver.Rows
+	c *cutConn
+}
+
+func (r *cutRows) Close() error {
+	if r.c.closed {
+		return nil
+	}
+	delete(r.c.rows, r)
+	return r.Rows.Close()
+}
+
+func (r *cutRows) Next(dest []driver.Value) error {
+	if r.c.cut.isDead() {
+		return r.c.end()
+	}
+	return r.Rows.Next(dest)
+}
+
+// HasNextResultSet implements driver.RowsNextResultSet.
+func (r *cutRows) HasNextResultSet() bool {
+	n, ok := r.Rows.(driver.RowsNextResultSet)
+	return ok && !r.c.closed && n.HasNextResultSet()
+}
+
+// NextResultSet implements driver.RowsNextResultSet.
+func (r *cutRows) NextResultSet() error {
+	if r.c.cut.isDead() {
+		return r.c.end()
+	}
+	if n, ok := r.Rows.(driver.RowsNextResultSet); ok {
+		return n.NextResultSet()
+	}
+	return io.EOF
 }
