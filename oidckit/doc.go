@@ -47,7 +47,8 @@
 // A forged signature under a real key ID costs a verification each (30 to 100 µs). Put a rate limit per
 // address before the middleware.
 //
-// There is no sign-in flow here (authorization code, PKCE), no encrypted tokens, no opaque tokens,
+// There is no sign-in flow here (authorization code, PKCE): golang.org/x/oauth2 has one, and [Verifier.Discovery] tells it
+// where to go; the reference shop shows both together. There are no encrypted tokens, no opaque tokens,
 // and no tokens in cookies, query or body: only in the Authorization header (RFC 6750,
 // section 2.1).
 package oidckit

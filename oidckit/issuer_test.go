@@ -127,7 +127,9 @@ func sign(t testing.TB, key any, alg jose.SignatureAlgorithm, claims any, header
 func (i *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case "/.well-known/openid-configuration":
-		_ = json.NewEncoder(w).Encode(map[string]string{"issuer": issuerURL, "jwks_uri": issuerURL + "/keys"})
+		_ = json.NewEncoder(w).Encode(map[string]string{
+			"issuer": issuerURL, "jwks_uri": issuerURL + "/keys", "authorization_endpoint": issuerURL + "/authorize",
+		})
 	case "/keys":
 		i.mu.Lock()
 		i.fetches++

@@ -107,13 +107,14 @@ type keySet struct {
 	issuer string
 	cfg    *Config
 
-	mu       sync.Mutex
-	keys     *keys
-	at       time.Time // when keys were fetched
-	flight   chan struct{}
-	next     time.Time // no fetch before
-	failures int       // in a row
-	err      error     // of the last fetch
+	mu        sync.Mutex
+	keys      *keys
+	discovery []byte    // the document that came with them
+	at        time.Time // when both were fetched
+	flight    chan struct{}
+	next      time.Time // no fetch before
+	failures  int       // in a row
+	err       error     // of the last fetch
 }
 
 // current returns the keys. It waits for the issuer only if there are none that may be used.
@@ -139,6 +140,16 @@ func (s *keySet) current(ctx context.Context) (*keys, error) {
 		return s.keys, nil
 	}
 	return nil, s.unknown()
+}
+
+// document returns the discovery document that came with the newest keys.
+func (s *keySet) document(ctx context.Context) ([]byte, error) {
+	if _, err := s.current(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.discovery, nil
 }
 
 // fresher returns keys that are newer than those given, or those if there are none or it is not time
@@ -193,7 +204,7 @@ func (s *keySet) fetch() <-chan struct{} {
 		ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Timeout)
 		defer cancel()
 		began := time.Now()
-		fetched, err := s.load(ctx)
+		fetched, discovery, err := s.load(ctx)
 		if err != nil {
 			cmp.Or(s.cfg.Logger, slog.Default()).WarnContext(ctx, "keys of the issuer could not be fetched", "issuer", s.issuer, "error", err)
 		}
@@ -201,7 +212,7 @@ func (s *keySet) fetch() <-chan struct{} {
 		defer s.mu.Unlock()
 		s.flight, s.err = nil, err
 		if err == nil {
-			s.failures, s.at = 0, began
+			s.failures, s.at, s.discovery = 0, began, discovery
 			s.next = began.Add(s.cfg.KeysMinAge)
 			if s.keys == nil || !bytes.Equal(s.keys.document, fetched.document) {
 				s.keys = fetched // the same object stands for the same keys
@@ -215,41 +226,40 @@ func (s *keySet) fetch() <-chan struct{} {
 	return flight
 }
 
-// load fetches the keys.
-func (s *keySet) load(ctx context.Context) (*keys, error) {
+// load fetches the keys, after the discovery document unless it is configured where they are.
+func (s *keySet) load(ctx context.Context) (k *keys, discovery []byte, err error) {
 	from := s.cfg.KeysURL
 	if from == "" {
-		document, err := s.get(ctx, strings.TrimSuffix(s.issuer, "/")+"/.well-known/openid-configuration")
+		discovery, err = s.get(ctx, strings.TrimSuffix(s.issuer, "/")+"/.well-known/openid-configuration")
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		var d struct {
 			Issuer string `json:"issuer"`
 			Keys   string `json:"jwks_uri"`
 		}
-		if err := json.Unmarshal(document, &d); err != nil {
-			return nil, errors.New("the discovery document is no JSON")
+		if err := json.Unmarshal(discovery, &d); err != nil {
+			return nil, nil, errors.New("the discovery document is no JSON")
 		}
 		if d.Issuer != s.issuer { // or it would be another's keys
-			return nil, fmt.Errorf("the discovery document is of issuer %.200q, want %q", d.Issuer, s.issuer)
+			return nil, nil, fmt.Errorf("the discovery document is of issuer %.200q, want %q", d.Issuer, s.issuer)
 		}
 		if err := checkURL("jwks_uri", d.Keys); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if strings.HasPrefix(s.issuer, "https:") && !strings.HasPrefix(d.Keys, "https:") {
-			return nil, fmt.Errorf("jwks_uri is %.200q, want https as of the issuer", d.Keys)
+			return nil, nil, fmt.Errorf("jwks_uri is %.200q, want https as of the issuer", d.Keys)
 		}
 		from = d.Keys
 	}
 	document, err := s.get(ctx, from)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	k, err := parseKeys(document)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", from, err)
+	if k, err = parseKeys(document); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", from, err)
 	}
-	return k, nil
+	return k, discovery, nil
 }
 
 // maxDocument bounds what is read from the issuer, in bytes.

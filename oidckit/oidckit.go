@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/json"
 )
 
 // ErrInvalid is what every error unwraps to that says: this token is not accepted. The errors
@@ -174,6 +175,24 @@ func checkURL(what, text string) error {
 func (v *Verifier) Ready(ctx context.Context) error {
 	_, err := v.keys.current(ctx)
 	return err
+}
+
+// Discovery decodes the issuer's discovery document (OpenID Connect Discovery 1.0, section 3) into out as
+// encoding/json would, but for names, which have to match in case too: it says where people sign in and where a code is
+// exchanged. The document is as old as the keys; it is fetched with them, and fails with them. Its URLs are the issuer's
+// word: only its issuer and its jwks_uri are checked. With Config.KeysURL there is none.
+func (v *Verifier) Discovery(ctx context.Context, out any) error {
+	if v.cfg.KeysURL != "" {
+		return errors.New("oidckit: Config.KeysURL is set, want it empty for discovery")
+	}
+	document, err := v.keys.document(ctx)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(document, out); err != nil {
+		return fmt.Errorf("oidckit: discovery document: %w", err)
+	}
+	return nil
 }
 
 // Verify returns what the token says, or an error that unwraps to [ErrInvalid], [ErrKeys], or

@@ -476,6 +476,46 @@ func TestDiscoveryOfAnotherIssuerIsRefused(t *testing.T) {
 	}
 }
 
+func TestDiscovery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(t)
+		i.set(true, 0)
+		v := i.verifier(oidckit.Config{Logger: slog.New(slog.DiscardHandler)})
+		var found struct {
+			Authorize string `json:"authorization_endpoint"`
+			Other     string `json:"Issuer"`
+		}
+		if err := v.Discovery(t.Context(), &found); !errors.Is(err, oidckit.ErrKeys) || fault.Judge(t.Context(), err).After <= 0 {
+			t.Errorf("Discovery without the issuer = %v, want %v and when to come back", err, oidckit.ErrKeys)
+		}
+		i.set(false, 0)
+		time.Sleep(2 * time.Second)
+		for range 2 {
+			if err := v.Discovery(t.Context(), &found); err != nil || found.Authorize != issuerURL+"/authorize" || found.Other != "" {
+				t.Errorf("Discovery = %+v, %v; want the endpoint, and no name in another case", found, err)
+			}
+		}
+		if n := i.asked(); n != 1 {
+			t.Errorf("the issuer was asked %d times, want 1", n)
+		}
+		i.set(true, 0)
+		time.Sleep(time.Hour)
+		if err := v.Discovery(t.Context(), &found); err != nil {
+			t.Errorf("Discovery in an outage = %v, want what is known", err)
+		}
+		synctest.Wait()
+
+		var list []string
+		if err := v.Discovery(t.Context(), &list); err == nil {
+			t.Error("Discovery into something else = nil, want an error")
+		}
+		v = i.verifier(oidckit.Config{KeysURL: issuerURL + "/keys"})
+		if err := v.Discovery(t.Context(), &found); err == nil || !strings.Contains(err.Error(), "KeysURL") {
+			t.Errorf("Discovery = %v, want an error that names KeysURL", err)
+		}
+	})
+}
+
 type roundTrip func(*http.Request) *http.Response
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r), nil }
