@@ -91,7 +91,7 @@ func (s *Service) Consumers() []platform.Consumer {
 
 // Run implements [platform.Service].
 func (s *Service) Run(ctx context.Context) error {
-	return platform.RunAll(ctx, s.bus.Run, s.listing.projector.Run)
+	return platform.RunAll(ctx, s.bus.Run, s.listing.run)
 }
 
 // Collectors are what the service shows of its blocks, beside what every service does.
@@ -307,12 +307,12 @@ func (s *Service) change(w http.ResponseWriter, r *http.Request) error {
 	}
 	s.bus.Wake()
 	s.listing.shows(ctx, id)
-	shown, err := s.product(ctx, id)
-	if err != nil {
+	now := asShown(product.Value)
+	// The listing has it too, or will have; a replica of it perhaps not even the product.
+	err = s.env.DB.QueryRowContext(ctx, `SELECT available FROM availability WHERE product_id = $1`, id).Scan(&now.Available)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) { // inventory may not have heard of it yet
 		return err
 	}
-	now := asShown(product.Value)
-	now.Available = shown.Available
 	return platform.WriteJSON(w, http.StatusOK, now)
 }
 

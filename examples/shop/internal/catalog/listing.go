@@ -6,7 +6,9 @@ package catalog
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 	"unicode"
@@ -63,10 +65,11 @@ type listing struct {
 	projector *eventsource.Projector[*sql.Tx]
 	log       *eventsource.Log
 	dialect   platform.Dialect
+	logger    *slog.Logger
 }
 
 func newListing(ctx context.Context, env platform.Env, products *products) (*listing, error) {
-	l := &listing{log: products.log, dialect: platform.DialectOf(env.DB)}
+	l := &listing{log: products.log, dialect: platform.DialectOf(env.DB), logger: env.Log}
 	schema := sqliteSchema
 	if l.dialect == platform.Postgres {
 		schema = postgresSchema
@@ -136,6 +139,19 @@ func (l *listing) fill(ctx context.Context) error {
 		err = failed
 	}
 	return err
+}
+
+// run fills the listing until ctx ends. An event that it stopped at is tried again first: this may be the program in
+// which that has been mended.
+func (l *listing) run(ctx context.Context) error {
+	parked, err := l.projector.Parked(ctx)
+	for _, p := range parked {
+		err = errors.Join(err, l.projector.Retry(ctx, p.At))
+	}
+	if err != nil && ctx.Err() == nil && !errors.Is(err, eventsource.ErrNotParked) { // which another instance has tried again
+		l.logger.WarnContext(ctx, "the listing may stay where it stopped", "error", err)
+	}
+	return l.projector.Run(ctx)
 }
 
 // shows waits, for a moment, until the listing shows a product as it is.
