@@ -92,7 +92,8 @@ type LeaseRequest struct {
 	Drop []Lease
 	// Take is how many free shards to take at most.
 	Take int
-	// Leave gives up everything the relay has, its membership included.
+	// Leave gives up everything the relay has, its membership included. The other fields
+	// are of no concern then, Relay excepted.
 	Leave bool
 }
 

@@ -355,6 +355,34 @@ func TestRemovalOutlivesAnEmptyTable(t *testing.T) {
 	if strings.Contains(plan, "Join Filter") || !strings.Contains(plan, "Index Cond: ((shard = d.shard) AND (id = d.id))") {
 		t.Errorf("plan = %s\nwant each row found by the index", plan)
 	}
+	// Only the removal's own transaction does not wait for the disk.
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), statement); err != nil {
+		t.Fatal(err)
+	}
+	if got := synchronousCommit(t, tx); got != "off" {
+		t.Errorf("synchronous_commit = %s during the removal, want off", got)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if got := synchronousCommit(t, busy); got != "on" {
+		t.Errorf("synchronous_commit = %s after the removal, want on", got)
+	}
+}
+
+func synchronousCommit(t *testing.T, q interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}) (setting string) {
+	t.Helper()
+	if err := q.QueryRowContext(t.Context(), "SHOW synchronous_commit").Scan(&setting); err != nil {
+		t.Fatal(err)
+	}
+	return setting
 }
 
 // explain returns the plan of a statement.

@@ -164,17 +164,17 @@ func chunk(rows []outbox.Row) int {
 // Lease implements [outbox.Store].
 func (s *Store) Lease(ctx context.Context, r outbox.LeaseRequest) (outbox.LeaseView, error) {
 	now, ttl := s.dialect.Now(), r.TTL.Microseconds()
-	for _, l := range r.Drop {
-		if _, err := s.exec(ctx, "UPDATE "+s.lease+" SET owner = '', expires = 0 WHERE shard = ? AND owner = ? AND epoch = ?", l.Shard, r.Relay, l.Epoch); err != nil {
-			return outbox.LeaseView{}, err
-		}
-	}
 	if r.Leave {
 		_, err := s.exec(ctx, "UPDATE "+s.lease+" SET owner = '', expires = 0 WHERE owner = ? AND shard >= 0", r.Relay)
 		if err == nil {
 			_, err = s.exec(ctx, "DELETE FROM "+s.lease+" WHERE owner = ? AND shard < 0", r.Relay)
 		}
 		return outbox.LeaseView{}, err
+	}
+	if len(r.Drop) > 0 {
+		if _, err := s.exec(ctx, "UPDATE "+s.lease+" SET owner = '', expires = 0 WHERE owner = ? AND ("+these(r.Drop)+")", r.Relay); err != nil {
+			return outbox.LeaseView{}, err
+		}
 	}
 	// A relay is a member by a row with a number below zero. Both it and the leases are
 	// renewed here; a lease that has run out is not, because it may be taken at this moment.
@@ -434,10 +434,13 @@ func (s *Store) Settle(ctx context.Context, settlements []outbox.Settlement) ([]
 		// LIMIT keeps the planner from turning that around: after a vacuum of the empty table it
 		// takes the table for empty until the next one, and would compare each row with each pair.
 		// What the subquery finds stays where it is, since no row is ever updated.
+		//
+		// The commit does not wait for the disk: a server that crashes right then has the last
+		// of these rows again, and they are published twice, as after a crash of the relay.
 		query := "DELETE FROM " + s.message + " m WHERE ctid = ANY (ARRAY(SELECT r.ctid" +
 			" FROM unnest(CAST('" + array(shards) + "' AS integer[]), CAST('" + array(ids) + "' AS bigint[])) AS d (shard, id)" +
 			" CROSS JOIN LATERAL (SELECT f.ctid FROM " + s.message + " f WHERE f.shard = d.shard AND f.id = d.id LIMIT 1) AS r" +
-			" WHERE d.shard IN (" + s.current(settlements) + " FOR SHARE)))"
+			" WHERE d.shard IN (" + s.current(settlements) + " FOR SHARE) AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'))"
 		if s.cfg.Archive {
 			query = "WITH gone AS (" + query + " RETURNING m.*) " + s.toArchive("gone")
 		}
@@ -523,11 +526,20 @@ func (s *Store) settleMySQL(ctx context.Context, settlements []outbox.Settlement
 
 // current is a query for those of the settlements' shards whose lease is the current one.
 func (s *Store) current(settlements []outbox.Settlement) string {
-	parts := make([]string, len(settlements))
+	leases := make([]outbox.Lease, len(settlements))
 	for i, t := range settlements {
-		parts[i] = fmt.Sprintf("shard = %d AND epoch = %d", t.Shard, t.Epoch)
+		leases[i] = t.Lease
 	}
-	return "SELECT shard FROM " + s.lease + " WHERE " + strings.Join(parts, " OR ")
+	return "SELECT shard FROM " + s.lease + " WHERE " + these(leases)
+}
+
+// these is a condition that is true of certain rows of the table of leases.
+func these(leases []outbox.Lease) string {
+	parts := make([]string, len(leases))
+	for i, l := range leases {
+		parts[i] = fmt.Sprintf("shard = %d AND epoch = %d", l.Shard, l.Epoch)
+	}
+	return strings.Join(parts, " OR ")
 }
 
 type querier interface {
