@@ -270,6 +270,13 @@ func (b *gatedBroker) Publish(ctx context.Context, msgs ...*messaging.Message) e
 	return b.Broker.Publish(ctx, msgs...)
 }
 
+// PublishAsync implements [messaging.AsyncPublisher] where the broker behind does. In this process there is
+// a gate to wait at, which Publish does.
+func (b *gatedBroker) PublishAsync(ctx context.Context, m *messaging.Message, done func(err error)) bool {
+	async, ok := b.Broker.(messaging.AsyncPublisher)
+	return ok && !b.inProcess && async.PublishAsync(ctx, m, done)
+}
+
 // Subscribe implements [messaging.Subscriber].
 func (b *gatedBroker) Subscribe(ctx context.Context, s messaging.Subscription, h messaging.Handler) error {
 	line := &line{gate: b.gate, next: h, inProcess: b.inProcess, ended: ctx, done: make(chan struct{})}
