@@ -481,44 +481,47 @@ func (s *scheduler) wantRead(now time.Time) command {
 	if s.reading || s.stopping || len(s.parks) > 0 || now.Before(s.readAfter) {
 		return nil
 	}
-	c := &readCommand{wakes: s.wakes, sent: now}
+	var short []*shard
 	low := false
 	for sh := range s.shardsHeld() {
-		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes || now.Before(sh.skipAfter) {
-			continue
-		}
-		free := s.free(sh)
-		if sh.fresh > s.cfg.Batch || free <= 0 || len(sh.published) >= memory*s.cfg.Batch {
+		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes || now.Before(sh.skipAfter) ||
+			sh.fresh > s.cfg.Batch || s.free(sh) <= 0 || len(sh.published) >= memory*s.cfg.Batch {
 			continue
 		}
 		// When one has run low, the others that will soon are read along.
 		low = low || sh.fresh <= s.cfg.Batch/2
-		r := Read{Shard: sh.Shard, Limit: min(s.cfg.Batch, free)}
-		for id := range sh.rows {
-			r.SkipIDs = append(r.SkipIDs, id)
-		}
-		// What has its share of the memory is slow, since there are few fresh rows. Look for
-		// others behind it.
-		for _, k := range sh.keys {
-			if len(k.rows) >= free {
-				r.SkipKeys = append(r.SkipKeys, k.name)
-			}
-		}
-		for t, rows := range sh.topics {
-			if rows >= free {
-				r.SkipTopics = append(r.SkipTopics, t.name)
-			}
-		}
-		slices.Sort(r.SkipIDs)
-		slices.Sort(r.SkipKeys)
-		slices.Sort(r.SkipTopics)
-		c.reads, c.shards = append(c.reads, r), append(c.shards, sh)
+		short = append(short, sh)
 	}
 	if !low {
 		return nil
 	}
+	c := &readCommand{wakes: s.wakes, sent: now, shards: short}
+	for _, sh := range short {
+		c.reads = append(c.reads, s.wanted(sh))
+	}
 	s.reading = true
 	return c
+}
+
+// wanted is a read of rows of a shard that are not in memory.
+func (s *scheduler) wanted(sh *shard) Read {
+	free := s.free(sh)
+	r := Read{Shard: sh.Shard, Limit: min(s.cfg.Batch, free), SkipIDs: slices.Sorted(maps.Keys(sh.rows))}
+	// What has its share of the memory is slow, since there are few fresh rows. Look for
+	// others behind it.
+	for _, k := range sh.keys {
+		if len(k.rows) >= free {
+			r.SkipKeys = append(r.SkipKeys, k.name)
+		}
+	}
+	for t, rows := range sh.topics {
+		if rows >= free {
+			r.SkipTopics = append(r.SkipTopics, t.name)
+		}
+	}
+	slices.Sort(r.SkipKeys)
+	slices.Sort(r.SkipTopics)
+	return r
 }
 
 // free is how many more rows of a shard may be in memory. A key or a topic may have as
