@@ -31,7 +31,9 @@
 // Reading takes no locks, under any isolation level that is the server's default. Rows are
 // removed by primary key, in PostgreSQL and SQLite by one statement that checks the
 // lease's epoch in passing, in MySQL by a short READ COMMITTED transaction. With Config.Archive
-// the row is archived by the same statement or transaction, or not at all.
+// the row is archived by the same statement or transaction, or not at all. In PostgreSQL the
+// removal's commit does not wait for the disk: a server that crashes has what was removed in its
+// last moments again, and it is published twice, as after a crash of the relay.
 //
 // Migrate upgrades the tables of every earlier version, with the rows in them, while replicas
 // of that version go on working.
