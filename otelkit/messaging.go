@@ -71,8 +71,15 @@ func (k *Kit) from(d *messaging.Delivery) []attribute.KeyValue {
 // else of the caller's. Several are one span "send" of kind client with links to the contexts of the messages; those that
 // had none get a span "create <topic>" each.
 //
-// It has no PublishAsync: a relay that should keep it wants [Kit.Relay] instead.
-func (k *Kit) Publisher(next messaging.Publisher) messaging.Publisher { return &publisher{k, next} }
+// It is a [messaging.AsyncPublisher] if next is one: the span of a message then ends when its outcome is known, and one
+// that was not taken has none.
+func (k *Kit) Publisher(next messaging.Publisher) messaging.Publisher {
+	p := &publisher{k, next}
+	if async, ok := next.(messaging.AsyncPublisher); ok {
+		return &asyncPublisher{p, async}
+	}
+	return p
+}
 
 type publisher struct {
 	kit  *Kit
@@ -86,11 +93,7 @@ func (p *publisher) Publish(ctx context.Context, msgs ...*messaging.Message) err
 		return p.next.Publish(ctx, msgs...) // which says what is wrong with that
 	}
 	if len(msgs) == 1 {
-		parent := ctx
-		if m := msgs[0]; k.created(m).IsValid() {
-			parent = k.Extract(ctx, m.Header)
-		}
-		ctx, span := k.startMessage(parent, opSend, trace.SpanKindProducer, msgs[0])
+		ctx, span := k.startSend(ctx, msgs[0])
 		err := p.next.Publish(ctx, k.carry(ctx, msgs[0]))
 		end(span, err)
 		return err
@@ -111,6 +114,33 @@ func (p *publisher) Publish(ctx context.Context, msgs ...*messaging.Message) err
 	err := p.next.Publish(ctx, out...)
 	end(span, err)
 	return err //nolint:spancheck // end has ended it
+}
+
+// asyncPublisher is what [Kit.Publisher] makes of a publisher that is one.
+type asyncPublisher struct {
+	*publisher
+	async messaging.AsyncPublisher
+}
+
+// PublishAsync implements [messaging.AsyncPublisher].
+func (p *asyncPublisher) PublishAsync(ctx context.Context, m *messaging.Message, done func(err error)) bool {
+	if m == nil {
+		return p.async.PublishAsync(ctx, m, done)
+	}
+	ctx, span := p.kit.startSend(ctx, m)
+	// A span that never ends is never told.
+	return p.async.PublishAsync(ctx, p.kit.carry(ctx, m), func(err error) {
+		end(span, err)
+		done(err)
+	})
+}
+
+// startSend starts the span of one message that is sent by itself.
+func (k *Kit) startSend(ctx context.Context, m *messaging.Message) (context.Context, trace.Span) {
+	if k.created(m).IsValid() {
+		ctx = k.Extract(ctx, m.Header)
+	}
+	return k.startMessage(ctx, opSend, trace.SpanKindProducer, m) //nolint:spancheck // the caller ends it
 }
 
 // end ends a span whose work returned err. Of several failures the first one's class counts.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -160,6 +161,110 @@ func TestRelayTellsOfFailures(t *testing.T) {
 	}
 	w.wantPoint(t, "dovetail.outbox.failed error.type=refused messaging.destination.name=t", 2)
 	w.wantPoint(t, "dovetail.outbox.parked messaging.destination.name=t", 1)
+}
+
+// asyncPublisher keeps what it is given, as long as it has room.
+type asyncPublisher struct {
+	publisher
+	room int
+	sent []*messaging.Message
+	done []func(error)
+}
+
+func (p *asyncPublisher) PublishAsync(_ context.Context, m *messaging.Message, done func(err error)) bool {
+	if len(p.sent) >= p.room {
+		return false
+	}
+	p.sent, p.done = append(p.sent, m), append(p.done, done)
+	return true
+}
+
+// What need not wait for each message still need not, and a span ends with its message's outcome.
+func TestPublisherKeepsPublishAsync(t *testing.T) {
+	w := watch(t, otelkit.Config{})
+	if _, ok := w.Publisher(publisher(nil)).(messaging.AsyncPublisher); ok {
+		t.Error("a publisher without PublishAsync has got one")
+	}
+	broker := &asyncPublisher{room: 2}
+	p, ok := w.Publisher(broker).(messaging.AsyncPublisher)
+	if !ok {
+		t.Fatal("a publisher's PublishAsync is lost")
+	}
+	ctx, caller := w.tracer.Start(t.Context(), "caller")
+	defer caller.End()
+	var outcomes []error
+	publish := func(id string) bool {
+		return p.PublishAsync(ctx, &messaging.Message{ID: id, Topic: "t"}, func(err error) { outcomes = append(outcomes, err) })
+	}
+	if !publish("m1") || !publish("m2") || publish("m3") {
+		t.Fatalf("%d messages were taken, want the first two of three", len(broker.sent))
+	}
+	if n := len(w.spans.Ended()); n != 0 || len(outcomes) != 0 {
+		t.Fatalf("%d spans have ended and %d outcomes are told before there are any", n, len(outcomes))
+	}
+	broker.done[1](messaging.ErrRefused)
+	broker.done[0](nil)
+	if len(outcomes) != 2 || !errors.Is(outcomes[0], messaging.ErrRefused) || outcomes[1] != nil {
+		t.Errorf("outcomes are %v, want refused and nil", outcomes)
+	}
+	spans := w.spans.Ended()
+	if len(spans) != 2 {
+		t.Fatalf("spans %v have ended, want those of two messages", w.names())
+	}
+	for i, id := range []string{"m2", "m1"} {
+		s, m := spans[i], broker.sent[1-i]
+		wantParent(t, s, caller.SpanContext())
+		wantAttrs(t, s, map[string]string{"messaging.message.id": id, "messaging.operation.name": "send"})
+		if tc, ok := messaging.TraceFrom(m.Header); !ok || tc.SpanID.String() != s.SpanContext().SpanID().String() {
+			t.Errorf("message %s carries %v, want %v", m.ID, m.Header, s.SpanContext().SpanID())
+		}
+	}
+	if spans[0].Status().Code != codes.Error || spans[1].Status().Code == codes.Error {
+		t.Errorf("statuses are %v and %v, want an error of what was refused", spans[0].Status(), spans[1].Status())
+	}
+}
+
+// A relay with it publishes that way.
+func TestRelayPublishesAsyncThroughTheKit(t *testing.T) {
+	w := watch(t, otelkit.Config{})
+	broker := &confirming{}
+	store := outboxmem.New()
+	box := must[*outbox.Outbox](t)(outbox.New(store, outbox.Config{Inject: w.Inject}))
+	relay := must[*outbox.Relay](t)(outbox.NewRelay(box, w.Publisher(broker), outbox.RelayConfig{}))
+	tx := store.Begin()
+	if err := box.Enqueue(t.Context(), tx, &messaging.Message{ID: "m1", Topic: "t"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- relay.Run(ctx) }()
+	eventually(t, func() error {
+		if relay.Stats().Confirmed != 1 {
+			return errors.New("the message is not confirmed")
+		}
+		return nil
+	})
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := broker.async.Load(); n != 1 || len(w.named("send t")) != 1 {
+		t.Errorf("%d messages were published by PublishAsync with spans %v, want one", n, w.names())
+	}
+}
+
+// confirming confirms everything at once, and counts what came by PublishAsync.
+type confirming struct{ async atomic.Int64 }
+
+func (*confirming) Publish(context.Context, ...*messaging.Message) error { return nil }
+
+func (c *confirming) PublishAsync(_ context.Context, _ *messaging.Message, done func(err error)) bool {
+	c.async.Add(1)
+	done(nil)
+	return true
 }
 
 func TestPublisher(t *testing.T) {
