@@ -269,11 +269,19 @@ func (m *monitor) targets(t *testing.T, n int) {
 	})
 }
 
-// TestAlertsOfARunningShop lets a Prometheus watch a shop, first while it is well and then in trouble: the
-// conditions of alerts hold when what they tell of has been done to the shop, and not before. How long they must hold is
-// promtool's to test: see TestAlertsInTime.
+// TestAlertsOfARunningShop lets a Prometheus watch a shop, first while it is well and then in trouble: alerts fire when what
+// they tell of has been done to the shop, and not before, and end with it where that does not take their rates minutes. How
+// long a condition must hold before they fire is promtool's to test: see TestAlertsInTime.
+//
+// The second shop is a stack, which Prometheus finds by a name server: that takes the rights to have one, root's.
 func TestAlertsOfARunningShop(t *testing.T) {
 	program(t, "prometheus")
+	old := forgotten(t)
+	t.Run("in one process", testAlertsOfAShop)
+	t.Run("on real servers", func(t *testing.T) { testAlertsOfAStack(t, old) })
+}
+
+func testAlertsOfAShop(t *testing.T) {
 	data := t.TempDir()
 	shop := openShopWith(t, embedded.Config{Data: data, Packing: time.Millisecond}).stocked()
 	m := watch(t, "prometheus.yml", "1s", func(job map[string]any) {
