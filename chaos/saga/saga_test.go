@@ -60,7 +60,7 @@ func open(driver, dsn string) (*world, error) {
 	}
 	db.SetMaxOpenConns(12)
 	w := &world{db: db, driver: driver}
-	if w.guard, err = barrier.New(dialects[driver]); err != nil {
+	if w.guard, err = barrier.New(dialects[driver], barrier.Config{}); err != nil {
 		return nil, err
 	}
 	w.def, err = saga.New("transfer", 1,

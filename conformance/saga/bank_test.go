@@ -50,7 +50,7 @@ func openBank(db *sql.DB, dialect string) (*bank, error) {
 	if b.store, err = sagasql.New(db, dialects[dialect], sagasql.Config{}); err != nil {
 		return nil, err
 	}
-	if b.guard, err = barrier.New(dialects[dialect]); err != nil {
+	if b.guard, err = barrier.New(dialects[dialect], barrier.Config{}); err != nil {
 		return nil, err
 	}
 	b.def, err = saga.New("transfer", 1,

@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,9 +25,9 @@ type guarded struct {
 	b  *barrier.Barrier
 }
 
-func newGuarded(t *testing.T, db *sql.DB, d string) *guarded {
+func newGuarded(t *testing.T, db *sql.DB, d string, cfg barrier.Config) *guarded {
 	t.Helper()
-	b, err := barrier.New(dialects[d])
+	b, err := barrier.New(dialects[d], cfg)
 	if err != nil {
 		t.Fatalf("New = %v", err)
 	}
@@ -165,14 +166,15 @@ func TestBarrier(t *testing.T) {
 				g.Errorf("Prune = %d, %v, want 0", n, err)
 			}
 			g.expect("do", false, nil, 10)
-			if n, err := g.b.Prune(g.Context(), g.db, -time.Hour); n != 1 || err != nil {
+			g.exec(longAgo)
+			if n, err := g.b.Prune(g.Context(), g.db, time.Hour); n != 1 || err != nil {
 				g.Errorf("Prune = %d, %v, want 1", n, err)
 			}
 			g.expect("do", true, nil, 20)
 		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			testdb.Each(t, func(t *testing.T, db *sql.DB, d string) { check(newGuarded(t, db, d)) })
+			testdb.Each(t, func(t *testing.T, db *sql.DB, d string) { check(newGuarded(t, db, d, barrier.Config{})) })
 		})
 	}
 }
@@ -181,7 +183,7 @@ func TestBarrier(t *testing.T) {
 // whatever order they win, the balance ends where it was.
 func TestBarrierRace(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, db *sql.DB, d string) {
-		g := newGuarded(t, db, d)
+		g := newGuarded(t, db, d, barrier.Config{})
 		rounds := map[string]int{"sqlite": 20, "postgres": 30, "mysql": 15}[d]
 		var undoneFirst int
 		for range rounds {
@@ -215,10 +217,13 @@ func TestBarrierRace(t *testing.T) {
 	})
 }
 
+// longAgo makes all marks two hours older.
+const longAgo = "UPDATE saga_barrier SET at = at - 7200000000"
+
 // TestBarrierPrunesInBatches has more to forget than fits in one transaction.
 func TestBarrierPrunesInBatches(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, db *sql.DB, d string) {
-		g := newGuarded(t, db, d)
+		g := newGuarded(t, db, d, barrier.Config{})
 		tx, err := db.BeginTx(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
@@ -232,8 +237,47 @@ func TestBarrierPrunesInBatches(t *testing.T) {
 		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := g.b.Prune(t.Context(), db, -time.Hour); n != 1200 || err != nil {
+		g.exec(longAgo)
+		if n, err := g.b.Prune(t.Context(), db, time.Hour); n != 1200 || err != nil {
 			t.Errorf("Prune = %d, %v, want 1200", n, err)
 		}
+	})
+}
+
+// TestBarrierOfEachService has two services in one database, which do not see each other's
+// marks, and forgets those of one.
+func TestBarrierOfEachService(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, db *sql.DB, d string) {
+		g := newGuarded(t, db, d, barrier.Config{})
+		billing, err := barrier.New(dialects[d], barrier.Config{Prefix: "billing_", Retention: time.Hour})
+		if err == nil {
+			err = billing.Migrate(t.Context(), db)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		shipping := g.b
+		for _, b := range []*barrier.Barrier{shipping, billing} {
+			g.b = b
+			g.expect("undo", false, nil, 0)
+			g.expect("do", false, barrier.ErrCompensated, 0)
+		}
+		g.exec(strings.Replace(longAgo, "saga_barrier", "billing_saga_barrier", 1))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() { ended <- billing.Run(ctx, db) }()
+		eventually(t, "Run has pruned", func() bool {
+			n := -1
+			err := db.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM billing_saga_barrier").Scan(&n)
+			return err == nil && n == 0
+		})
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run = %v, want nil", err)
+		}
+		g.expect("do", true, nil, 10)
+		g.b = shipping
+		g.expect("do", false, barrier.ErrCompensated, 10)
 	})
 }

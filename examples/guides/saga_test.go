@@ -221,7 +221,7 @@ func TestSagaGuide(t *testing.T) {
 			t.Errorf("%d is %v", status, err)
 		}
 	}
-	guard, err := barrier.New(barrier.SQLite)
+	guard, err := barrier.New(barrier.SQLite, barrier.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,10 +4,12 @@
 package barrier
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/dovetail-go/dovetail/internal/sqldialect"
@@ -34,20 +36,43 @@ type Tx interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
+// Config tunes a [Barrier]. The zero value is a sound default.
+type Config struct {
+	// Prefix stands before the name of the table, such as "billing_", where several services
+	// share a database. Lower-case letters, digits and underscores, at most 32.
+	Prefix string
+	// Retention is how long [Barrier.Run] keeps marks: see [Barrier.Prune] for what it must
+	// outlast. Zero means 90 days.
+	Retention time.Duration
+	// Logger hears of what Run could not prune. Nil means slog.Default().
+	Logger *slog.Logger
+}
+
 // Barrier guards the operations of sagas in one business database. It keeps no state
 // of its own and is safe for concurrent use.
 type Barrier struct {
 	dialect Dialect
+	cfg     Config
+	table   string
 	// claim inserts a row; a row that exists makes it affect none, or on MySQL two.
-	claim, undone string
+	claim, undone, prune string
 }
 
-// New returns a barrier for a database of the given dialect.
-func New(d Dialect) (*Barrier, error) {
+// New returns a barrier for a database of the given dialect. Its table is made by
+// [Barrier.Migrate] or from [Barrier.Schema].
+func New(d Dialect, cfg Config) (*Barrier, error) {
 	if !d.Valid() {
 		return nil, fmt.Errorf("barrier: dialect is %v, want Postgres, MySQL or SQLite", d)
 	}
-	insert := "INSERT INTO saga_barrier (saga, step, op, seen, at) VALUES (?, ?, ?, 1, " + d.Now() + ") "
+	if err := sqldialect.CheckName(cfg.Prefix); err != nil {
+		return nil, fmt.Errorf("barrier: Config.Prefix %w", err)
+	}
+	if cfg.Retention < 0 {
+		return nil, fmt.Errorf("barrier: Config.Retention is %v, want 0 or more", cfg.Retention)
+	}
+	cfg.Retention = cmp.Or(cfg.Retention, 90*24*time.Hour)
+	table := cfg.Prefix + "saga_barrier"
+	insert := "INSERT INTO " + table + " (saga, step, op, seen, at) VALUES (?, ?, ?, 1, " + d.Now() + ") "
 	if d == MySQL {
 		// Not an assignment of a column to itself: whether that counts as a row depends on
 		// the connection's clientFoundRows. A change counts as two in either case.
@@ -55,10 +80,18 @@ func New(d Dialect) (*Barrier, error) {
 	} else {
 		insert += "ON CONFLICT (saga, step, op) DO NOTHING"
 	}
+	old := fmt.Sprintf("FROM %s WHERE at < %s - ? LIMIT %d", table, d.Now(), pruneBatch)
+	prune := "DELETE FROM " + table + " WHERE (saga, step, op) IN (SELECT saga, step, op " + old + ")"
+	if d == MySQL {
+		prune = "DELETE " + old
+	}
 	return &Barrier{
 		dialect: d,
+		cfg:     cfg,
+		table:   table,
 		claim:   d.Rebind(insert),
-		undone:  d.Rebind("UPDATE saga_barrier SET seen = seen + 1 WHERE saga = ? AND step = ? AND op = ?"),
+		undone:  d.Rebind("UPDATE " + table + " SET seen = seen + 1 WHERE saga = ? AND step = ? AND op = ?"),
+		prune:   d.Rebind(prune),
 	}, nil
 }
 
@@ -105,11 +138,7 @@ func (b *Barrier) enter(ctx context.Context, tx Tx, key Key) (run bool, err erro
 
 // isUndone reports whether there is an undo of the key's step.
 func (b *Barrier) isUndone(ctx context.Context, tx Tx, key Key) (bool, error) {
-	res, err := tx.ExecContext(ctx, b.undone, key.Saga, key.Step, "undo")
-	if err != nil {
-		return false, fmt.Errorf("barrier: %s: %w", key, err)
-	}
-	n, err := res.RowsAffected()
+	n, err := affected(ctx, tx, b.undone, key.Saga, key.Step, "undo")
 	if err != nil {
 		return false, fmt.Errorf("barrier: %s: %w", key, err)
 	}
@@ -150,60 +179,92 @@ func (b *Barrier) Bar(ctx context.Context, db *sql.DB, key Key) (barred bool, er
 
 // insert reports whether the row is new.
 func (b *Barrier) insert(ctx context.Context, tx Tx, key Key, op string) (bool, error) {
-	res, err := tx.ExecContext(ctx, b.claim, key.Saga, key.Step, op)
-	if err != nil {
-		return false, fmt.Errorf("barrier: %s: %w", key, err)
-	}
-	n, err := res.RowsAffected()
+	n, err := affected(ctx, tx, b.claim, key.Saga, key.Step, op)
 	if err != nil {
 		return false, fmt.Errorf("barrier: %s: %w", key, err)
 	}
 	return n == 1, nil
 }
 
-const block = "saga_barrier"
-
-func steps(d Dialect) []string {
+// steps are the migrations; released ones never change.
+func steps(d Dialect, table string) []string {
 	return []string{
-		"CREATE TABLE saga_barrier (\n" +
+		"CREATE TABLE " + table + " (\n" +
 			"  saga VARCHAR(200) NOT NULL,\n  step VARCHAR(100) NOT NULL,\n  op VARCHAR(4) NOT NULL,\n" +
 			"  seen BIGINT NOT NULL,\n  at BIGINT NOT NULL,\n  PRIMARY KEY (saga, step, op)\n)" + d.TableOptions() + ";\n" +
-			"CREATE INDEX saga_barrier_at ON saga_barrier (at);\n",
+			"CREATE INDEX " + table + "_at ON " + table + " (at);\n",
 	}
 }
 
-// Schema returns the barrier's tables as text for a migration tool.
-func Schema(d Dialect) string { return sqldialect.Schema(d, block, steps(d)) }
-
-// Migrate creates the barrier's tables in the business database, or brings them up to
-// date. Many replicas may call it at every start. It needs one connection.
-func (b *Barrier) Migrate(ctx context.Context, db *sql.DB) error {
-	return sqldialect.Migrate(ctx, db, b.dialect, block, steps(b.dialect))
+// Schema returns the table of a barrier with the zero [Config] as SQL text, for a migration
+// tool. It is empty for an unknown dialect.
+func Schema(d Dialect) string {
+	b, err := New(d, Config{})
+	if err != nil {
+		return ""
+	}
+	return b.Schema()
 }
 
-// Prune forgets operations that are older than age, in small transactions, and returns
-// how many rows it deleted. A request that comes later than that is taken for a
-// new one, so age must be longer than any request can be delayed or repeated:
-// longer than sagas last.
+// Schema returns the barrier's table as SQL text, for a migration tool. [Barrier.Migrate]
+// recognises what it made.
+func (b *Barrier) Schema() string {
+	return sqldialect.Schema(b.dialect, b.table, steps(b.dialect, b.table))
+}
+
+// Migrate creates the barrier's table in the business database, or brings it up to
+// date. Many replicas may call it at every start. It needs one connection.
+func (b *Barrier) Migrate(ctx context.Context, db *sql.DB) error {
+	return sqldialect.Migrate(ctx, db, b.dialect, b.table, steps(b.dialect, b.table))
+}
+
+const (
+	pruneBatch    = 1000
+	pruneInterval = time.Hour
+)
+
+// Prune forgets operations that are older than age, by the database's clock, a thousand at
+// a time, and returns how many. After that a request that is repeated is taken for a new
+// one, and an undo finds nothing to undo: age must be longer than any saga lasts, also one
+// that waits for a person or an operator, and longer than any request can be delayed.
 func (b *Barrier) Prune(ctx context.Context, db *sql.DB, age time.Duration) (int64, error) {
-	const batch = 1000
-	query := fmt.Sprintf("DELETE FROM saga_barrier WHERE (saga, step, op) IN "+
-		"(SELECT saga, step, op FROM saga_barrier WHERE at < %s - ? LIMIT %d)", b.dialect.Now(), batch)
-	if b.dialect == MySQL {
-		query = fmt.Sprintf("DELETE FROM saga_barrier WHERE at < %s - ? LIMIT %d", b.dialect.Now(), batch)
+	if age <= 0 {
+		return 0, fmt.Errorf("barrier: prune: age is %v, want longer than any saga lasts", age)
 	}
 	var total int64
 	for {
-		res, err := db.ExecContext(ctx, b.dialect.Rebind(query), age.Microseconds())
+		n, err := affected(ctx, db, b.prune, age.Microseconds())
 		if err != nil {
 			return total, fmt.Errorf("barrier: prune: %w", err)
 		}
-		n, err := res.RowsAffected()
-		if err != nil {
-			return total, fmt.Errorf("barrier: prune: %w", err)
-		}
-		if total += n; n < batch {
+		if total += n; n < pruneBatch {
 			return total, nil
 		}
 	}
+}
+
+// Run prunes what is older than Config.Retention, now and every hour, until ctx ends, then
+// returns nil. Any number of replicas may do so.
+func (b *Barrier) Run(ctx context.Context, db *sql.DB) error {
+	ticker := time.NewTicker(pruneInterval)
+	defer ticker.Stop()
+	for {
+		if _, err := b.Prune(ctx, db, b.cfg.Retention); err != nil && ctx.Err() == nil {
+			cmp.Or(b.cfg.Logger, slog.Default()).ErrorContext(ctx, "barrier: not pruned", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// affected executes a statement and returns how many rows it changed.
+func affected(ctx context.Context, tx Tx, query string, args ...any) (int64, error) {
+	res, err := tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
 }

@@ -4,7 +4,7 @@
 // Package barrier is the participant's side of a saga: it makes requests that may come
 // twice, late, or in the wrong order take effect exactly once.
 //
-//	guard, err := barrier.New(barrier.Postgres)
+//	guard, err := barrier.New(barrier.Postgres, barrier.Config{})
 //	err = guard.Migrate(ctx, db)
 //
 //	func reserve(w http.ResponseWriter, r *http.Request) {
@@ -44,14 +44,15 @@
 // For a step with an undo that does no harm, since the saga undoes a refused step too. For
 // a pivot it does: call [Barrier.Bar] before the refusal is answered.
 //
-// Marks stay until [Barrier.Prune] removes them. A request that comes after that is taken for
-// new, so keep them for longer than any saga and any queue.
+// Marks stay until [Barrier.Run] or [Barrier.Prune] removes them. A request that is repeated
+// after that is taken for new, and an undo finds nothing to undo, so keep them for longer than
+// any saga and any queue.
 //
 // Each business database needs its own barrier; the operations of one step must go to one
-// database.
+// database, and to barriers of one Config.Prefix.
 //
 // # What it does not do
 //
-// It does not retry, and does not call anybody. It does not order different steps of a
+// It does not retry, and does not call anybody. Nothing runs before [Barrier.Run]. It does not order different steps of a
 // saga: that is the orchestrator's work.
 package barrier

@@ -61,9 +61,34 @@ func TestKeyFromHeaderRefuses(t *testing.T) {
 	}
 }
 
-func TestNewRefusesAnUnknownDialect(t *testing.T) {
-	if b, err := barrier.New(0); b != nil || err == nil || !strings.Contains(err.Error(), "barrier: dialect is sqldialect.Dialect(0), want Postgres, MySQL or SQLite") {
-		t.Errorf("New(0) = %v, %v, want an error", b, err)
+func TestNewRefuses(t *testing.T) {
+	for _, c := range []struct {
+		dialect barrier.Dialect
+		cfg     barrier.Config
+		want    string
+	}{
+		{0, barrier.Config{}, "barrier: dialect is sqldialect.Dialect(0), want Postgres, MySQL or SQLite"},
+		{barrier.SQLite, barrier.Config{Prefix: "Billing"}, `barrier: Config.Prefix is "Billing", want`},
+		{barrier.SQLite, barrier.Config{Retention: -1}, "barrier: Config.Retention is -1ns, want 0 or more"},
+	} {
+		if b, err := barrier.New(c.dialect, c.cfg); b != nil || err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("New(%v, %+v) = %v, %v, want %q", c.dialect, c.cfg, b, err, c.want)
+		}
+	}
+}
+
+func TestSchema(t *testing.T) {
+	for _, d := range []barrier.Dialect{barrier.Postgres, barrier.MySQL, barrier.SQLite} {
+		b, err := barrier.New(d, barrier.Config{Prefix: "billing_"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := b.Schema(); !strings.Contains(got, "CREATE TABLE billing_saga_barrier (") || strings.ReplaceAll(got, "billing_", "") != barrier.Schema(d) {
+			t.Errorf("%v: Schema with a prefix =\n%s\nand without\n%s", d, got, barrier.Schema(d))
+		}
+	}
+	if got := barrier.Schema(0); got != "" {
+		t.Errorf("Schema(0) = %q, want nothing", got)
 	}
 }
 
@@ -83,7 +108,7 @@ func (driverResult) LastInsertId() (int64, error)   { return 0, nil }
 func (r driverResult) RowsAffected() (int64, error) { return int64(r), nil }
 
 func TestAnErrorOfTheDatabaseNeverRunsTheFunction(t *testing.T) {
-	b, err := barrier.New(barrier.Postgres)
+	b, err := barrier.New(barrier.Postgres, barrier.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@
 package sagasql
 
 import (
-	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -34,11 +33,14 @@ type Config struct {
 	Prefix string
 }
 
+// block begins the names of the tables.
+const block = "saga"
+
 // Store is a saga.Store in an SQL database.
 type Store struct {
 	db      *sql.DB
 	dialect Dialect
-	block   string // begins the names of the tables
+	block   string // with the prefix
 	texts   textCache
 	stmts   stmtCache
 	// swept is when the nodes that died long ago were last deleted.
@@ -47,7 +49,7 @@ type Store struct {
 
 var _ saga.Store = (*Store)(nil)
 
-// New returns a store on db. Its tables are made by [Store.Migrate] or from [Schema].
+// New returns a store on db. Its tables are made by [Store.Migrate] or from [Store.Schema].
 // Start accepts transactions of this database only.
 func New(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
 	if db == nil {
@@ -60,16 +62,4 @@ func New(db *sql.DB, d Dialect, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("sagasql: Config.Prefix %w", err)
 	}
 	return &Store{db: db, dialect: d, block: cfg.Prefix + block}, nil
-}
-
-const block = "saga"
-
-// Schema returns the tables of a [Store] with the zero Config as SQL text, for a migration tool;
-// with a Prefix use [Store.Migrate].
-func Schema(d Dialect) string { return sqldialect.Schema(d, block, steps(d, block)) }
-
-// Migrate creates the tables, or brings them up to date. Many replicas may call it at
-// every start. It needs one connection.
-func (s *Store) Migrate(ctx context.Context) error {
-	return sqldialect.Migrate(ctx, s.db, s.dialect, s.block, steps(s.dialect, s.block))
 }

@@ -3,7 +3,33 @@
 
 package sagasql
 
-import "strings"
+import (
+	"context"
+	"strings"
+
+	"github.com/dovetail-go/dovetail/internal/sqldialect"
+)
+
+// Schema returns the tables of a [Store] with the zero [Config] as SQL text, for a migration
+// tool. It is empty for an unknown dialect.
+func Schema(d Dialect) string {
+	if !d.Valid() {
+		return ""
+	}
+	return (&Store{dialect: d, block: block}).Schema()
+}
+
+// Schema returns the store's tables as SQL text, for a migration tool. [Store.Migrate]
+// recognises what it made.
+func (s *Store) Schema() string {
+	return sqldialect.Schema(s.dialect, s.block, steps(s.dialect, s.block))
+}
+
+// Migrate creates the tables, or brings them up to date. Many replicas may call it at
+// every start. It needs one connection.
+func (s *Store) Migrate(ctx context.Context) error {
+	return sqldialect.Migrate(ctx, s.db, s.dialect, s.block, steps(s.dialect, s.block))
+}
 
 // steps are the migrations; released ones never change.
 //

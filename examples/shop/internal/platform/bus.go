@@ -70,7 +70,7 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	if err != nil {
 		return nil, err
 	}
-	guard, err := barrier.New(dialect)
+	guard, err := barrier.New(dialect, barrier.Config{Logger: env.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,9 @@ func (b *Bus) InTx(ctx context.Context, fn func(tx *sql.Tx) error) error {
 func (b *Bus) Stats(ctx context.Context) (outbox.Stats, error) { return b.outbox.Stats(ctx) }
 
 // Run publishes, and forgets what is too old to come again, until ctx ends.
-func (b *Bus) Run(ctx context.Context) error { return RunAll(ctx, b.relay.Run, b.Inbox.Run) }
+func (b *Bus) Run(ctx context.Context) error {
+	return RunAll(ctx, b.relay.Run, b.Inbox.Run, func(ctx context.Context) error { return b.Barrier.Run(ctx, b.db) })
+}
 
 // Consumer is a subscription with the handler that serves it.
 type Consumer struct {
