@@ -123,9 +123,9 @@ type stackShop struct {
 	*api
 	settings map[string]string
 
-	mu       sync.Mutex
-	pids     map[string]int // by instance: the process that it is now
-	restarts atomic.Int64
+	mu        sync.Mutex
+	processes map[string]stack.Instance // by instance: the process that it is now
+	restarts  atomic.Int64
 }
 
 // openStack runs a stack until the test ends.
@@ -136,7 +136,7 @@ func openStack(t *testing.T, instances map[string]int) *stackShop {
 
 func openStackWith(t *testing.T, instances map[string]int, settings map[string]string) *stackShop {
 	t.Helper()
-	shop := &stackShop{settings: settings, pids: map[string]int{}}
+	shop := &stackShop{settings: settings, processes: map[string]stack.Instance{}}
 	ctx, stop := context.WithCancel(context.Background())
 	ready, ended := make(chan string, 1), make(chan error, 1)
 	cfg := stack.UpConfig{
@@ -147,10 +147,10 @@ func openStackWith(t *testing.T, instances map[string]int, settings map[string]s
 		Started: func(i stack.Instance) {
 			shop.mu.Lock()
 			defer shop.mu.Unlock()
-			if shop.pids[i.Instance] != 0 {
+			if shop.processes[i.Instance].PID != 0 {
 				shop.restarts.Add(1)
 			}
-			shop.pids[i.Instance] = i.PID
+			shop.processes[i.Instance] = i
 		},
 	}
 	begin := time.Now()
@@ -166,7 +166,7 @@ func openStackWith(t *testing.T, instances map[string]int, settings map[string]s
 		shop.api = &api{t: t, url: url}
 		shop.mu.Lock()
 		defer shop.mu.Unlock()
-		t.Logf("%d processes, open after %v", len(shop.pids), time.Since(begin).Round(time.Millisecond))
+		t.Logf("%d processes, open after %v", len(shop.processes), time.Since(begin).Round(time.Millisecond))
 	case err := <-ended:
 		ended <- nil
 		t.Fatalf("the stack did not open: %v", err)
@@ -180,8 +180,8 @@ func (s *stackShop) signal(t *testing.T, instance string, signal syscall.Signal)
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := syscall.Kill(s.pids[instance], signal); err != nil {
-		t.Errorf("%s, process %d: %v", instance, s.pids[instance], err)
+	if err := syscall.Kill(s.processes[instance].PID, signal); err != nil {
+		t.Errorf("%s, process %d: %v", instance, s.processes[instance].PID, err)
 	}
 }
 

@@ -84,6 +84,9 @@ const (
 	shortestGap, longestGap = 1500 * time.Millisecond, 5 * time.Second
 	// calm is the part of a storm at its end in which nothing new begins.
 	calm = 0.1
+	// patience is how long a shop that was there may be away: on a machine that is busy with the storm it takes a
+	// while to come back. Nobody waits longer than impatience for one that has not been seen yet, or for the end.
+	patience, impatience = 5 * time.Minute, time.Minute
 )
 
 // strength bounds what a storm does of each kind: how much, and for how many seconds.
@@ -155,7 +158,7 @@ func (s Storm) Rage(ctx context.Context) (*StormReport, error) {
 			return nil, fmt.Errorf("there is no fault %q, want some of %s", k, strings.Join(Names(), ", "))
 		}
 	}
-	c := &client{url: s.URL, email: s.Email, passwords: s.Passwords, http: &http.Client{Timeout: 10 * time.Second}}
+	c := &client{url: s.URL, email: s.Email, passwords: s.Passwords, patience: impatience, http: &http.Client{Timeout: 10 * time.Second}}
 	defer c.http.CloseIdleConnections()
 	if err := c.signIn(ctx); err != nil {
 		return nil, err
@@ -167,6 +170,7 @@ func (s Storm) Rage(ctx context.Context) (*StormReport, error) {
 	if err := c.call(ctx, http.MethodGet, "", nil, &shop); err != nil {
 		return nil, err
 	}
+	c.patience = patience
 	if len(s.Kinds) > 0 {
 		shop.Kinds = slices.DeleteFunc(shop.Kinds, func(k Kind) bool { return !slices.Contains(s.Kinds, k.Kind) })
 	}
@@ -177,7 +181,7 @@ func (s Storm) Rage(ctx context.Context) (*StormReport, error) {
 		err = sleepUntil(ctx, begin.Add(s.For))
 	}
 	// Also when it was called off.
-	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), impatience)
 	defer cancel()
 	return report, errors.Join(err, c.clear(after, report))
 }
@@ -224,12 +228,13 @@ type client struct {
 	url, email string
 	passwords  []string
 	http       *http.Client
+	patience   time.Duration
 	token      string
 }
 
-// try repeats what brought no answer for as long as a gateway may be away.
-func try(ctx context.Context, fn func(ctx context.Context) error) error {
-	r, err := retry.New(retry.Config{Attempts: -1, Base: 100 * time.Millisecond, Max: time.Second, Elapsed: time.Minute, Budget: retry.Unlimited})
+// try repeats what brought no answer for as long as the client has patience.
+func (c *client) try(ctx context.Context, fn func(ctx context.Context) error) error {
+	r, err := retry.New(retry.Config{Attempts: -1, Base: 100 * time.Millisecond, Max: time.Second, Elapsed: c.patience, Budget: retry.Unlimited})
 	if err != nil {
 		return err
 	}
@@ -240,7 +245,7 @@ func (c *client) signIn(ctx context.Context) error {
 	var err error
 	for _, password := range c.passwords {
 		var session struct{ Token string }
-		err = try(ctx, func(ctx context.Context) error {
+		err = c.try(ctx, func(ctx context.Context) error {
 			return c.do(ctx, http.MethodPost, "/api/sessions", map[string]string{"email": c.email, "password": password}, &session)
 		})
 		if err == nil {
@@ -256,7 +261,7 @@ func (c *client) call(ctx context.Context, method, id string, in, out any) error
 	if id != "" {
 		path += "/" + id
 	}
-	return try(ctx, func(ctx context.Context) error { return c.do(ctx, method, path, in, out) })
+	return c.try(ctx, func(ctx context.Context) error { return c.do(ctx, method, path, in, out) })
 }
 
 func (c *client) do(ctx context.Context, method, path string, in, out any) error {
