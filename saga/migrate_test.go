@@ -182,3 +182,40 @@ func TestWhatWaitsCostsNothing(t *testing.T) {
 		t.Errorf("with 500 sagas that wait it called the store %d times in an hour, without any %d times; want no difference", counts[500], counts[0])
 	}
 }
+
+// TestTheHeartbeatIsOneWriteHoweverManySagas counts the calls of the store in an hour in which
+// one engine has many sagas in its hands and another none.
+func TestTheHeartbeatIsOneWriteHoweverManySagas(t *testing.T) {
+	beats, calls := map[int]int{}, map[int]int{}
+	for _, sagas := range []int{0, 100} {
+		w := newWorld(t)
+		w.cfg.Concurrency = 200
+		cut := &cutStore{Store: w.store}
+		w.store = cut
+		d := saga.Must(saga.New("x", 1, saga.Pivot(saga.Call("long", func(context.Context, saga.Attempt, *data) error {
+			time.Sleep(2 * time.Hour)
+			return nil
+		}, saga.Timeout[data](3*time.Hour)))))
+		w.defs = []saga.Registered{d}
+		w.run(func() {
+			for i := range sagas {
+				w.start(d, fmt.Sprint(i), data{})
+			}
+			time.Sleep(time.Minute)
+			if n := w.engine.Stats().Active; n != sagas {
+				t.Fatalf("%d sagas are in hand, want %d", n, sagas)
+			}
+			beatsBefore, callsBefore := cut.countOf("Beat"), cut.count()
+			time.Sleep(time.Hour)
+			beats[sagas], calls[sagas] = cut.countOf("Beat")-beatsBefore, cut.count()-callsBefore
+			time.Sleep(2 * time.Hour)
+		})
+	}
+	const perHour = 3 * 360 // three times in each lease of 10 s
+	if max(beats[0], beats[100]) > perHour+1 || min(beats[0], beats[100]) < perHour-1 {
+		t.Errorf("%d heartbeats in an hour with 100 sagas in hand, %d without any, want %d", beats[100], beats[0], perHour)
+	}
+	if diff := calls[100] - calls[0]; diff > calls[0]/50 || diff < -calls[0]/50 {
+		t.Errorf("with 100 sagas in hand it called the store %d times in an hour, without any %d times; want no difference", calls[100], calls[0])
+	}
+}

@@ -230,6 +230,12 @@ func (c *cutStore) count() int {
 	return n
 }
 
+func (c *cutStore) countOf(call string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.calls[call]
+}
+
 func (c *cutStore) Beat(ctx context.Context, node string, lease time.Duration) error {
 	return c.around("Beat", func() error { return c.Store.Beat(ctx, node, lease) })
 }
