@@ -5,7 +5,6 @@ package deploy
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,34 +27,12 @@ import (
 	strictjson "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
-	"sigs.k8s.io/yaml"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 )
-
-// kustomization is what kubernetes/kustomization.yaml may say: what is not here is not known to render below, and is an
-// error.
-type kustomization struct {
-	metav1.TypeMeta    `json:",inline"`
-	Namespace          string   `json:"namespace"`
-	Resources          []string `json:"resources"`
-	ConfigMapGenerator []struct {
-		Name  string   `json:"name"`
-		Files []string `json:"files"`
-	} `json:"configMapGenerator"`
-	Images []struct {
-		Name   string `json:"name"`
-		NewTag string `json:"newTag"`
-	} `json:"images"`
-	Patches []struct {
-		Path   string `json:"path"`
-		Target struct {
-			Kind          string `json:"kind"`
-			LabelSelector string `json:"labelSelector"`
-		} `json:"target"`
-	} `json:"patches"`
-}
 
 // cluster is everything that kubectl apply -k would send, by name.
 type cluster struct {
@@ -92,11 +69,11 @@ func decoder(t *testing.T) *strictjson.Serializer {
 	return strictjson.NewSerializerWithOptions(strictjson.DefaultMetaFactory, scheme, scheme, strictjson.SerializerOptions{Yaml: true, Strict: true})
 }
 
-// objects decodes every document of a file.
-func objects(t *testing.T, path string) (out []runtime.Object) {
+// objects decodes every document.
+func objects(t *testing.T, manifests []byte) (out []runtime.Object) {
 	t.Helper()
 	strict := decoder(t)
-	documents := utilyaml.NewDocumentDecoder(io.NopCloser(bytes.NewReader(read(t, path))))
+	documents := utilyaml.NewDocumentDecoder(io.NopCloser(bytes.NewReader(manifests)))
 	defer func() { _ = documents.Close() }()
 	for buffer := make([]byte, 1<<20); ; {
 		n, err := documents.Read(buffer)
@@ -104,159 +81,78 @@ func objects(t *testing.T, path string) (out []runtime.Object) {
 			return out
 		}
 		if err != nil {
-			t.Fatalf("%s: %v", path, err)
+			t.Fatal(err)
 		}
 		object, _, err := strict.Decode(buffer[:n], nil, nil)
 		if err != nil {
-			t.Fatalf("%s: %v", path, err)
+			t.Fatalf("%v in %s", err, buffer[:n])
 		}
 		out = append(out, object)
 	}
 }
 
-// render does what kubectl kustomize does with the few things that this kustomization uses.
+// render is what kubectl apply -k sends: kustomize's own output, decoded.
 func render(t *testing.T) cluster {
 	t.Helper()
 	const dir = "kubernetes"
-	var k kustomization
-	if err := yaml.UnmarshalStrict(read(t, filepath.Join(dir, "kustomization.yaml")), &k); err != nil {
-		t.Fatalf("kustomization.yaml: %v", err)
+	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
+	if err != nil {
+		t.Fatalf("kustomize: %v", err)
+	}
+	manifests, err := resources.AsYaml()
+	if err != nil {
+		t.Fatal(err)
 	}
 	c := cluster{
 		configs: map[string]corev1.ConfigMap{}, accounts: map[string]corev1.ServiceAccount{}, services: map[string]corev1.Service{},
 		deployments: map[string]appsv1.Deployment{}, scalers: map[string]autoscalingv2.HorizontalPodAutoscaler{},
 		budgets: map[string]policyv1.PodDisruptionBudget{}, policies: map[string]networkingv1.NetworkPolicy{},
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range files {
-		if name := filepath.Base(file); name != "kustomization.yaml" && !slices.Contains(k.Resources, name) {
-			t.Errorf("%s is not among the resources of kustomization.yaml", name)
+	all := objects(t, manifests)
+	for _, object := range all {
+		switch o := object.(type) {
+		case *corev1.Namespace:
+			c.namespace = *o
+		case *corev1.ConfigMap:
+			c.configs[o.Name] = *o
+		case *corev1.ServiceAccount:
+			c.accounts[o.Name] = *o
+		case *corev1.Service:
+			c.services[o.Name] = *o
+		case *appsv1.Deployment:
+			c.deployments[o.Name] = *o
+		case *autoscalingv2.HorizontalPodAutoscaler:
+			c.scalers[o.Name] = *o
+		case *policyv1.PodDisruptionBudget:
+			c.budgets[o.Name] = *o
+		case *networkingv1.NetworkPolicy:
+			c.policies[o.Name] = *o
+		default:
+			t.Errorf("no test knows a %T", object)
 		}
 	}
-	for _, name := range k.Resources {
-		for _, object := range objects(t, filepath.Join(dir, name)) {
-			switch o := object.(type) {
-			case *corev1.Namespace:
-				c.namespace = *o
-			case *corev1.ConfigMap:
-				c.configs[o.Name] = *o
-			case *corev1.ServiceAccount:
-				c.accounts[o.Name] = *o
-			case *corev1.Service:
-				c.services[o.Name] = *o
-			case *appsv1.Deployment:
-				d := *o
-				for _, p := range k.Patches {
-					d = patch(t, d, filepath.Join(dir, p.Path), p.Target.Kind, p.Target.LabelSelector)
-				}
-				c.deployments[o.Name] = d
-			case *autoscalingv2.HorizontalPodAutoscaler:
-				c.scalers[o.Name] = *o
-			case *policyv1.PodDisruptionBudget:
-				c.budgets[o.Name] = *o
-			case *networkingv1.NetworkPolicy:
-				c.policies[o.Name] = *o
-			default:
-				t.Errorf("%s: no test knows a %T", name, object)
-			}
+	for _, object := range all {
+		if o := object.(metav1.Object); o.GetNamespace() != c.namespace.Name && o.GetName() != c.namespace.Name {
+			t.Errorf("%T %s is in namespace %q, want %q", object, o.GetName(), o.GetNamespace(), c.namespace.Name)
 		}
-	}
-	if c.namespace.Name != k.Namespace {
-		t.Errorf("namespace %q is made, %q is used", c.namespace.Name, k.Namespace)
-	}
-	for _, g := range k.ConfigMapGenerator {
-		data := map[string]string{}
-		for _, file := range g.Files {
-			data[filepath.Base(file)] = string(read(t, filepath.Join(dir, file)))
-		}
-		c.configs[g.Name] = corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: g.Name}, Data: data}
-	}
-	for name, d := range c.deployments {
-		for i, container := range d.Spec.Template.Spec.Containers {
-			for _, image := range k.Images {
-				if container.Image == image.Name {
-					d.Spec.Template.Spec.Containers[i].Image = image.Name + ":" + image.NewTag
-				}
-			}
-		}
-		c.deployments[name] = d
 	}
 	return c
 }
 
-func patch(t *testing.T, d appsv1.Deployment, path, kind, selector string) appsv1.Deployment {
-	t.Helper()
-	which, err := labels.Parse(selector)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if kind != d.Kind || !which.Matches(labels.Set(d.Labels)) {
-		return d
-	}
-	// The patch is a Deployment too, and is decoded as strictly.
-	if _, ok := objects(t, path)[0].(*appsv1.Deployment); !ok {
-		t.Fatalf("%s is no Deployment", path)
-	}
-	// Of the patch what is written in it, not what its type adds.
-	var change, whole map[string]any
-	if err := yaml.UnmarshalStrict(read(t, path), &change); err != nil {
-		t.Fatal(err)
-	}
-	delete(change["metadata"].(map[string]any), "name")
-	before, err := json.Marshal(d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(before, &whole); err != nil {
-		t.Fatal(err)
-	}
-	after, err := json.Marshal(merge("", whole, change))
-	if err != nil {
-		t.Fatal(err)
-	}
-	object, _, err := decoder(t).Decode(after, nil, nil)
-	if err != nil {
-		t.Fatalf("%s on %s: %v", path, d.Name, err)
-	}
-	return *object.(*appsv1.Deployment)
-}
-
-// mergeKeys are the lists of a pod that a strategic merge joins, by the field that tells their elements apart
-// (patchMergeKey in Kubernetes' types); of any other list the patch's takes the place of the object's.
-var mergeKeys = map[string]string{"containers": "name", "initContainers": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
-
-// merge is a strategic merge, without its directives.
-func merge(field string, object, patch any) any {
-	switch patch := patch.(type) {
-	case map[string]any:
-		into, ok := object.(map[string]any)
-		if !ok {
-			return patch
+// TestEveryManifestIsUsed finds the one that was forgotten.
+func TestEveryManifestIsUsed(t *testing.T) {
+	kustomization := string(read(t, filepath.Join("kubernetes", "kustomization.yaml")))
+	for _, pattern := range []string{"*.yaml", "*/*.yaml"} {
+		files, err := filepath.Glob(filepath.Join("kubernetes", pattern))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %v, %v", pattern, files, err)
 		}
-		for name, value := range patch {
-			into[name] = merge(name, into[name], value)
-		}
-		return into
-	case []any:
-		list, ok := object.([]any)
-		key := mergeKeys[field]
-		if !ok || key == "" {
-			return patch
-		}
-		for _, p := range patch {
-			same := func(o any) bool { return o.(map[string]any)[key] == p.(map[string]any)[key] }
-			if i := slices.IndexFunc(list, same); i >= 0 {
-				list[i] = merge("", list[i], p)
-			} else {
-				list = append(list, p)
+		for _, file := range files {
+			if name, _ := filepath.Rel("kubernetes", file); name != "kustomization.yaml" && !strings.Contains(kustomization, " "+name+"\n") {
+				t.Errorf("%s is not in kustomization.yaml", name)
 			}
 		}
-		return list
 	}
-	return patch
 }
 
 // names are those of all services.
