@@ -36,10 +36,10 @@ func (a *api) me() (p profile) {
 	return p
 }
 
-// stocked waits until inventory has heard of the seeded catalogue.
+// stocked waits until inventory has heard of the seeded catalogue. A busy machine may answer 503 in between.
 func (a *api) stocked() *api {
 	a.t.Helper()
-	eventually(a.t, func() error {
+	eventuallyWithin(a.t, 5*time.Minute, func() error {
 		for page := 1; page != 0; {
 			var list struct {
 				Items []struct {
@@ -48,7 +48,11 @@ func (a *api) stocked() *api {
 				}
 				Next int
 			}
-			a.want(http.StatusOK, a.send("GET", fmt.Sprintf("/api/products?page=%d", page), nil, nil), &list)
+			answer := a.send("GET", fmt.Sprintf("/api/products?page=%d", page), nil, nil)
+			if answer.status == http.StatusServiceUnavailable {
+				return fmt.Errorf("page %d of the products: %s", page, answer.body)
+			}
+			a.want(http.StatusOK, answer, &list)
 			for _, p := range list.Items {
 				if p.Available != 1000 {
 					return fmt.Errorf("product %s: available = %d, want 1000", p.ID, p.Available)

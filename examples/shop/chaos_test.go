@@ -336,7 +336,7 @@ func stormLength(t *testing.T) time.Duration {
 	return d
 }
 
-// stormPatience is how long a shop may take to come to rest after a storm, however busy the machine is.
+// stormPatience is how long a shop may take to come to rest after all that was done to it, however busy the machine is.
 const stormPatience = 5 * time.Minute
 
 // TestStorm lets a random storm loose on the embedded shop while customers order: what was accepted ends, the books

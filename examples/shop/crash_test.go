@@ -206,7 +206,7 @@ func TestStoppedShopResumes(t *testing.T) {
 
 func verify(t *testing.T, open func(service string) (*sql.DB, error), accepted []string) {
 	t.Helper()
-	verifyWithin(t, open, accepted, 30*time.Second)
+	verifyWithin(t, open, accepted, stormPatience)
 }
 
 // verifyWithin gives the shop that long to come to rest.
