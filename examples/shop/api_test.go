@@ -180,7 +180,7 @@ func testIdempotencyKey(t *testing.T, shop *api) {
 		key := a.key(kernel.NewID())
 		a.want(http.StatusAccepted, a.send("POST", "/api/orders", key, order), nil)
 		other := map[string]any{"items": []lineItem{{"product_id": "p-010", "quantity": 2}}}
-		a.want(http.StatusUnprocessableEntity, a.send("POST", "/api/orders", key, other), nil)
+		a.wantProblem(422, "key-reused", "Idempotency-Key", a.send("POST", "/api/orders", key, other))
 	})
 	t.Run("the same key of another customer is another order", func(t *testing.T) {
 		key := a.key(kernel.NewID())
@@ -191,8 +191,9 @@ func testIdempotencyKey(t *testing.T, shop *api) {
 			t.Errorf("both answers = %s, want two orders", mine.body)
 		}
 	})
-	t.Run("no key is 400", func(t *testing.T) {
-		a.want(http.StatusBadRequest, a.send("POST", "/api/orders", nil, order), nil)
+	t.Run("no key is 400, and neither is one that cannot be read", func(t *testing.T) {
+		a.wantProblem(400, "bad-request", "Idempotency-Key", a.send("POST", "/api/orders", nil, order))
+		a.wantProblem(400, "bad-request", "Idempotency-Key", a.send("POST", "/api/orders", a.key("two words"), order))
 	})
 	t.Run("a cancellation repeated with its key is answered the same", func(t *testing.T) {
 		id := a.place("", lineItem{"product_id": "p-010", "quantity": 1})
@@ -218,8 +219,10 @@ func testIdempotencyKey(t *testing.T, shop *api) {
 	})
 }
 
-func TestBadInput(t *testing.T) {
-	shop := openShop(t)
+func TestBadInput(t *testing.T) { testBadInput(t, openShop(t)) }
+
+// testBadInput holds for every way to run the shop: what a database cannot take is no accident of ours.
+func testBadInput(t *testing.T, shop *api) {
 	a := shop.newcomer()
 	order := func(items ...lineItem) map[string]any { return map[string]any{"items": items} }
 	good := lineItem{"product_id": "p-001", "quantity": 1}
@@ -240,6 +243,7 @@ func TestBadInput(t *testing.T) {
 		{"unknown payment method", 422, "invalid-input", "payment_method", map[string]any{"items": []lineItem{good}, "payment_method": "gold"}},
 		{"unknown field", 422, "invalid-input", "colour", map[string]any{"items": []lineItem{good}, "colour": "red"}},
 		{"wrong type", 422, "invalid-input", "items.quantity", `{"items":[{"product_id":"p-001","quantity":"two"}]}`},
+		{"a text with a NUL character", 422, "invalid-input", "items[0].product_id", order(lineItem{"product_id": "p-\x00", "quantity": 1})},
 		{"no JSON", 400, "malformed-json", "", `{"items":`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -247,16 +251,29 @@ func TestBadInput(t *testing.T) {
 		})
 	}
 	t.Run("a body over 1 MiB is 413", func(t *testing.T) {
-		a.want(http.StatusRequestEntityTooLarge, a.send("POST", "/api/orders", a.key(kernel.NewID()), `{"items":"`+strings.Repeat("x", 1<<20)+`"}`), nil)
+		large := `{"items":"` + strings.Repeat("x", 1<<20) + `"}`
+		for _, path := range []string{"/api/orders", "/api/orders/none/cancel", "/api/customers", "/api/sessions"} {
+			a.wantProblem(413, "body-too-large", "", a.send("POST", path, a.key(kernel.NewID()), large))
+		}
 	})
 	t.Run("sign-up", func(t *testing.T) {
 		shop.wantProblem(422, "invalid-input", "email", shop.send("POST", "/api/customers", nil, map[string]string{"name": "A", "email": "nowhere", "password": "a-password"}))
 		shop.wantProblem(422, "invalid-input", "password", shop.send("POST", "/api/customers", nil, map[string]string{"name": "A", "email": "a@shop.example", "password": "short"}))
 		shop.wantProblem(422, "invalid-input", "name", shop.send("POST", "/api/customers", nil, map[string]string{"name": " ", "email": "a@shop.example", "password": "a-password"}))
-		shop.wantProblem(409, "email-taken", "email", shop.send("POST", "/api/customers", nil, map[string]string{"name": "A", "email": "ADA@shop.example", "password": "a-password"}))
+		shop.wantProblem(422, "invalid-input", "name", shop.send("POST", "/api/customers", nil, map[string]string{"name": "A\x00", "email": "a@shop.example", "password": "a-password"}))
+		taken := kernel.NewID() + "@shop.example"
+		shop.want(http.StatusCreated, shop.send("POST", "/api/customers", nil, map[string]string{"name": "A", "email": taken, "password": "a-password"}), nil)
+		shop.wantProblem(409, "email-taken", "email", shop.send("POST", "/api/customers", nil, map[string]string{"name": "A", "email": strings.ToUpper(taken), "password": "a-password"}))
 	})
 	t.Run("listing", func(t *testing.T) {
 		shop.wantProblem(422, "invalid-input", "page", shop.send("GET", "/api/products?page=0", nil, nil))
+		shop.wantProblem(422, "invalid-input", "category", shop.send("GET", "/api/products?category=%00", nil, nil))
+		shop.wantProblem(400, "bad-request", "", shop.send("GET", "/api/products/%ff", nil, nil))
+	})
+	t.Run("an order that is none is 404", func(t *testing.T) {
+		a.wantProblem(404, "not-found", "", a.send("GET", "/api/orders/none", nil, nil))
+		a.wantProblem(404, "not-found", "", a.send("GET", "/api/orders/none/events", nil, nil))
+		a.wantProblem(404, "not-found", "", a.send("POST", "/api/orders/none/cancel", a.key(kernel.NewID()), nil))
 	})
 }
 

@@ -118,6 +118,9 @@ func TestTooFast(t *testing.T) {
 		select {
 		case got := <-refused:
 			a.wantProblem(429, "too-many-requests", "", got)
+			if got.header.Get("Retry-After") == "" {
+				t.Error("Retry-After is missing")
+			}
 		default:
 			t.Error("16,000 requests as fast as they go, want one of them refused")
 		}

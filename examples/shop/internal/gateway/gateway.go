@@ -138,7 +138,7 @@ func (s *Service) Handler() http.Handler {
 	for _, r := range s.routes() {
 		mux.Handle(r.pattern, platform.Routed(r.who(r.to)))
 	}
-	return s.identified(s.guard(gateway.StrictPath(http.MaxBytesHandler(otelkit.Routes(mux), platform.MaxBody))))
+	return s.identified(s.guard(gateway.StrictPath(legible(http.MaxBytesHandler(otelkit.Routes(mux), platform.MaxBody)))))
 }
 
 // route is what the gateway does with the requests of one pattern, and from whom it takes them.
@@ -299,8 +299,23 @@ func (s *Service) control() http.Handler {
 
 var requestID = regexp.MustCompile(`^[A-Za-z0-9_-]{8,64}$`)
 
-// identified gives every request an ID, the client's own if that is sound, and writes the
-// access log.
+// legible turns requests away whose path or query is no text: no database would take it.
+func legible(next http.Handler) http.Handler {
+	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
+		if !platform.Text(r.URL.Path) {
+			return &platform.Error{Status: http.StatusBadRequest, Code: "bad-request", Detail: "the path is not UTF-8"}
+		}
+		for name, values := range r.URL.Query() {
+			if !platform.Text(name + strings.Join(values, "")) {
+				return platform.Invalid(strings.ToValidUTF8(name, "?"), "is not UTF-8, or has a NUL character in it")
+			}
+		}
+		next.ServeHTTP(w, r)
+		return nil
+	})
+}
+
+// identified gives every request an ID, the client's own if that is sound: all services log by it.
 func (s *Service) identified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get("X-Request-Id")

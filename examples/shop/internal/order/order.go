@@ -11,6 +11,7 @@
 package order
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -144,9 +145,34 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 		Scope:    func(r *http.Request) (string, error) { return platform.IdentityOf(r.Context()).Subject, nil },
 		Lease:    s.env.Lease,
 		MaxBody:  platform.MaxBody,
-		Hooks:    idempotency.HTTPHooks{Request: s.requests.Hook},
+		Problem: func(w http.ResponseWriter, _ *http.Request, p idempotency.Problem) {
+			platform.WriteProblem(w, keyProblem(p))
+		},
+		Hooks: idempotency.HTTPHooks{Request: s.requests.Hook},
 	})
 	return s, err
+}
+
+// keyHeader is the header by which a command takes effect once.
+const keyHeader = "Idempotency-Key"
+
+// keyProblem says in the shop's words what is wrong with a request's Idempotency-Key.
+func keyProblem(p idempotency.Problem) *platform.Error {
+	e := &platform.Error{Status: p.Status, Code: "unavailable", Detail: cmp.Or(p.Detail, p.Title)}
+	if p.Status < http.StatusInternalServerError && strings.Contains(p.Title, keyHeader) {
+		e.Field = keyHeader
+	}
+	switch p.Status {
+	case http.StatusBadRequest:
+		e.Code = "bad-request"
+	case http.StatusConflict:
+		e.Code = "in-progress"
+	case http.StatusUnprocessableEntity:
+		e.Code = "key-reused"
+	case http.StatusRequestEntityTooLarge:
+		e.Code = "body-too-large"
+	}
+	return e
 }
 
 // ended counts an order that has come to its end, with the time since it was accepted.

@@ -11,9 +11,11 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/dovetail-go/dovetail/fault"
 	"github.com/dovetail-go/dovetail/gateway"
@@ -136,7 +138,7 @@ func toError(r *http.Request, err error) *Error {
 }
 
 // Decode reads the JSON body of a request into v. What cannot be read is an
-// [*Error] that says why.
+// [*Error] that says why. So is a text with a NUL character in it, which PostgreSQL would not take.
 func Decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported-media-type", Detail: "want Content-Type: application/json"}
@@ -149,8 +151,40 @@ func Decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "want one JSON value and nothing after it"}
 	}
+	if field, found := withNUL(reflect.ValueOf(v), ""); found {
+		return Invalid(field, "has a NUL character in it")
+	}
 	return nil
 }
+
+// withNUL returns the path of a text that has a NUL character in it.
+func withNUL(v reflect.Value, path string) (field string, found bool) {
+	switch v.Kind() {
+	case reflect.String:
+		return path, strings.ContainsRune(v.String(), 0)
+	case reflect.Pointer:
+		if !v.IsNil() {
+			return withNUL(v.Elem(), path)
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			if field, found = withNUL(v.Index(i), fmt.Sprintf("%s[%d]", path, i)); found {
+				return field, true
+			}
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+			if field, found = withNUL(v.Field(i), strings.TrimPrefix(path+"."+name, ".")); found {
+				return field, true
+			}
+		}
+	}
+	return "", false
+}
+
+// Text reports whether s can be stored as text: it is UTF-8 and has no NUL character.
+func Text(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 
 func decodeError(err error) error {
 	var tooLarge *http.MaxBytesError
@@ -160,7 +194,7 @@ func decodeError(err error) error {
 	case errors.As(err, &tooLarge):
 		return BodyTooLarge(tooLarge.Limit)
 	case errors.As(err, &wrongType):
-		return &Error{Status: http.StatusUnprocessableEntity, Code: "invalid-input", Field: wrongType.Field, Detail: fmt.Sprintf("is a %s, want a %s", wrongType.Value, wrongType.Type)}
+		return Invalid(wrongType.Field, "is %s, want %s", jsonWord(wrongType.Value), typeWord(wrongType.Type))
 	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "the body is not complete, valid JSON"}
 	}
@@ -168,4 +202,37 @@ func decodeError(err error) error {
 		return &Error{Status: http.StatusUnprocessableEntity, Code: "invalid-input", Field: strings.Trim(field, `"`), Detail: "is not a known field"}
 	}
 	return &Error{Status: http.StatusBadRequest, Code: "unreadable-body", Detail: "the body could not be read", Err: err}
+}
+
+// jsonWord says in words what encoding/json calls a value.
+func jsonWord(value string) string {
+	if number, ok := strings.CutPrefix(value, "number "); ok {
+		return "the number " + number
+	}
+	switch value {
+	case "array":
+		return "a list"
+	case "object":
+		return "an object"
+	case "bool":
+		return "true or false"
+	}
+	return "a " + value
+}
+
+// typeWord says in words what a field takes.
+func typeWord(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	case reflect.Slice:
+		return "a list"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	}
+	return "a whole number of up to 18 digits"
 }

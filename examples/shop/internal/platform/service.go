@@ -274,8 +274,8 @@ func Draining(ctx context.Context) <-chan struct{} {
 	return done
 }
 
-// observe counts and times requests by route pattern, never by raw path, and logs
-// the ones that failed.
+// observe counts and times requests by route pattern, never by raw path, and writes the access log: the gateway gives
+// every request an ID, which all services that it passes through log it by.
 func observe(m *metrics, env Env, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
@@ -284,14 +284,16 @@ func observe(m *metrics, env Env, next http.Handler) http.Handler {
 		next.ServeHTTP(rec, r)
 		m.requests.WithLabelValues(route(), strconv.Itoa(rec.Status())).Observe(time.Since(start).Seconds())
 		m.traffic.served(rec, r, time.Since(start))
-		env.Log.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", rec.Status(), "duration", time.Since(start))
+		env.Log.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", rec.Status(), "bytes", rec.bytes,
+			"duration", time.Since(start), "request_id", r.Header.Get("X-Request-Id"), "remote", r.RemoteAddr)
 	})
 }
 
-// statusRecorder remembers the status of an answer.
+// statusRecorder remembers the status of an answer, and its size.
 type statusRecorder struct {
 	http.ResponseWriter
 	status int
+	bytes  int64
 }
 
 // Status returns what was answered, 200 if the handler said nothing.
@@ -313,7 +315,9 @@ func (w *statusRecorder) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	return w.ResponseWriter.Write(b)
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += int64(n)
+	return n, err
 }
 
 // Unwrap lets http.ResponseController reach the writer below.

@@ -131,10 +131,10 @@ func Run(ctx context.Context, p Process) error {
 			return err
 		}
 		defer func() { _ = env.DB.Close() }()
-		if s.Replica != "" {
-			if env.Replica, err = platform.OpenPostgresReadOnly(s.Replica, s.Schema(p.Service)); err != nil {
-				return fmt.Errorf("%s: %w", ReplicaVar, err)
-			}
+		if env.Replica, err = s.replica(p.Service); err != nil {
+			return err
+		}
+		if env.Replica != nil {
 			defer func() { _ = env.Replica.Close() }()
 		}
 	}
@@ -247,6 +247,19 @@ func (s Settings) database(ctx context.Context, service string) (*sql.DB, error)
 	db, err := platform.OpenPostgres(ctx, s.Postgres, s.Schema(service))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", PostgresVar, err)
+	}
+	return db, nil
+}
+
+// replica is the copy of a service's database that its queries go to. Nil if there is none, and for services that have
+// no use for one: only the catalogue is read so much that what it shows may be a moment old.
+func (s Settings) replica(service string) (*sql.DB, error) {
+	if s.Replica == "" || service != "catalog" {
+		return nil, nil
+	}
+	db, err := platform.OpenPostgresReadOnly(s.Replica, s.Schema(service))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", ReplicaVar, err)
 	}
 	return db, nil
 }

@@ -1,0 +1,173 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+)
+
+// whole is the gateway in front of o.
+func whole(t *testing.T, o http.RoundTripper) http.Handler {
+	t.Helper()
+	env := platform.Env{Name: "gateway", Instance: "gateway-1", Caller: &platform.Caller{Client: &http.Client{Transport: o}}, Log: slog.New(slog.DiscardHandler)}
+	s, err := New(env, []string{"catalog"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Handler()
+}
+
+// from makes a request of the client at an address.
+func from(t *testing.T, h http.Handler, addr, path string) *httptest.ResponseRecorder {
+	t.Helper()
+	w := httptest.NewRecorder()
+	r := httptest.NewRequestWithContext(t.Context(), "GET", path, nil)
+	r.RemoteAddr = addr + ":1234"
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// wantProblem checks a refusal that says when to come back.
+func wantProblem(t *testing.T, w *httptest.ResponseRecorder, status int, code string) {
+	t.Helper()
+	var p struct{ Type string }
+	_ = json.Unmarshal(w.Body.Bytes(), &p)
+	if w.Code != status || p.Type != "/problems/"+code || w.Header().Get("Retry-After") == "" {
+		t.Errorf("answered %d %s, Retry-After %q; want %d %s and when to come back", w.Code, w.Body, w.Header().Get("Retry-After"), status, code)
+	}
+}
+
+func TestClientIsSlowedDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := whole(t, &origin{})
+		for range addressLimit.Burst { // at one moment
+			if w := from(t, h, "192.0.2.1", "/api/nothing"); w.Code != http.StatusNotFound {
+				t.Fatalf("answered %d, want 404", w.Code)
+			}
+		}
+		wantProblem(t, from(t, h, "192.0.2.1", "/api/nothing"), http.StatusTooManyRequests, "too-many-requests")
+		if w := from(t, h, "192.0.2.2", "/api/nothing"); w.Code != http.StatusNotFound {
+			t.Errorf("somebody else is answered %d, want 404", w.Code)
+		}
+		if w := from(t, h, "192.0.2.1", "/"); w.Code != http.StatusOK {
+			t.Errorf("a page is answered %d, want 200: it costs nothing", w.Code)
+		}
+		time.Sleep(time.Second)
+		if w := from(t, h, "192.0.2.1", "/api/nothing"); w.Code != http.StatusNotFound {
+			t.Errorf("a second later: %d, want 404", w.Code)
+		}
+	})
+}
+
+func TestOverload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := whole(t, roundTripper(func(*http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			w := httptest.NewRecorder()
+			_ = platform.WriteJSON(w, http.StatusOK, struct{}{})
+			return w.Result(), nil
+		}))
+		var served, refused atomic.Int64
+		var all sync.WaitGroup
+		for i := range 500 { // at once, each with a question of its own
+			all.Go(func() {
+				w := from(t, h, "192.0.2.1", fmt.Sprintf("/api/products/p-%d", i))
+				if w.Code == http.StatusOK {
+					served.Add(1)
+					return
+				}
+				refused.Add(1)
+				wantProblem(t, w, http.StatusServiceUnavailable, "overloaded")
+			})
+		}
+		all.Wait()
+		if served.Load() == 0 || refused.Load() == 0 {
+			t.Errorf("%d served, %d refused, want some of each", served.Load(), refused.Load())
+		}
+		if w := from(t, h, "192.0.2.1", "/api/products/other"); w.Code != http.StatusOK {
+			t.Errorf("afterwards: %d, want 200", w.Code)
+		}
+	})
+}
+
+func TestWhatIsNoText(t *testing.T) {
+	h := whole(t, &origin{})
+	for path, field := range map[string]string{
+		"/api/products/%ff": "", "/api/products?category=%00": "category", "/api/products?q=saw&q=%c3%28": "q", "/api/products?%ff=1": "?",
+	} {
+		w := from(t, h, "192.0.2.1", path)
+		var p struct{ Field string }
+		_ = json.Unmarshal(w.Body.Bytes(), &p)
+		if w.Code != http.StatusBadRequest && w.Code != http.StatusUnprocessableEntity || p.Field != field {
+			t.Errorf("GET %s = %d %s, want 400 or 422 about the field %q", path, w.Code, w.Body, field)
+		}
+	}
+	if w := from(t, h, "192.0.2.1", "/api/products?q=s%C3%A4ge"); w.Code != http.StatusOK {
+		t.Errorf("a letter that is not ASCII: %d, want 200", w.Code)
+	}
+}
+
+// TestAccessLog sends requests through the gateway as it is served.
+func TestAccessLog(t *testing.T) {
+	var log bytes.Buffer
+	env := platform.Env{
+		Name: "gateway", Caller: &platform.Caller{Client: &http.Client{Transport: &origin{}}},
+		Log: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	s, err := New(env, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := platform.Handler(t.Context(), env, s)
+	for name, c := range map[string]struct{ sent, want string }{
+		"the client's own ID":       {"my-request-1", "my-request-1"},
+		"one that is no such thing": {"forged\tline", ""},
+		"none":                      {"", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log.Reset()
+			w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "GET", "/api/products/p-1?q=secret", nil)
+			if c.sent != "" {
+				r.Header.Set("X-Request-Id", c.sent)
+			}
+			h.ServeHTTP(w, r)
+			id := w.Header().Get("X-Request-Id")
+			if !requestID.MatchString(id) || c.want != "" && id != c.want {
+				t.Errorf("X-Request-Id = %q, want %q", id, c.want)
+			}
+			var line struct {
+				Method, Path, Remote string
+				Status, Bytes        int
+				RequestID            string `json:"request_id"`
+				Duration             int64
+			}
+			if err := json.Unmarshal(log.Bytes(), &line); err != nil {
+				t.Fatalf("log %s: %v", &log, err)
+			}
+			if line.Method != "GET" || line.Path != "/api/products/p-1" || line.Status != 200 || line.Bytes != w.Body.Len() || line.RequestID != id || line.Remote != r.RemoteAddr || line.Duration <= 0 {
+				t.Errorf("log %s, want the request and its answer", &log)
+			}
+			if strings.Contains(log.String(), "secret") {
+				t.Errorf("log %s, want no query: it may hold what is nobody's business", &log)
+			}
+		})
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

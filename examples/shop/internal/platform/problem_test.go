@@ -1,0 +1,72 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// TestDecode gives bodies that are not what is wanted. Who sent them need not know Go to understand the answer.
+func TestDecode(t *testing.T) {
+	type line struct {
+		Product  string `json:"product"`
+		Quantity int64  `json:"quantity"`
+	}
+	type body struct {
+		Name   *string         `json:"name"`
+		Lines  []line          `json:"lines"`
+		Where  struct{ X int } `json:"where"`
+		Gift   bool            `json:"gift"`
+		Weight float64         `json:"weight"`
+	}
+	for _, tt := range []struct {
+		body, field, detail string
+		status              int
+	}{
+		{`{"name":1}`, "name", "is a number, want a string", 422},
+		{`{"name":[]}`, "name", "is a list, want a string", 422},
+		{`{"lines":"x"}`, "lines", "is a string, want a list", 422},
+		{`{"lines":[{"quantity":1.5}]}`, "lines.quantity", "is the number 1.5, want a whole number of up to 18 digits", 422},
+		{`{"lines":[{"quantity":99999999999999999999}]}`, "lines.quantity", "is the number 99999999999999999999, want a whole number of up to 18 digits", 422},
+		{`{"where":true}`, "where", "is true or false, want an object", 422},
+		{`{"gift":{}}`, "gift", "is an object, want true or false", 422},
+		{`{"weight":"1"}`, "weight", "is a string, want a number", 422},
+		{`[]`, "", "is a list, want an object", 422},
+		{`{"colour":"red"}`, "colour", "is not a known field", 422},
+		{`{"name":"a\u0000"}`, "name", "has a NUL character in it", 422},
+		{`{"lines":[{"product":"a"},{"product":"\u0000"}]}`, "lines[1].product", "has a NUL character in it", 422},
+		{`{"name":`, "", "the body is not complete, valid JSON", 400},
+		{``, "", "the body is not complete, valid JSON", 400},
+		{`{} {}`, "", "want one JSON value and nothing after it", 400},
+		{`{"name":"` + strings.Repeat("x", MaxBody) + `"}`, "", "want at most 1048576 bytes", 413},
+		{`{"name":"a","lines":[{"product":"p","quantity":1}]}`, "", "", 0},
+	} {
+		t.Run(tt.body[:min(len(tt.body), 40)], func(t *testing.T) {
+			r := httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader(tt.body))
+			r.Header.Set("Content-Type", "application/json; charset=utf-8")
+			var got Error
+			var e *Error
+			if err := Decode(httptest.NewRecorder(), r, new(body)); errors.As(err, &e) {
+				got = *e
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if got.Status != tt.status || got.Field != tt.field || got.Detail != tt.detail {
+				t.Errorf("Decode = %+v, want %d about %q: %s", got, tt.status, tt.field, tt.detail)
+			}
+		})
+	}
+	t.Run("another media type", func(t *testing.T) {
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader(`{}`))
+		r.Header.Set("Content-Type", "text/plain")
+		var e *Error
+		if err := Decode(httptest.NewRecorder(), r, new(body)); !errors.As(err, &e) || e.Status != http.StatusUnsupportedMediaType {
+			t.Errorf("Decode = %v, want 415", err)
+		}
+	})
+}
