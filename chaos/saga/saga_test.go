@@ -238,7 +238,7 @@ func run(t *testing.T, driver, dsn string, crash func()) {
 	}
 	nodes := []*process.Process{process.Role(t, "node", driver, dsn), process.Role(t, "node", driver, dsn)}
 	kills, stops, crashes, started, archived := 0, 0, 0, 0, 0
-	deadline := time.Now().Add(2*time.Minute + time.Duration(transfers)*100*time.Millisecond)
+	deadline := time.Now().Add(5*time.Minute + time.Duration(transfers)*200*time.Millisecond)
 	for n := 0; ; n++ {
 		// Some at a time, so that there is always work when something dies.
 		for ; started < transfers && started < (n+1)*max(20, transfers/100); started++ {

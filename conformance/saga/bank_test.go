@@ -74,6 +74,19 @@ func openBank(db *sql.DB, dialect string) (*bank, error) {
 	return b, nil
 }
 
+// newBank returns a bank with its tables.
+func newBank(t *testing.T, db *sql.DB, dialect string) *bank {
+	t.Helper()
+	b, err := openBank(db, dialect)
+	if err == nil {
+		err = b.create(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // create makes the tables and fills the accounts.
 func (b *bank) create(ctx context.Context) error {
 	if err := errors.Join(b.store.Migrate(ctx), b.guard.Migrate(ctx, b.db)); err != nil {
@@ -264,7 +277,7 @@ func (b *bank) audit(t *testing.T) {
 	if n := number("SELECT COUNT(*) FROM saga_instance WHERE owner <> '' OR wake_at IS NOT NULL"); n != 0 {
 		t.Errorf("%d ended sagas are still owned or due", n)
 	}
-	for id, did := range b.ledger(t) {
+	for id, did := range ledger(t, b.db, "SELECT t.id, COALESCE(l.step, ''), COALESCE(l.op, '') FROM transfer t LEFT JOIN ledger l ON l.saga = t.id") {
 		var n int
 		if _, err := fmt.Sscanf(id, "t%d", &n); err != nil {
 			t.Fatal(err)
@@ -290,10 +303,10 @@ func (b *bank) transfers(t *testing.T) (n int) {
 	return n
 }
 
-// ledger returns what each transfer did, undone steps with a minus.
-func (b *bank) ledger(t *testing.T) map[string]string {
+// ledger returns what each saga did, undone steps with a minus, from a query for saga, step and op.
+func ledger(t *testing.T, db *sql.DB, query string) map[string]string {
 	t.Helper()
-	rows, err := b.db.QueryContext(t.Context(), "SELECT t.id, COALESCE(l.step, ''), COALESCE(l.op, '') FROM transfer t LEFT JOIN ledger l ON l.saga = t.id")
+	rows, err := db.QueryContext(t.Context(), query)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
@@ -21,21 +20,11 @@ import (
 // then starts the transfer again elsewhere, as one does who heard nothing or an error, and
 // another node finishes it. DOVETAIL_SAGA_JOURNEYS=all cuts at each statement, else at some.
 func TestCrashOfBegun(t *testing.T) {
-	stride := 13
-	if os.Getenv("DOVETAIL_SAGA_JOURNEYS") == "all" {
-		stride = 1
-	}
 	testdb.Each(t, func(t *testing.T, db *sql.DB, dialect string) {
-		b, err := openBank(db, dialect)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := b.create(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		b := newBank(t, db, dialect)
 		connector := connectorOf(t, db, dialect)
 		crashes, transfers := 0, 0
-		for n, reached := 1, true; reached; n += stride {
+		for n, reached := 1, true; reached; n += stride(13) {
 			reached = false
 			for _, after := range []bool{false, true} {
 				id, d := fmt.Sprintf("t%05d", transfers*kinds), nth(transfers*kinds)
@@ -44,10 +33,7 @@ func TestCrashOfBegun(t *testing.T) {
 					t.Fatal(err)
 				}
 				c, cut := sagatest.Cut(connector, n, after)
-				own := sql.OpenDB(c)
-				if dialect == "sqlite" {
-					own.SetMaxOpenConns(1)
-				}
+				own := pool(c, dialect)
 				dying, err := openBank(own, dialect)
 				if err != nil {
 					t.Fatal(err)

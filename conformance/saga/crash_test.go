@@ -129,13 +129,7 @@ func (f *faulty) Load(ctx context.Context, id string) (rec saga.Record, err erro
 // for transfers that are refused at each of the steps. Another node finishes them.
 func TestCrashAtEveryCall(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, db *sql.DB, d string) {
-		b, err := openBank(db, d)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := b.create(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		b := newBank(t, db, d)
 		second, err := b.engine(b.store, saga.Config{})
 		if err != nil {
 			t.Fatal(err)

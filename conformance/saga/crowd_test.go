@@ -6,8 +6,6 @@ package saga_test
 import (
 	"database/sql"
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,21 +18,9 @@ import (
 // database finds those that have not: by an index, whatever lies around. It logs how long
 // transfers take before and after. DOVETAIL_SAGA_ENDED sets how many, such as 1000000; 5,000 otherwise.
 func TestAMillionEndedSagas(t *testing.T) {
-	ended := 5_000
-	if v := os.Getenv("DOVETAIL_SAGA_ENDED"); v != "" {
-		var err error
-		if ended, err = strconv.Atoi(v); err != nil {
-			t.Fatalf("DOVETAIL_SAGA_ENDED: %v", err)
-		}
-	}
+	ended := size(t, "DOVETAIL_SAGA_ENDED", 5_000)
 	testdb.Each(t, func(t *testing.T, db *sql.DB, dialect string) {
-		b, err := openBank(db, dialect)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := b.create(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		b := newBank(t, db, dialect)
 		e, err := b.engine(b.store, saga.Config{Drain: -1})
 		if err != nil {
 			t.Fatal(err)

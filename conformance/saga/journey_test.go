@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -220,10 +219,7 @@ var journeys = []struct {
 // and after the call, or loses the answer, for trips that are refused at each of their
 // steps. DOVETAIL_SAGA_JOURNEYS=all cuts at every call, else at some of them.
 func TestEveryKindOfStep(t *testing.T) {
-	stride := 7
-	if os.Getenv("DOVETAIL_SAGA_JOURNEYS") == "all" {
-		stride = 1
-	}
+	stride := stride(7)
 	testdb.Each(t, func(t *testing.T, db *sql.DB, dialect string) {
 		j := openJourney(t, db, dialect)
 		second := j.engine(t, j.bank.store)
@@ -251,7 +247,7 @@ func TestEveryKindOfStep(t *testing.T) {
 			}
 		}
 		did := map[string]string{}
-		for id, steps := range j.ledger(t) {
+		for id, steps := range ledger(t, db, "SELECT saga, step, op FROM ledger") {
 			trip, _, _ := strings.Cut(id, "/")
 			did[trip] += steps
 		}
@@ -336,28 +332,4 @@ func (j *journey) cutAt(t *testing.T, second *saga.Engine, id string, d trip, ap
 	}
 	run(t, second, func() { wait("on the second node", nil) })
 	return f.left <= 0
-}
-
-func (j *journey) ledger(t *testing.T) map[string]string {
-	t.Helper()
-	rows, err := j.db.QueryContext(t.Context(), "SELECT saga, step, op FROM ledger")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	done := map[string]string{}
-	for rows.Next() {
-		var id, step, op string
-		if err := rows.Scan(&id, &step, &op); err != nil {
-			t.Fatal(err)
-		}
-		if op == saga.OpUndo {
-			step = "-" + step
-		}
-		done[id] += " " + step
-	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
-	return done
 }

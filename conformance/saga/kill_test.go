@@ -17,10 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
-
 	"github.com/dovetail-go/dovetail/conformance/internal/testdb"
 	"github.com/dovetail-go/dovetail/saga"
 )
@@ -73,45 +69,6 @@ func work() error {
 	return e.Run(context.Background())
 }
 
-// databaseName returns what openAgain needs to open the same database.
-func databaseName(t *testing.T, db *sql.DB, dialect string) (name string) {
-	t.Helper()
-	query := map[string]string{
-		"sqlite": "SELECT file FROM pragma_database_list WHERE name = 'main'", "postgres": "SELECT current_schema()", "mysql": "SELECT DATABASE()",
-	}[dialect]
-	if err := db.QueryRowContext(t.Context(), query).Scan(&name); err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
-const sqliteOptions = "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)&_txlock=immediate"
-
-func openAgain(dialect, name string) (*sql.DB, error) {
-	switch dialect {
-	case "postgres":
-		cfg, err := pgx.ParseConfig(os.Getenv("DOVETAIL_POSTGRES_DSN"))
-		if err != nil {
-			return nil, err
-		}
-		cfg.RuntimeParams["search_path"] = name
-		return stdlib.OpenDB(*cfg), nil
-	case "mysql":
-		cfg, err := mysql.ParseDSN(os.Getenv("DOVETAIL_MYSQL_DSN"))
-		if err != nil {
-			return nil, err
-		}
-		cfg.DBName = name
-		connector, err := mysql.NewConnector(cfg)
-		return sql.OpenDB(connector), err
-	}
-	db, err := sql.Open("sqlite", "file:"+name+sqliteOptions)
-	if err == nil {
-		db.SetMaxOpenConns(1)
-	}
-	return db, err
-}
-
 // worker is a process that runs sagas.
 type worker struct {
 	cmd    *exec.Cmd
@@ -142,21 +99,9 @@ func (w *worker) signal(s syscall.Signal) { _ = w.cmd.Process.Signal(s) }
 // between two statements and at random moments, and stops one now and then for
 // longer than its lease, until all is done. DOVETAIL_SAGA_TRANSFERS sets how many.
 func TestKilledProcesses(t *testing.T) {
-	transfers := 120
-	if v := os.Getenv("DOVETAIL_SAGA_TRANSFERS"); v != "" {
-		var err error
-		if transfers, err = strconv.Atoi(v); err != nil {
-			t.Fatalf("DOVETAIL_SAGA_TRANSFERS: %v", err)
-		}
-	}
+	transfers := size(t, "DOVETAIL_SAGA_TRANSFERS", 120)
 	testdb.Each(t, func(t *testing.T, db *sql.DB, d string) {
-		b, err := openBank(db, d)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := b.create(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		b := newBank(t, db, d)
 		starter, err := b.engine(b.store, saga.Config{})
 		if err != nil {
 			t.Fatal(err)
@@ -175,7 +120,7 @@ func TestKilledProcesses(t *testing.T) {
 				}
 			}
 		}()
-		deadline := time.Now().Add(time.Minute + time.Duration(transfers)*200*time.Millisecond)
+		deadline := time.Now().Add(5*time.Minute + time.Duration(transfers)*200*time.Millisecond)
 		for round := 0; ; round++ {
 			for i, w := range workers {
 				if w == nil {
