@@ -113,11 +113,14 @@ type Signal struct {
 
 // Beginning is a saga to be started.
 type Beginning struct {
-	ID      string
+	// ID is the saga's ID.
+	ID string
+	// Name and Version are those of the definition.
 	Name    string
 	Version int
 	// Step is the name of the first step.
 	Step string
+	// Data is the user's value as JSON.
 	Data []byte
 	// Input identifies the input: a repeated start must bring the same.
 	Input string
@@ -148,7 +151,9 @@ type Begun struct {
 
 // Claim is what a node asks for.
 type Claim struct {
-	Node  string
+	// Node becomes the owner.
+	Node string
+	// Limit is how many sagas it takes at most.
 	Limit int
 	// Definitions are those that the node can run. Others are claimed only when they have
 	// been due for longer than Foreign.

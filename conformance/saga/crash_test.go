@@ -175,13 +175,13 @@ func (b *bank) crashAt(t *testing.T, second *saga.Engine, n int, w when, number 
 	}
 	// What is dead for the store takes a while to give up; nobody waits for that.
 	run(e, func(ctx context.Context) {
-		deadline := time.After(30 * time.Second)
+		deadline := time.After(2 * time.Minute)
 		for {
 			select {
 			case <-f.died:
 				return
 			case <-deadline:
-				t.Errorf("neither dead nor done within 30s")
+				t.Errorf("neither dead nor done within 2 minutes")
 				return
 			case <-time.After(2 * time.Millisecond):
 			}
@@ -198,7 +198,7 @@ func (b *bank) crashAt(t *testing.T, second *saga.Engine, n int, w when, number 
 			t.Fatal(err)
 		}
 	}
-	if err := <-run(second, func(context.Context) { b.finished(t, 30*time.Second) }); err != nil {
+	if err := <-run(second, func(context.Context) { b.finished(t, 2*time.Minute) }); err != nil {
 		t.Errorf("Run = %v", err)
 	}
 	return f.left <= 0

@@ -24,9 +24,12 @@ type Dialect = sqldialect.Dialect
 
 // The dialects.
 const (
+	// Postgres is PostgreSQL 12 or later.
 	Postgres = sqldialect.Postgres
-	MySQL    = sqldialect.MySQL
-	SQLite   = sqldialect.SQLite
+	// MySQL is MySQL 8.0 or MariaDB 10.6 and later.
+	MySQL = sqldialect.MySQL
+	// SQLite is SQLite 3.24 or later.
+	SQLite = sqldialect.SQLite
 )
 
 // Tx is the participant's transaction, such as a *sql.Tx. A *sql.DB fits as well but must

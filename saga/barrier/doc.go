@@ -6,6 +6,7 @@
 //
 //	guard, err := barrier.New(barrier.Postgres, barrier.Config{})
 //	err = guard.Migrate(ctx, db)
+//	go guard.Run(ctx, db) // forgets what nobody can ask for any more
 //
 //	func reserve(w http.ResponseWriter, r *http.Request) {
 //		key, err := barrier.KeyFromHeader(r.Header) // set by the orchestrator

@@ -6,7 +6,7 @@
 //
 //	store, err := sagasql.New(db, sagasql.Postgres, sagasql.Config{})
 //	...
-//	err = store.Migrate(ctx) // or put sagasql.Schema(sagasql.Postgres) into your migrations
+//	err = store.Migrate(ctx) // or put store.Schema() into your migrations
 //	...
 //	engine, err := saga.NewEngine(store, saga.Config{}, placeOrder)
 //

@@ -10,7 +10,8 @@
 // many states it saw, and for a violation the shortest way there.
 //
 // [Crash] runs your definition on a real database and cuts the connection of its node before
-// and after every statement, until another node has finished it.
+// and after every statement, until another node has finished it. [Cut] cuts connections in
+// tests of your own.
 //
 // [RunStore] holds an implementation of saga.Store to its contract, one subtest per sentence.
 package sagatest
