@@ -231,7 +231,7 @@ func TestStaticProgram(t *testing.T) {
 // the program, a user without a name, no capabilities.
 func TestContainer(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root may change the root of the file system")
+		t.Skip("not tested here: only root may change the root of the file system")
 	}
 	root := t.TempDir()
 	if err := os.Chmod(root, 0o755); err != nil { //nolint:gosec // somebody else has to read it
@@ -253,8 +253,9 @@ func TestContainer(t *testing.T) {
 		return cmd
 	}
 	if out, err := command(nil, "--help").CombinedOutput(); err != nil {
-		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && strings.Contains(string(out), "unshare") || strings.Contains(string(out), "mount") {
-			t.Skipf("the kernel does not let us: %s", out)
+		// Root in a container of its own may have no right to mount. Anything else is a defect.
+		if what, _, _ := strings.Cut(string(out), ":"); (what == "unshare" || what == "mount") && (strings.Contains(string(out), "not permitted") || strings.Contains(string(out), "denied")) {
+			t.Skipf("not tested here: the kernel refuses a mount namespace or a read-only root: %s", out)
 		}
 		t.Fatalf("shop --help: %v: %s", err, out)
 	}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -230,6 +231,7 @@ func TestStack(t *testing.T) {
 	})
 	t.Run("order", func(t *testing.T) { testOrder(t, shop.seenBy(t)) })
 	t.Run("key", func(t *testing.T) { testIdempotencyKey(t, shop.seenBy(t)) })
+	t.Run("bad input", func(t *testing.T) { testBadInput(t, shop.seenBy(t)) })
 	t.Run("dead letters", func(t *testing.T) { testDeadLetters(t, shop) })
 	t.Run("a trace through the death of a service", func(t *testing.T) { testTraceThroughDeath(t, shop, exported) })
 	t.Run("killed and stopped", func(t *testing.T) { testKilledStack(t, shop) })
@@ -368,7 +370,7 @@ func testDeadLetters(t *testing.T, shop *stackShop) {
 	}
 }
 
-// TestRunAlone runs one service without the others and without Consul: it says where it is, answers, and
+// TestRunAlone runs each service without the others and without Consul: it says where it is, answers, and
 // drains when it is told to stop.
 func TestRunAlone(t *testing.T) {
 	settings := stackSettings(t)
@@ -378,38 +380,115 @@ func TestRunAlone(t *testing.T) {
 	}
 	delete(settings, stack.ConsulVar)
 	settings[stack.DiscoveryFileVar], settings[stack.PublicURLVar] = addresses, "http://shop.example"
-	cmd := exec.CommandContext(t.Context(), buildShop(t), "run", "catalog", "--instance", "catalog-7")
-	for name, value := range settings {
-		cmd.Env = append(cmd.Env, name+"="+value)
+	shop := buildShop(t)
+	alone := func(t *testing.T, service, instance string, try func(t *testing.T, a *api), env ...string) {
+		t.Parallel()
+		cmd := exec.CommandContext(t.Context(), shop, "run", service, "--instance", instance)
+		for name, value := range settings {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+		cmd.Env = append(cmd.Env, env...)
+		cmd.Stderr = t.Output()
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var said stack.Instance
+		if err := json.NewDecoder(out).Decode(&said); err != nil || said.Service != service || said.Instance != instance || said.PID != cmd.Process.Pid {
+			t.Fatalf("said %+v (%v), want %s and process %d", said, err, instance, cmd.Process.Pid)
+		}
+		a := &api{t: t, url: "http://" + said.Addr}
+		for _, path := range []string{"/livez", "/readyz", "/metrics"} {
+			eventually(t, func() error {
+				if got := a.send("GET", path, nil, nil); got.status != http.StatusOK {
+					return fmt.Errorf("GET %s = %d %s, want 200", path, got.status, got.body)
+				}
+				return nil
+			})
+		}
+		if try != nil {
+			try(t, a)
+		}
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("told to stop, it ended with %v, want exit code 0", err)
+		}
 	}
-	cmd.Stderr = t.Output()
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var said stack.Instance
-	if err := json.NewDecoder(out).Decode(&said); err != nil || said.Service != "catalog" || said.Instance != "catalog-7" || said.PID != cmd.Process.Pid {
-		t.Fatalf("said %+v (%v), want catalog-7 and process %d", said, err, cmd.Process.Pid)
-	}
-	a := &api{t: t, url: "http://" + said.Addr}
-	for _, path := range []string{"/livez", "/readyz", "/metrics", "/products/p-001"} {
+	shows := func(t *testing.T, a *api, id, name string) {
+		t.Helper()
 		eventually(t, func() error { // the listing is a projection, which takes a moment
-			if got := a.send("GET", path, nil, nil); got.status != http.StatusOK {
-				return fmt.Errorf("GET %s = %d %s, want 200", path, got.status, got.body)
+			var p product
+			if got := a.send("GET", "/products/"+id, nil, nil); got.status != http.StatusOK {
+				return fmt.Errorf("GET /products/%s = %d %s, want 200", id, got.status, got.body)
+			} else if a.want(http.StatusOK, got, &p); p.Name != name {
+				t.Fatalf("product %s is called %q, want %q", id, p.Name, name)
 			}
 			return nil
 		})
 	}
-	a.want(http.StatusUnauthorized, a.send("POST", "/internal/quote", nil, map[string]any{"product_ids": []string{"p-001"}}), nil)
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	for _, service := range append(slices.Clone(assembly.Backends), assembly.Gateway) {
+		var try func(t *testing.T, a *api)
+		if service == "catalog" {
+			try = func(t *testing.T, a *api) {
+				shows(t, a, "p-001", "Dovetail saw, small")
+				a.want(http.StatusUnauthorized, a.send("POST", "/internal/quote", nil, map[string]any{"product_ids": []string{"p-001"}}), nil)
+			}
+		}
+		t.Run(service, func(t *testing.T) { alone(t, service, service+"-7", try) })
+	}
+	replica := replicaOf(t, settings)
+	t.Run("catalog with a replica", func(t *testing.T) {
+		alone(t, "catalog", "catalog-8", func(t *testing.T, a *api) {
+			shows(t, a, "p-replica", "Only in the replica")
+			a.want(http.StatusNotFound, a.send("GET", "/products/p-001", nil, nil), nil)
+		}, stack.ReplicaVar+"="+replica)
+	})
+}
+
+// replicaOf makes what stands for a read replica of catalog's database, and differs from it so that one can tell.
+func replicaOf(t *testing.T, settings map[string]string) (dsn string) {
+	t.Helper()
+	name := settings[stack.NameVar]
+	u, err := url.Parse(settings[stack.PostgresVar])
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("told to stop, it ended with %v, want exit code 0", err)
+	primary, err := sql.Open("pgx", u.String())
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if _, err := primary.ExecContext(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			t.Error(err)
+		}
+		_ = primary.Close()
+	})
+	if _, err := primary.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	db, err := sql.Open("pgx", u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	schema := name + "_catalog"
+	for _, statement := range []string{
+		"CREATE SCHEMA " + schema,
+		"CREATE TABLE " + schema + ".listing_1 (id TEXT, name TEXT, category TEXT, price BIGINT)",
+		"CREATE TABLE " + schema + ".availability (product_id TEXT, available BIGINT)",
+		"INSERT INTO " + schema + ".listing_1 VALUES ('p-replica', 'Only in the replica', 'None', 100)",
+	} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return u.String()
 }
 
 // TestRunSaysWhatIsMissing starts services without what they need.

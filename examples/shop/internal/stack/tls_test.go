@@ -5,13 +5,9 @@ package stack
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/user"
@@ -23,6 +19,7 @@ import (
 	"time"
 
 	"github.com/dovetail-go/dovetail/discovery"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testca"
 )
 
@@ -191,95 +188,23 @@ func TestPostgresByTLS(t *testing.T) {
 	}
 }
 
-// TestRabbitMQByTLS looks at what a client says first to a listener with a certificate: a broker of its own would
-// take longer to start than all the rest of these tests.
-func TestRabbitMQByTLS(t *testing.T) {
-	ca := testca.New(t, t.TempDir())
-	cert, key := ca.Issue(t, "rabbitmq", "127.0.0.1")
-	pair, err := tls.LoadX509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	heard := make(chan string, 100)
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			hello := make([]byte, 8)
-			if _, err := io.ReadFull(conn, hello); err == nil {
-				select {
-				case heard <- string(hello):
-				default:
-				}
-			}
-			_ = conn.Close()
+// TestReplica: only the catalogue has a use for a copy of its database.
+func TestReplica(t *testing.T) {
+	s := Settings{Name: "shop", Replica: "postgres://shop@127.0.0.1:1/shop"} // opened when it is first asked
+	for _, service := range assembly.Backends {
+		db, err := s.replica(service)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	dial := func(authorities string, await bool) {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			s := Settings{Name: "shop", RabbitMQ: "amqps://" + ln.Addr().String() + "/", ServersCA: authorities}
-			if client, err := s.broker(ctx, "test-1", nil, quiet); err == nil {
-				_ = client.Close()
-				t.Error("the broker is no broker, and yet it is one")
-			}
-		}()
-		if await {
-			select {
-			case hello := <-heard:
-				if hello != "AMQP\x00\x00\x09\x01" {
-					t.Errorf("it said %q, want AMQP 0-9-1's greeting", hello)
-				}
-			case <-time.After(patience):
-				t.Error("it said nothing")
-			}
+		if (db != nil) != (service == "catalog") {
+			t.Errorf("%s has a replica: %v", service, db != nil)
 		}
-		cancel()
-		<-ended
+		if db != nil {
+			_ = db.Close()
+		}
 	}
-	dial(ca.File, true)
-	// An authority that is not the server's: it must not get as far as to say anything.
-	other := testca.New(t, t.TempDir()).File
-	s := Settings{ServersCA: other}
-	cfg, err := s.server("amqps://"+ln.Addr().String()+"/", quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if conn, err := tls.Dial("tcp", ln.Addr().String(), cfg); err == nil {
-		_ = conn.Close()
-		t.Error("a broker of another authority is believed")
-	}
-}
-
-func TestConsulByTLS(t *testing.T) {
-	ca := testca.New(t, t.TempDir())
-	cert, key := ca.Issue(t, "consul", "127.0.0.1")
-	pair, err := tls.LoadX509KeyPair(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `"127.0.0.1:8300"`) }))
-	agent.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	agent.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
-	agent.StartTLS()
-	defer agent.Close()
-	s := Settings{Name: "shop", Consul: agent.URL, ServersCA: ca.File}
-	if _, _, err := s.discovery(t.Context()); err != nil {
-		t.Errorf("discovery = %v, want nil", err)
-	}
-	s.ServersCA = testca.New(t, t.TempDir()).File
-	if _, _, err := s.discovery(t.Context()); err == nil {
-		t.Error("an agent of another authority is believed")
+	if db, err := (Settings{Name: "shop"}).replica("catalog"); db != nil || err != nil {
+		t.Errorf("replica = %v, %v, want none where there is none", db, err)
 	}
 }
 

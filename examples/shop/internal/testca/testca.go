@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -49,6 +50,13 @@ func New(t testing.TB, dir string) *CA {
 	ca := &CA{File: filepath.Join(dir, "ca.crt"), dir: dir, cert: cert, key: key}
 	write(t, ca.File, "CERTIFICATE", der)
 	return ca
+}
+
+// Client returns the configuration of connections to servers that show the authority's certificates.
+func (ca *CA) Client() *tls.Config {
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 }
 
 // Issue writes a certificate for the names and addresses, and its key, to files called after name. What was there
