@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -336,6 +337,9 @@ func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) 
 		if !known[charge.order] {
 			i.unsettled("the provider has a charge for order %s, which does not exist", charge.order)
 		}
+		if p := ours[charge.order]; p.amount != charge.amount && charge.status != "voided" {
+			i.unsettled("order %s: the provider has a charge of %d, payment one of %d", charge.order, charge.amount, p.amount)
+		}
 	}
 	if captured != wanted {
 		i.unsettled("captured %d, confirmed orders are worth %d", captured, wanted)
@@ -492,7 +496,7 @@ func (c *checker) mails(ctx context.Context, _ []order) (Invariant, error) {
 // applied compares what was published with what each group has marked as applied. Marks are kept
 // for days; the look back is shorter.
 func (c *checker) applied(ctx context.Context, _ []order) (Invariant, error) {
-	i := Invariant{Number: 6, Name: "every event published is applied once by every group"}
+	i := Invariant{Number: 6, Name: "every event published is applied once by every group, those of an order in order"}
 	type event struct{ id, topic string }
 	scan := func(e *event) []any { return []any{&e.id, &e.topic} }
 	since := time.Now().Add(-24 * time.Hour).UnixMicro()
@@ -505,6 +509,9 @@ func (c *checker) applied(ctx context.Context, _ []order) (Invariant, error) {
 		events, err = collect(ctx, c.db["order"], fmt.Sprintf(`SELECT event_id, REPLACE(event_type, '.v1', '') FROM eventsource_event WHERE recorded > %d`, since), scan)
 	}
 	if err != nil {
+		return i, err
+	}
+	if err := c.inOrder(ctx, &i, since); err != nil {
 		return i, err
 	}
 	groups := 0
@@ -530,6 +537,42 @@ func (c *checker) applied(ctx context.Context, _ []order) (Invariant, error) {
 	}
 	i.Checked = fmt.Sprintf("%d events, %d groups", len(events), groups)
 	return i, nil
+}
+
+// inOrder compares the order in which the events of each order were published with that in which they happened. The
+// stack's log is in its broker, where nobody who checks databases looks.
+func (c *checker) inOrder(ctx context.Context, i *Invariant, since int64) error {
+	if c.db["journal"] == nil {
+		return nil
+	}
+	type place struct {
+		id string
+		at int64
+	}
+	published, err := collect(ctx, c.db["journal"], fmt.Sprintf(`SELECT id, position FROM messages WHERE at > %d`, since), func(p *place) []any { return []any{&p.id, &p.at} })
+	if err != nil {
+		return err
+	}
+	places := map[string]int64{}
+	for _, p := range published {
+		places[p.id] = p.at
+	}
+	type event struct{ stream, id string }
+	events, err := collect(ctx, c.db["order"], fmt.Sprintf(`SELECT stream, event_id FROM eventsource_event WHERE recorded > %d ORDER BY stream, version`, since), func(e *event) []any { return []any{&e.stream, &e.id} })
+	if err != nil {
+		return err
+	}
+	last := event{}
+	for _, e := range events {
+		// One that is not there yet is on its way, or too old to be kept.
+		if e.stream == last.stream && places[e.id] != 0 && places[e.id] < places[last.id] {
+			i.violated("%s: event %s was published before event %s, which came first", e.stream, e.id, last.id)
+		}
+		if places[e.id] != 0 {
+			last = e
+		}
+	}
+	return nil
 }
 
 // reporting compares the figures that were read from the stream with the order service's own
@@ -560,8 +603,79 @@ func (c *checker) reporting(ctx context.Context, orders []order) (Invariant, err
 	if got[0] != want[0] {
 		i.unsettled("reporting counts %+v, order has %+v", got[0], want[0])
 	}
+	if err := c.sales(ctx, &i, orders); err != nil {
+		return i, err
+	}
 	i.Checked = fmt.Sprintf("%d orders placed, %d in revenue", got[0].placed, got[0].revenue)
 	return i, nil
+}
+
+// sales compares what reporting has counted by day, by product and by order with what order and inventory have.
+func (c *checker) sales(ctx context.Context, i *Invariant, orders []order) error {
+	const serving = ` WHERE build = (SELECT MAX(build) FROM builds WHERE status = 'serving')`
+	type figure struct {
+		of    string
+		count int64
+	}
+	scan := func(f *figure) []any { return []any{&f.of, &f.count} }
+	compare := func(what string, got, want map[string]int64) {
+		for of := range want {
+			if got[of] != want[of] {
+				i.unsettled("reporting counts %d %s of %s, want %d", got[of], what, of, want[of])
+			}
+		}
+		for of, n := range got {
+			if _, ok := want[of]; !ok && n != 0 {
+				i.unsettled("reporting counts %d %s of %s, want none", n, what, of)
+			}
+		}
+	}
+	figures := func(service, query string) (map[string]int64, error) {
+		rows, err := collect(ctx, c.db[service], query, scan)
+		out := map[string]int64{}
+		for _, r := range rows {
+			out[r.of] += r.count
+		}
+		return out, err
+	}
+
+	got, err := figures("reporting", `SELECT day, placed + confirmed + dispatched + rejected + cancelled FROM days`+serving)
+	if err != nil {
+		return err
+	}
+	numbers, err := figures("order", `SELECT CAST(happened / 86400000000000 AS TEXT), COUNT(*) FROM eventsource_event GROUP BY happened / 86400000000000`)
+	if err != nil {
+		return err
+	}
+	want := map[string]int64{}
+	for number, n := range numbers {
+		days, err := strconv.ParseInt(number, 10, 64)
+		if err != nil {
+			return err
+		}
+		want[time.Unix(days*86400, 0).UTC().Format(time.DateOnly)] = n
+	}
+	compare("events", got, want)
+
+	if got, err = figures("reporting", `SELECT product_id, quantity FROM products`+serving); err != nil {
+		return err
+	}
+	if want, err = figures("inventory", `SELECT product_id, sold FROM stock WHERE sold <> 0`); err != nil {
+		return err
+	}
+	compare("sold pieces", got, want)
+
+	if got, err = figures("reporting", `SELECT order_id, 1 FROM sold`+serving); err != nil {
+		return err
+	}
+	want = map[string]int64{}
+	for _, o := range orders {
+		if o.status == "confirmed" || o.status == "dispatched" {
+			want[o.id] = 1
+		}
+	}
+	compare("sales", got, want)
+	return nil
 }
 
 // state is what one service says of an order.
