@@ -281,6 +281,26 @@ func TestAlertsOfARunningShop(t *testing.T) {
 	t.Run("on real servers", func(t *testing.T) { testAlertsOfAStack(t, old) })
 }
 
+// burst makes n requests at the same time, whatever the answers are.
+func (a *api) burst(n int, path string) {
+	a.t.Helper()
+	var all sync.WaitGroup
+	for range n {
+		all.Go(func() {
+			req, err := http.NewRequestWithContext(a.t.Context(), http.MethodGet, a.url+path, nil)
+			if err != nil {
+				a.t.Error(err)
+				return
+			}
+			req.Header.Set("Authorization", "Bearer "+a.token)
+			if resp, err := http.DefaultClient.Do(req); err == nil {
+				_ = resp.Body.Close()
+			}
+		})
+	}
+	all.Wait()
+}
+
 func testAlertsOfAShop(t *testing.T) {
 	data := t.TempDir()
 	shop := openShopWith(t, embedded.Config{Data: data, Packing: time.Millisecond}).stocked()
@@ -290,19 +310,9 @@ func testAlertsOfAShop(t *testing.T) {
 	operator := shop.as("operator@shop.example", "dovetail-operator")
 	a := shop.newcomer()
 	order := lineItem{"product_id": "p-040", "quantity": 1}
-	harm := func(t *testing.T, kind, service string, amount int) (end func()) {
+	trouble := func(t *testing.T, kind, service string, amount int) (end func()) {
 		t.Helper()
-		var fault struct{ ID string }
-		body := map[string]any{"kind": kind, "seconds": 300}
-		if service != "" {
-			body["service"] = service
-		}
-		if amount > 0 {
-			body["amount"] = amount
-		}
-		on := operator.seenBy(t)
-		on.want(http.StatusCreated, on.send("POST", "/ops/api/chaos", nil, body), &fault)
-		return func() { on.want(http.StatusNoContent, on.send("DELETE", "/ops/api/chaos/"+fault.ID, nil, nil), nil) }
+		return operator.seenBy(t).harm(kind, service, amount)
 	}
 
 	t.Run("a shop that is well", func(t *testing.T) {
@@ -332,23 +342,9 @@ func testAlertsOfAShop(t *testing.T) {
 	})
 	t.Run("more than the gateway can take", func(t *testing.T) {
 		a := a.seenBy(t)
-		end := harm(t, "latency", "customer", 1000)
+		end := trouble(t, "latency", "customer", 1000)
 		eventuallyWithin(t, notice, func() error {
-			var all sync.WaitGroup
-			for range 100 { // at once, where there is room for 64
-				all.Go(func() {
-					req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, a.url+"/api/me", nil)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					req.Header.Set("Authorization", "Bearer "+a.token)
-					if resp, err := http.DefaultClient.Do(req); err == nil { // whatever it says
-						_ = resp.Body.Close()
-					}
-				})
-			}
-			all.Wait()
+			a.burst(100, "/api/me") // where there is room for 64
 			return m.shows("ShopSheds")
 		})
 		end()
@@ -379,12 +375,19 @@ func testAlertsOfAShop(t *testing.T) {
 			WHERE event_id = $1`, bad); err != nil {
 			t.Fatal(err)
 		}
-		harm(t, "kill", "catalog", 0)()
+		trouble(t, "kill", "catalog", 0)()
 		m.silent(t, "ShopProjectionParked", "ShopProjectionBehind")
+	})
+	t.Run("a piece vanishes from the stock", func(t *testing.T) {
+		stock := filepath.Join(data, "inventory.db")
+		harm(t, stock, `UPDATE stock SET available = available - 1 WHERE product_id = 'p-050'`)
+		m.sees(t, "ShopInvariantViolated")
+		harm(t, stock, `UPDATE stock SET available = available + 1 WHERE product_id = 'p-050'`)
+		m.silent(t, "ShopInvariantViolated")
 	})
 	t.Run("the provider is down", func(t *testing.T) {
 		a := a.seenBy(t)
-		end := harm(t, "provider-down", "", 0)
+		end := trouble(t, "provider-down", "", 0)
 		waiting := []string{a.place("pm_visa", order), a.place("pm_visa", order)}
 		m.sees(t, "ShopBreakerOpen")
 		end()
@@ -429,7 +432,7 @@ func testAlertsOfAShop(t *testing.T) {
 		m.sees(t, "ShopOutboxParked")
 	})
 	t.Run("an old message that cannot leave", func(t *testing.T) {
-		end := harm(t, "broker-cut", "order", 0)
+		end := trouble(t, "broker-cut", "order", 0)
 		id := a.seenBy(t).place("pm_visa", order)
 		db, err := platform.OpenSQLite(filepath.Join(data, "order.db"))
 		if err != nil {
@@ -446,9 +449,9 @@ func testAlertsOfAShop(t *testing.T) {
 		m.silent(t, "ShopOutboxStalled")
 	})
 	t.Run("a saga that nobody can continue", func(t *testing.T) {
-		defer harm(t, "provider-down", "", 0)()
+		defer trouble(t, "provider-down", "", 0)()
 		id := a.seenBy(t).place("pm_visa", order)
-		back := harm(t, "kill", "order", 0) // its next life reads what is in the database
+		back := trouble(t, "kill", "order", 0) // its next life reads what is in the database
 		db, err := platform.OpenSQLite(filepath.Join(data, "order.db"))
 		if err != nil {
 			t.Fatal(err)
@@ -462,7 +465,7 @@ func testAlertsOfAShop(t *testing.T) {
 	})
 	t.Run("orders fail", func(t *testing.T) {
 		a := a.seenBy(t)
-		end := harm(t, "errors", "order", 100)
+		end := trouble(t, "errors", "order", 100)
 		defer end()
 		eventuallyWithin(t, notice, func() error {
 			a.send("POST", "/api/orders", a.key(messaging.NewID()), map[string]any{"items": []any{order}})
@@ -470,7 +473,7 @@ func testAlertsOfAShop(t *testing.T) {
 		})
 	})
 	t.Run("a service is gone", func(t *testing.T) {
-		end := harm(t, "kill", "shipping", 0)
+		end := trouble(t, "kill", "shipping", 0)
 		m.sees(t, "ShopInstanceDown", "ShopServiceDown")
 		end()
 		m.silent(t, "ShopInstanceDown", "ShopServiceDown")

@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -358,6 +359,12 @@ func TestMetricsOfARunningShop(t *testing.T) {
 		return nil
 	})
 	scrapes := shop.scrapes(data)
+	eventually(t, func() error { // which a scrape only asks for
+		if scrapes = shop.scrapes(data); !bytes.Contains(scrapes["gateway"], []byte("shop_invariant_ok{")) {
+			return errors.New("the invariants are not checked")
+		}
+		return nil
+	})
 
 	t.Run("the metrics follow Prometheus' rules", func(t *testing.T) {
 		for service, text := range scrapes {

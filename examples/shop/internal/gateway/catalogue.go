@@ -44,7 +44,7 @@ func newCatalogue(env platform.Env) (*catalogue, error) {
 	c.answers, err = cache.New("catalogue", cache.Config[json.RawMessage]{
 		TTL: catalogueFresh, NegativeTTL: catalogueFresh, StaleFor: catalogueStale, LoadTimeout: 2 * time.Second,
 		Size: catalogueBytes, Cost: func(key string, answer json.RawMessage) int64 { return int64(len(key) + len(answer)) },
-		Store: env.Cache,
+		Store: env.Cache, Hooks: env.Tracing().Cache(),
 	})
 	return c, err
 }

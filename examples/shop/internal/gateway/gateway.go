@@ -12,6 +12,7 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +42,9 @@ type Service struct {
 	guard func(http.Handler) http.Handler
 	// catalogue answers from memory.
 	catalogue *catalogue
-	console   *console
+	// invariants are nil where nobody controls the whole shop.
+	invariants *invariants
+	console    *console
 }
 
 // Limits of who asks: an address may be a whole office, a customer is one person.
@@ -62,7 +65,7 @@ func New(env platform.Env, services []string) (*Service, error) {
 	}
 	// Requests differ a thousandfold in what they take: a sign-in is slow by design. With few of them at
 	// once, that difference is no sign of load.
-	adaptive, err := resilience.NewAdaptive(resilience.AdaptiveConfig{Name: "gateway", Min: 64})
+	adaptive, err := resilience.NewAdaptive(resilience.AdaptiveConfig{Name: "gateway", Min: 64, Hooks: env.Tracing().Adaptive()})
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +82,11 @@ func New(env platform.Env, services []string) (*Service, error) {
 	}
 	shown := append(platform.QuotaCollectors(map[string]platform.Quota{"address": addresses, "customer": quota}), promkit.AdaptiveLimits(adaptive))
 	products, err := newCatalogue(env)
-	return &Service{env: env, services: services, quota: quota, shown: shown, guard: guard, catalogue: products, console: newConsole(env, services)}, err
+	s := &Service{env: env, services: services, quota: quota, shown: shown, guard: guard, catalogue: products, console: newConsole(env, services)}
+	if env.Control != nil {
+		s.invariants = newInvariants(env.Control)
+	}
+	return s, err
 }
 
 // exempt is what says nothing about load: a page costs nothing, a stream takes as long as somebody
@@ -118,7 +125,11 @@ func (s *Service) metered(next http.Handler) http.Handler {
 
 // Collectors are what the service shows of its blocks, beside what every service does.
 func (s *Service) Collectors() []prometheus.Collector {
-	return append(s.shown, promkit.Caches(s.catalogue.answers))
+	all := append(slices.Clip(s.shown), promkit.Caches(s.catalogue.answers))
+	if s.invariants != nil {
+		all = append(all, s.invariants)
+	}
+	return all
 }
 
 // Consumers implements [platform.Service].
@@ -126,7 +137,11 @@ func (s *Service) Consumers() []platform.Consumer { return nil }
 
 // Run implements [platform.Service].
 func (s *Service) Run(ctx context.Context) error {
-	return platform.RunAll(ctx, s.catalogue.listen, s.console.run)
+	work := []func(context.Context) error{s.catalogue.listen, s.console.run}
+	if s.invariants != nil {
+		work = append(work, s.invariants.run)
+	}
+	return platform.RunAll(ctx, work...)
 }
 
 // Public marks the service that anybody can reach.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/breaker"
 	"github.com/dovetail-go/dovetail/bulkhead"
+	"github.com/dovetail-go/dovetail/discovery/balance"
 	"github.com/dovetail-go/dovetail/resilience"
 	"github.com/dovetail-go/dovetail/resilience/resiliencehttp"
 	"github.com/dovetail-go/dovetail/retry"
@@ -41,6 +42,12 @@ func NewGuarded(base http.RoundTripper, concurrent int, t *Telemetry) (*Guarded,
 		},
 	})
 	return &Guarded{Transport: transport}, err
+}
+
+// Balancing is how calls are spread over a service's instances, by either protocol. A service that has none for a moment, as
+// when all are replaced at once, keeps those that it had.
+func (t *Telemetry) Balancing() balance.Config {
+	return balance.Config{KeepOnEmpty: 10 * time.Second, Hooks: t.kit().Balance()}
 }
 
 // guards are those of the calls to one service, by either protocol.

@@ -94,6 +94,9 @@ func (g *Guarded) policies() iter.Seq2[string, *resilience.Policy] {
 // QuotaCollectors show quotas by their names, each as a whole: whose turns they are is never told.
 func QuotaCollectors(quotas map[string]Quota) (all []prometheus.Collector) {
 	for name, q := range quotas {
+		if told, ok := q.(*toldQuota); ok {
+			q = told.Quota
+		}
 		switch q := q.(type) {
 		case ownQuota:
 			all = append(all, promkit.KeyedRateLimit(name, q.keyed))

@@ -21,11 +21,30 @@ const remembered = 100_000
 // Quota returns the quota of that name, unique in the shop: shared by all instances of the
 // service where its surroundings have a place for that, and else this process's own.
 func (e Env) Quota(name string, limit ratelimit.Limit) (Quota, error) {
+	told := &toldQuota{name: name, hooks: e.Tracing().RateLimit()}
+	var err error
 	if e.Quotas != nil {
-		return e.Quotas(name, limit)
+		told.Quota, err = e.Quotas(name, limit)
+		return told, err
 	}
 	keyed, err := ratelimit.NewKeyed[string](limit, remembered)
-	return ownQuota{keyed}, err
+	told.Quota = ownQuota{keyed}
+	return told, err
+}
+
+// toldQuota tells of refusals, and never whose they were.
+type toldQuota struct {
+	Quota
+	name  string
+	hooks ratelimit.Hooks
+}
+
+func (q *toldQuota) Allow(ctx context.Context, key string) ratelimit.Result {
+	result := q.Quota.Allow(ctx, key)
+	if !result.OK {
+		q.hooks.Reject(ratelimit.Rejected{Context: ctx, Name: q.name, Result: result})
+	}
+	return result
 }
 
 // ownQuota is the quota of a single process.

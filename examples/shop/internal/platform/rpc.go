@@ -23,7 +23,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/dovetail-go/dovetail/discovery"
-	"github.com/dovetail-go/dovetail/discovery/balance"
 	"github.com/dovetail-go/dovetail/grpckit"
 	"github.com/dovetail-go/dovetail/resilience"
 	"github.com/dovetail-go/dovetail/saga/barrier"
@@ -50,7 +49,7 @@ type rpcConn struct {
 // NewRPC returns the way to the services that the resolver knows, by TLS if there are certificates. Concurrent and t are
 // as for [NewGuarded].
 func NewRPC(resolver discovery.Resolver, certs *Certificates, token string, concurrent int, t *Telemetry) (*RPC, error) {
-	d, err := grpckit.NewDialer(resolver, grpckit.DialerConfig{Balancer: balance.Config{KeepOnEmpty: 10 * time.Second}})
+	d, err := grpckit.NewDialer(resolver, grpckit.DialerConfig{Balancer: t.Balancing()})
 	if err != nil {
 		return nil, err
 	}

@@ -98,7 +98,7 @@ func Run(ctx context.Context, p Process) error {
 	}
 	env.Registry = registry
 	wire := platform.NewWire(between)
-	transport, err := balance.NewTransport(resolver, balance.TransportConfig{Base: wire.Below(), Balancer: balance.Config{KeepOnEmpty: 10 * time.Second}})
+	transport, err := balance.NewTransport(resolver, balance.TransportConfig{Base: wire.Below(), Balancer: env.Telemetry.Balancing()})
 	if err != nil {
 		return err
 	}
