@@ -115,6 +115,10 @@ Every command ends with 0 if all is well, with 1 if something is wrong, and with
 			if onServers {
 				return up(cmd, o, cfg.Data, cfg.Listen, cfg.Log, verbose)
 			}
+			var err error
+			if cfg.Issuer, err = stack.LoadIssuer(os.Getenv); err != nil {
+				return err
+			}
 			cfg.Ready = func(url string) { welcome(cmd.OutOrStdout(), url) }
 			return embedded.Run(cmd.Context(), cfg)
 		},

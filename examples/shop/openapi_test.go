@@ -56,6 +56,9 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{nobody, "POST", "/api/customers", "", "{", 400},
 		{nobody, "POST", "/api/sessions", "", map[string]string{"email": "ada@shop.example", "password": "dovetail-ada"}, 200},
 		{nobody, "POST", "/api/sessions", "", map[string]string{"email": "ada@shop.example", "password": "wrong"}, 401},
+		{nobody, "GET", "/api/sign-in", "", nil, 200},
+		{nobody, "POST", "/api/sign-in", "", nil, 404}, // TestSignInByAnotherIssuer has one
+		{nobody, "POST", "/api/sign-in/session", "", map[string]string{"code": "a", "state": "b"}, 404},
 		{customer, "GET", "/api/me", "", nil, 200},
 		{nobody, "GET", "/api/me", "", nil, 401},
 		{customer, "GET", "/api/me/orders", "", nil, 200},

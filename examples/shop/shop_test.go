@@ -78,9 +78,11 @@ func openShopWith(t *testing.T, cfg embedded.Config) *api {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	ready, ended := make(chan string, 1), make(chan error, 1)
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
 	go func() {
-		cfg.Listen, cfg.PasswordCost, cfg.Log, cfg.Ready = "127.0.0.1:0", bcrypt.MinCost, log, func(url string) { ready <- url }
+		cfg.Listen, cfg.PasswordCost, cfg.Ready = "127.0.0.1:0", bcrypt.MinCost, func(url string) { ready <- url }
 		ended <- embedded.Run(ctx, cfg)
 	}()
 	t.Cleanup(func() {

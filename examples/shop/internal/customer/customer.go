@@ -49,6 +49,7 @@ type Service struct {
 	env    platform.Env
 	bus    *platform.Bus
 	issuer *issuer
+	other  *otherIssuer
 	// decoy is compared with the password of an unknown address, so that the time of
 	// an answer does not tell whether the address is known.
 	decoy []byte
@@ -57,18 +58,34 @@ type Service struct {
 	cost  int
 }
 
+// maxEmail is the longest mail address in bytes, RFC 5321.
+const maxEmail = 254
+
 var signInLimit = ratelimit.Limit{Rate: 10, Per: time.Minute, Burst: 10}
 
+// A customer without a password comes from another issuer, and is known by its identity there. Its address is
+// none to sign in with, so it may be the same as somebody else's.
 const schema = `
 CREATE TABLE IF NOT EXISTS customers (
 	id TEXT PRIMARY KEY,
 	name TEXT NOT NULL,
-	email TEXT NOT NULL UNIQUE,
+	email TEXT NOT NULL,
 	password_hash TEXT NOT NULL,
 	role TEXT NOT NULL,
 	credit_limit BIGINT NOT NULL,
 	credit_reserved BIGINT NOT NULL DEFAULT 0 CHECK (credit_reserved >= 0),
 	created_at BIGINT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS customers_with_password ON customers (email) WHERE password_hash <> '';
+CREATE TABLE IF NOT EXISTS identities (
+	issuer TEXT NOT NULL,
+	subject TEXT NOT NULL,
+	customer_id TEXT NOT NULL REFERENCES customers (id),
+	PRIMARY KEY (issuer, subject)
+);
+CREATE TABLE IF NOT EXISTS used_sign_ins (
+	state TEXT PRIMARY KEY,
+	expires_at BIGINT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS credit_reservations (
 	order_id TEXT PRIMARY KEY,
@@ -108,6 +125,9 @@ func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{env: env, bus: bus, issuer: issuer, decoy: decoy, tries: tries, cost: cfg.PasswordCost}
+	if s.other, err = newOtherIssuer(env, cfg.Issuer); err != nil {
+		return nil, err
+	}
 	for _, a := range cfg.Accounts {
 		if _, err := s.register(ctx, a); err != nil && !errors.Is(err, errTaken) {
 			return nil, fmt.Errorf("account %s: %w", a.Email, err)
@@ -136,6 +156,10 @@ func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST /customers", platform.Handle(s.signUp))
 	mux.Handle("POST /sessions", platform.Handle(s.signIn))
+	mux.Handle("GET /sign-in", platform.Handle(s.waysIn))
+	mux.Handle("POST /sign-in", platform.Handle(s.beginSignIn))
+	mux.Handle("POST /sign-in/session", platform.Handle(s.endSignIn))
+	mux.Handle("POST /internal/sessions", auth.Require(platform.Handle(s.exchange)))
 	mux.Handle("GET /me", auth.Require(platform.Handle(s.me), platform.RoleCustomer, platform.RoleAdmin, platform.RoleOperator))
 	mux.Handle("GET /.well-known/openid-configuration", platform.Handle(s.issuer.configuration))
 	mux.Handle("GET /.well-known/jwks.json", platform.Handle(s.issuer.keys))
@@ -179,7 +203,7 @@ func (s *Service) register(ctx context.Context, a Account) (id string, err error
 	id = kernel.NewID()
 	return id, s.bus.InTx(ctx, func(tx *sql.Tx) error {
 		res, err := tx.ExecContext(ctx, `INSERT INTO customers (id, name, email, password_hash, role, credit_limit, created_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (email) DO NOTHING`,
+			VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
 			id, a.Name, a.Email, string(hash), a.Role, CreditLimit, time.Now().UnixMicro())
 		if err != nil {
 			return err
@@ -195,7 +219,7 @@ func validate(a Account) error {
 	if n := utf8.RuneCountInString(a.Name); n < 1 || n > 100 {
 		return platform.Invalid("name", "has %d characters, want 1 to 100", n)
 	}
-	if addr, err := mail.ParseAddress(a.Email); err != nil || addr.Address != a.Email || len(a.Email) > 254 {
+	if addr, err := mail.ParseAddress(a.Email); err != nil || addr.Address != a.Email || len(a.Email) > maxEmail {
 		return platform.Invalid("email", "want a mail address such as name@example.com")
 	}
 	// bcrypt reads 72 bytes and no more.
@@ -214,11 +238,14 @@ func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	email := strings.ToLower(strings.TrimSpace(in.Email))
+	if len(email) > maxEmail {
+		email = "" // it has no account, and its quota needs no megabyte
+	}
 	if result := s.tries.Allow(r.Context(), email); !result.OK {
 		return &platform.Error{Status: http.StatusTooManyRequests, Code: "too-many-requests", Detail: "too many tries for this address; please wait", RetryAfter: result.RetryAfter}
 	}
 	var id, role, hash string
-	err := s.env.DB.QueryRowContext(r.Context(), `SELECT id, role, password_hash FROM customers WHERE email = $1`, email).
+	err := s.env.DB.QueryRowContext(r.Context(), `SELECT id, role, password_hash FROM customers WHERE email = $1 AND password_hash <> ''`, email).
 		Scan(&id, &role, &hash)
 	if errors.Is(err, sql.ErrNoRows) {
 		hash = string(s.decoy)
@@ -247,10 +274,11 @@ type profile struct {
 }
 
 func (s *Service) me(w http.ResponseWriter, r *http.Request) error {
-	p := profile{Currency: kernel.Currency}
-	subject := platform.IdentityOf(r.Context()).Subject
-	err := s.env.DB.QueryRowContext(r.Context(), `SELECT id, name, email, role, credit_limit, credit_reserved FROM customers WHERE id = $1`, subject).
-		Scan(&p.ID, &p.Name, &p.Email, &p.Role, &p.CreditLimit, &p.CreditReserved)
+	id := platform.IdentityOf(r.Context())
+	p := profile{Role: id.Role, Currency: kernel.Currency} // as long as the token lasts, its role does
+	subject := id.Subject
+	err := s.env.DB.QueryRowContext(r.Context(), `SELECT id, name, email, credit_limit, credit_reserved FROM customers WHERE id = $1`, subject).
+		Scan(&p.ID, &p.Name, &p.Email, &p.CreditLimit, &p.CreditReserved)
 	if errors.Is(err, sql.ErrNoRows) {
 		return platform.NotFound("customer", subject)
 	}

@@ -74,16 +74,19 @@ func signingKey(ctx context.Context, db *sql.DB) (*jose.JSONWebKey, error) {
 
 // sign returns a token that says who somebody is until it expires.
 func (i *issuer) sign(subject, role string) (token string, expires time.Time, err error) {
-	now := time.Now()
-	expires = now.Add(i.ttl)
-	token, err = jwt.Signed(i.signer).
+	expires = time.Now().Add(i.ttl)
+	token, err = i.signUntil(subject, role, expires)
+	return token, expires, err
+}
+
+func (i *issuer) signUntil(subject, role string, expires time.Time) (token string, err error) {
+	return jwt.Signed(i.signer).
 		Claims(jwt.Claims{
 			Issuer: i.url, Subject: subject, Audience: jwt.Audience{platform.Audience},
-			IssuedAt: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(expires), ID: kernel.NewID(),
+			IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(expires), ID: kernel.NewID(),
 		}).
 		Claims(map[string]any{"role": role}).
 		Serialize()
-	return token, expires, err
 }
 
 // configuration answers OpenID Connect Discovery.

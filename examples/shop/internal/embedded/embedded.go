@@ -67,6 +67,8 @@ type Config struct {
 	PasswordCost int
 	// Packing is how long a parcel takes to leave. Zero means shipping's default.
 	Packing time.Duration
+	// Issuer is another one than the shop's own whose people may enter. Zero means none.
+	Issuer platform.IssuerConfig
 	// Log is nil for slog.Default().
 	Log *slog.Logger
 	// Ready, if not nil, is called with the shop's URL once it answers.
@@ -102,6 +104,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	s := &shop{
 		url: "http://" + front.Addr().String(), data: cfg.Data, token: token, log: log,
 	}
+	if s.issuer, err = platform.NewIssuer(cfg.Issuer, log); err != nil {
+		return err
+	}
 	s.assembly = assembly.Config{Issuer: s.url, Accounts: DemoAccounts, PasswordCost: cfg.PasswordCost, Packing: cfg.Packing}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx, front); err != nil {
@@ -119,6 +124,7 @@ type shop struct {
 	wire             *http.Transport // below transport
 	transport        *balance.Transport
 	auth             *platform.Auth
+	issuer           *platform.Issuer
 	resolver         *discovery.Static
 	stream           *sql.DB
 	units            []*unit // the gateway last
@@ -191,7 +197,7 @@ func (s *shop) env(u *unit, callsAtOnce int) (platform.Env, error) {
 	u.closers = append(u.closers, rpc.Close)
 	gate := u.newGate()
 	return platform.Env{
-		Name: u.name, Instance: u.name + "-1", Broker: gate.Broker(s.broker, true), Gate: gate, Auth: s.auth, Lease: takeover, Flush: flush, Log: s.log.With("service", u.name), Telemetry: u.telemetry,
+		Name: u.name, Instance: u.name + "-1", Broker: gate.Broker(s.broker, true), Gate: gate, Auth: s.auth, Issuer: s.issuer, Lease: takeover, Flush: flush, Log: s.log.With("service", u.name), Telemetry: u.telemetry,
 		Caller: &platform.Caller{Client: &http.Client{Transport: guards}, Guards: guards, RPC: rpc, Instances: s.transport.View, Below: s.wire, Token: s.token},
 	}, nil
 }

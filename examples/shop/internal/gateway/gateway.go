@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/dovetail-go/dovetail/cache"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
@@ -36,21 +37,26 @@ var openAPI []byte
 type Service struct {
 	env      platform.Env
 	services []string
-	// quota is per customer, guard per address and for the gateway as a whole.
-	quota platform.Quota
-	shown []prometheus.Collector // of the guards
-	guard func(http.Handler) http.Handler
+	// quota is per customer, entries per address for who has still to show who they are, guard per address and for
+	// the gateway as a whole.
+	quota, entries platform.Quota
+	shown          []prometheus.Collector // of the guards
+	guard          func(http.Handler) http.Handler
 	// catalogue answers from memory.
 	catalogue *catalogue
 	// invariants are nil where nobody controls the whole shop.
 	invariants *invariants
-	console    *console
+	// exchange has the shop's tokens for those of the other issuer.
+	exchange *cache.Cache[string]
+	console  *console
 }
 
 // Limits of who asks: an address may be a whole office, a customer is one person.
 var (
 	addressLimit  = ratelimit.Limit{Rate: 2000, Burst: 4000}
 	customerLimit = ratelimit.Limit{Rate: 100, Burst: 200}
+	// A whole office comes in at nine, but nobody there has thousands of passwords to try.
+	entryLimit = ratelimit.Limit{Rate: 20, Burst: 600}
 )
 
 // New returns the gateway of the named services.
@@ -60,6 +66,10 @@ func New(env platform.Env, services []string) (*Service, error) {
 		return nil, err
 	}
 	quota, err := env.Quota("customer", customerLimit)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := env.Quota("entry", entryLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -80,9 +90,13 @@ func New(env platform.Env, services []string) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	shown := append(platform.QuotaCollectors(map[string]platform.Quota{"address": addresses, "customer": quota}), promkit.AdaptiveLimits(adaptive))
+	shown := append(platform.QuotaCollectors(map[string]platform.Quota{"address": addresses, "customer": quota, "entry": entries}), promkit.AdaptiveLimits(adaptive))
 	products, err := newCatalogue(env)
-	s := &Service{env: env, services: services, quota: quota, shown: shown, guard: guard, catalogue: products, console: newConsole(env, services)}
+	if err != nil {
+		return nil, err
+	}
+	exchange, err := newExchange()
+	s := &Service{env: env, services: services, quota: quota, entries: entries, exchange: exchange, shown: shown, guard: guard, catalogue: products, console: newConsole(env, services)}
 	if env.Control != nil {
 		s.invariants = newInvariants(env.Control)
 	}
@@ -123,9 +137,21 @@ func (s *Service) metered(next http.Handler) http.Handler {
 	})
 }
 
+// entering lets those through who have still to show who they are, at the pace of one address: guessing passwords of
+// many accounts is as slow as guessing those of one.
+func (s *Service) entering(next http.Handler) http.Handler {
+	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
+		if result := s.entries.Allow(r.Context(), address(r)); !result.OK {
+			return tooMuch(http.StatusTooManyRequests, result.RetryAfter)
+		}
+		next.ServeHTTP(w, r)
+		return nil
+	})
+}
+
 // Collectors are what the service shows of its blocks, beside what every service does.
 func (s *Service) Collectors() []prometheus.Collector {
-	all := append(slices.Clip(s.shown), promkit.Caches(s.catalogue.answers))
+	all := append(slices.Clip(s.shown), promkit.Caches(s.catalogue.answers, s.exchange))
 	if s.invariants != nil {
 		all = append(all, s.invariants)
 	}
@@ -153,7 +179,17 @@ func (s *Service) Handler() http.Handler {
 	for _, r := range s.routes() {
 		mux.Handle(r.pattern, platform.Routed(r.who(r.to)))
 	}
-	return s.identified(s.guard(gateway.StrictPath(legible(http.MaxBytesHandler(otelkit.Routes(mux), platform.MaxBody)))))
+	return s.identified(s.guard(sameOrigin().Handler(gateway.StrictPath(legible(http.MaxBytesHandler(otelkit.Routes(mux), platform.MaxBody))))))
+}
+
+// sameOrigin refuses changes that another site has a browser ask for. None of them would work: sessions are no
+// cookies. That is one reason; the next person to add a cookie has two.
+func sameOrigin() *http.CrossOriginProtection {
+	p := http.NewCrossOriginProtection()
+	p.SetDenyHandler(platform.Handle(func(http.ResponseWriter, *http.Request) error {
+		return &platform.Error{Status: http.StatusForbidden, Code: "cross-origin", Detail: "a page of another site asks for a change; only the shop's own may"}
+	}))
+	return p
 }
 
 // route is what the gateway does with the requests of one pattern, and from whom it takes them.
@@ -166,18 +202,19 @@ type route struct {
 // routes is everything that the gateway answers. Those with a method are described in openapi.yaml; a
 // test compares the two.
 func (s *Service) routes() []route {
-	auth := s.env.Auth
 	anyone := func(h http.Handler) http.Handler { return h }
-	customer := func(h http.Handler) http.Handler { return auth.Require(s.metered(h), platform.RoleCustomer) }
-	person := func(h http.Handler) http.Handler {
-		return auth.Require(s.metered(h), platform.RoleCustomer, platform.RoleAdmin, platform.RoleOperator)
+	roles := func(roles ...string) func(http.Handler) http.Handler {
+		return func(h http.Handler) http.Handler { return s.exchanged(s.env.Auth.Require(s.metered(h), roles...)) }
 	}
-	admin := func(h http.Handler) http.Handler { return auth.Require(s.metered(h), platform.RoleAdmin) }
-	operator := func(h http.Handler) http.Handler { return auth.Require(s.metered(h), platform.RoleOperator) }
+	customer, admin, operator := roles(platform.RoleCustomer), roles(platform.RoleAdmin), roles(platform.RoleOperator)
+	person := roles(platform.RoleCustomer, platform.RoleAdmin, platform.RoleOperator)
 
 	return []route{
-		{"POST /api/customers", anyone, s.proxy("customer", "/api")},
-		{"POST /api/sessions", anyone, s.proxy("customer", "/api")},
+		{"POST /api/customers", s.entering, s.proxy("customer", "/api")},
+		{"POST /api/sessions", s.entering, s.proxy("customer", "/api")},
+		{"GET /api/sign-in", anyone, s.proxy("customer", "/api")},
+		{"POST /api/sign-in", s.entering, s.proxy("customer", "/api")},
+		{"POST /api/sign-in/session", s.entering, s.proxy("customer", "/api")},
 		{"GET /.well-known/openid-configuration", anyone, s.proxy("customer", "")},
 		{"GET /.well-known/jwks.json", anyone, s.proxy("customer", "")},
 		{"GET /api/me", person, s.proxy("customer", "/api")},
@@ -342,7 +379,11 @@ func (s *Service) identified(next http.Handler) http.Handler {
 		h.Set("X-Request-Id", id)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "same-origin")
-		h.Set("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'")
+		h.Set("Content-Security-Policy", "default-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		if r.TLS != nil { // who ends TLS before the shop says it there
+			h.Set("Strict-Transport-Security", "max-age=31536000")
+		}
 		next.ServeHTTP(w, r)
 	})
 }

@@ -60,7 +60,7 @@ func TestDescriptionHasEveryRouteAndNoOther(t *testing.T) {
 func TestDescriptionNamesTokenAndGuards(t *testing.T) {
 	doc := description(t)
 	open := []string{
-		"/api/customers", "/api/sessions", "/api/categories", "/openapi.yaml", "/livez", "/readyz", "/metrics",
+		"/api/customers", "/api/sessions", "/api/sign-in", "/api/sign-in/session", "/api/categories", "/openapi.yaml", "/livez", "/readyz", "/metrics",
 		"/.well-known/openid-configuration", "/.well-known/jwks.json",
 	}
 	for path, item := range doc.Paths.Map() {

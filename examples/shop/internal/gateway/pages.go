@@ -33,20 +33,21 @@ func pages() http.Handler {
 	}
 	mux := http.NewServeMux()
 	for pattern, name := range map[string]string{
-		"GET /{$}":            "products",
-		"GET /products/{id}":  "product",
-		"GET /basket":         "basket",
-		"GET /sign-in":        "sign-in",
-		"GET /sign-up":        "sign-up",
-		"GET /checkout":       "checkout",
-		"GET /orders":         "orders",
-		"GET /orders/{id}":    "order",
-		"GET /mails":          "mails",
-		"GET /ops":            "ops",
-		"GET /ops/sagas":      "ops-sagas",
-		"GET /ops/sagas/{id}": "ops-saga",
-		"GET /ops/messages":   "ops-messages",
-		"GET /ops/traces":     "ops-traces",
+		"GET /{$}":              "products",
+		"GET /products/{id}":    "product",
+		"GET /basket":           "basket",
+		"GET /sign-in":          "sign-in",
+		"GET /sign-in/callback": "sign-in-callback",
+		"GET /sign-up":          "sign-up",
+		"GET /checkout":         "checkout",
+		"GET /orders":           "orders",
+		"GET /orders/{id}":      "order",
+		"GET /mails":            "mails",
+		"GET /ops":              "ops",
+		"GET /ops/sagas":        "ops-sagas",
+		"GET /ops/sagas/{id}":   "ops-saga",
+		"GET /ops/messages":     "ops-messages",
+		"GET /ops/traces":       "ops-traces",
 	} {
 		mux.Handle(pattern, file("page.html", page(name)))
 	}

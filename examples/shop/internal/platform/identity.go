@@ -63,10 +63,7 @@ func (a *Auth) Require(next http.Handler, roles ...string) http.Handler {
 	return Handle(func(w http.ResponseWriter, r *http.Request) error {
 		id, err := a.identify(r)
 		if err != nil {
-			if c := oidckit.Challenge("shop", err); c != "" {
-				w.Header().Set("WWW-Authenticate", c)
-			}
-			return notIdentified(err)
+			return NotIdentified(w, err)
 		}
 		allowed := id.Role == roleService
 		for _, role := range roles {
@@ -101,8 +98,11 @@ func (a *Auth) identify(r *http.Request) (Identity, error) {
 	return Identity{Subject: token.Subject, Role: claims.Role}, nil
 }
 
-// notIdentified says why a request was not let in.
-func notIdentified(err error) error {
+// NotIdentified says why the bearer of a request was not let in, and challenges it where another token may help.
+func NotIdentified(w http.ResponseWriter, err error) error {
+	if c := oidckit.Challenge("shop", err); c != "" {
+		w.Header().Set("WWW-Authenticate", c)
+	}
 	switch {
 	case errors.Is(err, oidckit.ErrNoToken), errors.Is(err, oidckit.ErrRequest):
 		return &Error{Status: http.StatusUnauthorized, Code: "not-signed-in", Detail: "want Authorization: Bearer and a token from POST /api/sessions"}

@@ -48,6 +48,8 @@ type Env struct {
 	Caller *Caller
 	// Auth tells who makes a request.
 	Auth *Auth
+	// Issuer is another one than the shop's own whose people may enter. Nil if there is none.
+	Issuer *Issuer
 	// Registry is told where the service is while it runs. Nil if others know by themselves.
 	Registry discovery.Registry
 	// Addr is where others reach the service, as host:port. Empty means the address of its listener.

@@ -20,6 +20,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 )
 
 // Names of the variables that configure a process of the stack.
@@ -43,6 +44,15 @@ const (
 	AdminPasswordVar    = "SHOP_ADMIN_PASSWORD"
 	OperatorPasswordVar = "SHOP_OPERATOR_PASSWORD"
 	LeaseVar            = "SHOP_LEASE"
+
+	OIDCIssuerVar       = "SHOP_OIDC_ISSUER"
+	OIDCNameVar         = "SHOP_OIDC_NAME"
+	OIDCClientIDVar     = "SHOP_OIDC_CLIENT_ID"
+	OIDCClientSecretVar = "SHOP_OIDC_CLIENT_SECRET"
+	OIDCAudienceVar     = "SHOP_OIDC_AUDIENCE"
+	OIDCScopesVar       = "SHOP_OIDC_SCOPES"
+	OIDCRolesClaimVar   = "SHOP_OIDC_ROLES_CLAIM"
+	OIDCRolesVar        = "SHOP_OIDC_ROLES"
 )
 
 // Settings are what a process of the stack is configured with.
@@ -72,6 +82,8 @@ type Settings struct {
 	ServersCA string
 	// AdminPassword and OperatorPassword are those of the first members of staff.
 	AdminPassword, OperatorPassword string
+	// Issuer is another one than the shop's own whose people may enter. Zero means none.
+	Issuer platform.IssuerConfig
 	// ControlURL and ControlToken, which Up gives to its gateways, are where faults, invariants and load of the whole
 	// shop are kept, and the secret that opens it.
 	ControlURL, ControlToken string
@@ -162,6 +174,29 @@ var variables = []variable{
 	{ServersCAVar, nil, "a PEM file", file, func(s *Settings, v string) { s.ServersCA = v }},
 	{AdminPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.AdminPassword = v }},
 	{OperatorPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.OperatorPassword = v }},
+	{
+		OIDCIssuerVar, nil, "the https URL of an OpenID Connect issuer, as in its tokens", func(v string) error {
+			u, err := url.Parse(v)
+			if err == nil && (u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "") {
+				return errors.New("is no such URL")
+			}
+			return err
+		}, func(s *Settings, v string) { s.Issuer.URL = v },
+	},
+	{OIDCNameVar, nil, "what people know the issuer by", anything, func(s *Settings, v string) { s.Issuer.Name = v }},
+	{OIDCClientIDVar, nil, "the shop's client ID there", anything, func(s *Settings, v string) { s.Issuer.ClientID = v }},
+	{OIDCClientSecretVar, nil, "the secret of that client", anything, func(s *Settings, v string) { s.Issuer.ClientSecret = v }},
+	{OIDCAudienceVar, nil, "names with commas between", anything, func(s *Settings, v string) { s.Issuer.Audience = list(v) }},
+	{OIDCScopesVar, nil, "scopes with commas between, openid among them", func(v string) error {
+		if !slices.Contains(list(v), "openid") {
+			return errors.New("has no openid")
+		}
+		return nil
+	}, func(s *Settings, v string) { s.Issuer.Scopes = list(v) }},
+	{OIDCRolesClaimVar, nil, "the claim of a person's groups, such as cognito:groups", anything, func(s *Settings, v string) { s.Issuer.RolesClaim = v }},
+	{OIDCRolesVar, nil, "group=admin or group=operator, with commas between", func(v string) error { return parsed(groupRoles(v)) }, func(s *Settings, v string) {
+		s.Issuer.Roles, _ = groupRoles(v)
+	}},
 	{controlURLVar, nil, "a URL", anything, func(s *Settings, v string) { s.ControlURL = v }},
 	{controlTokenVar, nil, "a secret", anything, func(s *Settings, v string) { s.ControlToken = v }},
 	{
@@ -191,6 +226,38 @@ func password(v string) error {
 	return nil
 }
 
+// list are the values between commas.
+func list(v string) (out []string) {
+	for part := range strings.SplitSeq(v, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
+}
+
+func groupRoles(v string) (out []platform.GroupRole, err error) {
+	for _, pair := range list(v) {
+		at := strings.LastIndex(pair, "=") // a group may be a distinguished name
+		if at < 1 || pair[at+1:] != platform.RoleAdmin && pair[at+1:] != platform.RoleOperator {
+			return nil, errors.New("has something else in it")
+		}
+		out = append(out, platform.GroupRole{Group: pair[:at], Role: pair[at+1:]})
+	}
+	return out, nil
+}
+
+// LoadIssuer reads only which other issuer's people may enter: what there is to set of a shop without servers.
+func LoadIssuer(getenv func(name string) string) (platform.IssuerConfig, error) {
+	s, err := load(func(name string) string {
+		if !strings.HasPrefix(name, "SHOP_OIDC_") {
+			return ""
+		}
+		return getenv(name)
+	}, func(variable) bool { return false })
+	return s.Issuer, errors.Join(err, s.together())
+}
+
 // Load reads the settings of one service. The error names every variable that is missing or wrong, and what
 // is wanted of it. It never shows a value: many of them are secrets.
 func Load(service string, getenv func(name string) string) (Settings, error) {
@@ -212,6 +279,9 @@ func (s Settings) together() error {
 	}
 	if n := given(s.PublicTLSCert, s.PublicTLSKey); n == 1 {
 		wrong = append(wrong, fmt.Errorf("%s and %s: one of them is set, want both or none", PublicTLSCertVar, PublicTLSKeyVar))
+	}
+	if s.Issuer.URL != "" && s.Issuer.ClientID == "" {
+		wrong = append(wrong, fmt.Errorf("%s is not set, want the shop's client ID at %s", OIDCClientIDVar, OIDCIssuerVar))
 	}
 	return errors.Join(wrong...)
 }

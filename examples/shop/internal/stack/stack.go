@@ -126,6 +126,10 @@ func Run(ctx context.Context, p Process) error {
 		return err
 	}
 
+	if env.Issuer, err = platform.NewIssuer(s.Issuer, log); err != nil {
+		return err
+	}
+
 	if withDatabase(p.Service) {
 		if env.DB, err = s.database(ctx, p.Service); err != nil {
 			return err

@@ -13,10 +13,7 @@ export function frame() {
   $('who').hidden = $('sign-out').hidden = !who;
   $('who').textContent = who?.name ?? '';
   $('ops').hidden = who?.role !== 'operator';
-  $('sign-out').addEventListener('click', () => {
-    signOut();
-    location.assign('/');
-  });
+  $('sign-out').addEventListener('click', () => location.assign(signOut()));
   for (const link of document.querySelectorAll('.top a[href], .bottom a[href], .tabs a[href]')) {
     if (link.getAttribute('href') === location.pathname) link.setAttribute('aria-current', 'page');
   }

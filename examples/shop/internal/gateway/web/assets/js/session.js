@@ -24,7 +24,13 @@ export function signedIn(session, account) {
   sessionStorage.setItem(key, JSON.stringify({ ...session, account }));
 }
 
-export function signOut() { sessionStorage.removeItem(key); }
+// signOut forgets the session, and returns where to go: to the issuer that signed the person in, so that the next
+// one at this computer is not that person there, or home.
+export function signOut() {
+  const home = read()?.sign_out_url || '/';
+  sessionStorage.removeItem(key);
+  return home;
+}
 
 // leaveToSignIn goes to sign-in and comes back. It never resolves: the page is left.
 export function leaveToSignIn() {
@@ -34,9 +40,9 @@ export function leaveToSignIn() {
 }
 
 // comeBackTo is where sign-in leads to: a page of this shop, whatever the address says.
-export function comeBackTo() {
+export function comeBackTo(wanted = new URLSearchParams(location.search).get('to')) {
   try {
-    const to = new URL(new URLSearchParams(location.search).get('to') || '/', location.origin);
+    const to = new URL(wanted || '/', location.origin);
     if (to.origin === location.origin) return to.pathname + to.search;
   } catch { /* not an address */ }
   return '/';
