@@ -72,7 +72,9 @@ It exits with 1 if a fault could not be brought about, or did not end.`,
 			if !cmd.Flags().Changed("seed") {
 				storm.Seed = rand.Uint64N(1 << 32) // so that it can be typed
 			}
-			storm.URL = strings.TrimRight(storm.URL, "/")
+			if storm.URL, err = shopURL(cmd, storm.URL); err != nil {
+				return err
+			}
 			stop := showStorm(cmd, &storm, asJSON)
 			report, err := storm.Rage(cmd.Context())
 			stop()
@@ -108,6 +110,9 @@ func showStorm(cmd *cobra.Command, storm *chaos.Storm, quiet bool) (stop func())
 	}
 	w := cmd.ErrOrStderr()
 	fmt.Fprintf(w, "seed %d\n", storm.Seed)
+	if !isTerminal(w) {
+		return func() {}
+	}
 	bar := progressbar.NewOptions(int(storm.For.Seconds()), progressbar.OptionSetWriter(w), progressbar.OptionSetDescription("0 faults"),
 		progressbar.OptionSetPredictTime(false), progressbar.OptionClearOnFinish())
 	var faults atomic.Int64

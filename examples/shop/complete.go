@@ -31,6 +31,8 @@ func complete(root *cobra.Command) {
 		for flag, values := range map[string]cobra.CompletionFunc{
 			"kinds":     list(chaos.Names(), ""),
 			"instances": list(services, "="),
+			"timeout":   fixed("5s", "30s"),
+			"log":       fixed("text", "json"),
 			"addr":      fixed("http://127.0.0.1:8080"),
 			"listen":    fixed("127.0.0.1:8080", "127.0.0.1:0"),
 			"for":       fixed("30s", "1m", "3m", "20m"),
@@ -39,7 +41,7 @@ func complete(root *cobra.Command) {
 			"seed":      cobra.NoFileCompletions,
 			"operator":  fixed("operator@shop.example"),
 		} {
-			if cmd.Flags().Lookup(flag) != nil {
+			if cmd.Flags().Lookup(flag) != nil || cmd == root && cmd.PersistentFlags().Lookup(flag) != nil {
 				_ = cmd.RegisterFlagCompletionFunc(flag, values) // it fails only for a flag that is not there
 			}
 		}

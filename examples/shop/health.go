@@ -40,6 +40,9 @@ there is TLS: the gateway has its own certificate, or none.`,
 		Example: `  SHOP_LISTEN=0.0.0.0:8080 shop health order`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkListen(cmd, addr); err != nil {
+				return err
+			}
 			secure := os.Getenv(stack.TLSCertVar) != ""
 			if len(args) == 1 && args[0] == assembly.Gateway {
 				secure = os.Getenv(stack.PublicTLSCertVar) != ""
@@ -55,7 +58,7 @@ there is TLS: the gateway has its own certificate, or none.`,
 func health(ctx context.Context, addr string, secure bool, timeout time.Duration) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("--listen %s: want host:port", addr)
+		return err
 	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"

@@ -5,7 +5,6 @@ package main
 
 import (
 	"cmp"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -23,9 +22,9 @@ const logVar = "SHOP_LOG"
 func addLogFlag(root *cobra.Command) {
 	var form string
 	root.PersistentFlags().StringVar(&form, "log", cmp.Or(os.Getenv(logVar), "text"), "form of the log: text, or json with the trace and the order of each line")
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if form != "text" && form != "json" {
-			return fmt.Errorf("--log is %q, want text or json", form)
+			return usage(cmd, "--log is %q, want text or json", form)
 		}
 		return os.Setenv(logVar, form)
 	}

@@ -12,14 +12,18 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"net/url"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/check"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
@@ -88,21 +92,24 @@ func strict(cmd *cobra.Command) {
 
 func command() *cobra.Command {
 	var cfg embedded.Config
-	var verbose, onServers bool
+	var verbose, onServers, asJSON bool
 	var o stackOptions
 	root := &cobra.Command{
 		Use:   "shop",
 		Short: "Dovetail's reference shop",
-		Long: `Shop runs a whole e-commerce shop in this one process: gateway, customer, catalog, order, inventory,
-payment with a simulated provider, and notification, each a service with its own database.
+		Long: `Shop runs a whole e-commerce shop in this one process: gateway, customer, catalog, order, inventory, payment with a
+simulated provider, shipping, notification and reporting, each a service with its own database.
 
 Stop it with Ctrl-C, or kill it at any moment: started again on the same --data it resumes where
 it was.
 
 With --stack the same services run on PostgreSQL, RabbitMQ, Redis and Consul, each in a process of its own.
 
-Every command ends with 0 if all is well, with 1 if something is wrong, and with 2 if it was not understood.`,
-		Example: `  shop                                   # then open the printed address
+Every command ends with 0 if all is well, with 1 if something is wrong, and with 2 if it was not understood.
+
+With --json it prints one line of JSON for each thing that happens, as shop up --json does; the log stays on standard error.`,
+		Example: `  shop doctor                            # can it run here?
+  shop                                   # then open the printed address
   shop load --orders 2000                # in a second terminal: drive it
   shop chaos --for 1m                    # and in a third: break it
   shop check --data shop-data            # verify what must be true of its data`,
@@ -110,16 +117,25 @@ Every command ends with 0 if all is well, with 1 if something is wrong, and with
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkListen(cmd, cfg.Listen); err != nil {
+				return err
+			}
+			if err := o.check(cmd, onServers); err != nil {
+				return err
+			}
 			cfg.Log = logger(cmd.ErrOrStderr(), verbose)
 			slog.SetDefault(cfg.Log)
 			if onServers {
-				return up(cmd, o, cfg.Data, cfg.Listen, cfg.Log, verbose)
+				return up(cmd, o, cfg.Data, cfg.Listen, cfg.Log, verbose, asJSON)
 			}
 			var err error
 			if cfg.Issuer, err = stack.LoadIssuer(os.Getenv); err != nil {
 				return err
 			}
 			cfg.Ready = func(url string) { welcome(cmd.OutOrStdout(), url) }
+			if asJSON {
+				cfg.Ready = func(url string) { lines{cmd.OutOrStdout()}.tell(event{Event: "open", URL: url}) }
+			}
 			return embedded.Run(cmd.Context(), cfg)
 		},
 	}
@@ -128,9 +144,10 @@ Every command ends with 0 if all is well, with 1 if something is wrong, and with
 	root.Flags().DurationVar(&cfg.Packing, "packing", 15*time.Second, "how long a parcel takes to leave after the order is confirmed")
 	root.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
 	root.Flags().BoolVar(&onServers, "stack", false, "run on real servers, one process per service, as shop up does")
+	root.Flags().BoolVar(&asJSON, "json", false, "print what happens as lines of JSON")
 	o.add(root)
 	addLogFlag(root)
-	root.AddCommand(upCommand(), runCommand(), healthCommand(), lambdaCommand(), loadCommand(), checkCommand(), chaosCommand())
+	root.AddCommand(upCommand(), runCommand(), healthCommand(), lambdaCommand(), loadCommand(), checkCommand(), chaosCommand(), doctorCommand())
 	complete(root)
 	strict(root)
 	return root
@@ -153,8 +170,10 @@ func loadCommand() *cobra.Command {
 		Short: "Drive a running shop with a realistic mix of customers",
 		Long: `Load signs customers up and lets them browse, order, pay in every way that the simulated provider
 knows, cancel, and press the button twice. It goes on through outages: a request without an answer is made
-again with the same Idempotency-Key. It exits with 1 if an accepted order did not end or a repeated
-request was answered differently.`,
+again with the same Idempotency-Key. It exits with 1 if an accepted order did not end, if a repeated
+request was answered differently, and if it did not come to its end: Ctrl-C prints the report of what was done until then.
+
+The progress is shown where standard error is a terminal, the report is on standard output.`,
 		Example: `  shop load --orders 2000 --concurrency 16 --report load.json
   shop check --data shop-data --load load.json`,
 		Args: cobra.NoArgs,
@@ -165,29 +184,38 @@ request was answered differently.`,
 			if cfg.Concurrency < 1 || cfg.Concurrency > 1000 {
 				return usage(cmd, "--concurrency is %d, want 1 to 1000", cfg.Concurrency)
 			}
-			cfg.URL = strings.TrimRight(cfg.URL, "/")
-			bar := progressbar.NewOptions(cfg.Orders, progressbar.OptionSetWriter(cmd.ErrOrStderr()), progressbar.OptionSetDescription("orders"),
-				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("orders"), progressbar.OptionThrottle(100*time.Millisecond),
-				progressbar.OptionSetVisibility(!asJSON), progressbar.OptionOnCompletion(func() { fmt.Fprintln(cmd.ErrOrStderr()) }))
-			cfg.Progress = func() { _ = bar.Add(1) }
-			report, err := load.Run(cmd.Context(), cfg)
-			if report != nil && reportFile != "" {
-				err = errors.Join(err, writeReport(reportFile, report))
-			}
-			if err != nil {
+			var err error
+			if cfg.URL, err = shopURL(cmd, cfg.URL); err != nil {
 				return err
 			}
+			progress := cmd.ErrOrStderr()
+			seen := !asJSON && isTerminal(progress)
+			bar := progressbar.NewOptions(cfg.Orders, progressbar.OptionSetWriter(progress), progressbar.OptionSetDescription("orders"),
+				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("orders"), progressbar.OptionThrottle(100*time.Millisecond),
+				progressbar.OptionSetVisibility(seen))
+			cfg.Progress = func() { _ = bar.Add(1) }
+			cfg.Waiting = func(err error) {
+				fmt.Fprintf(progress, "waiting for the shop at %s, for %v at most: %v\n", cfg.URL, cfg.Patience, err)
+			}
+			report, err := load.Run(cmd.Context(), cfg)
+			if report == nil {
+				return err
+			}
+			if seen {
+				fmt.Fprintln(progress) // what follows has a line of its own
+			}
 			if asJSON {
-				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(report); err != nil {
-					return err
-				}
+				err = errors.Join(err, json.NewEncoder(cmd.OutOrStdout()).Encode(report))
 			} else {
 				printLoad(cmd.OutOrStdout(), report)
 			}
-			if !report.OK() {
-				return errFound
+			if reportFile != "" {
+				err = errors.Join(err, writeReport(reportFile, report))
 			}
-			return nil
+			if err == nil && !report.OK() {
+				err = errFound
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&cfg.URL, "addr", "http://127.0.0.1:8080", "URL of the shop")
@@ -209,12 +237,15 @@ func writeReport(path string, report *load.Report) error {
 
 func printLoad(w io.Writer, r *load.Report) {
 	fmt.Fprintf(w, "%d orders accepted in %.1f s (%.0f a second), %d requests made again, %d sent twice\n",
-		len(r.Accepted), r.Elapsed.Seconds(), float64(len(r.Accepted))/r.Elapsed.Seconds(), r.Retries, r.Repeats)
-	for state, n := range r.Ended {
-		fmt.Fprintf(w, "  %-12s %d\n", state, n)
+		len(r.Accepted), r.Elapsed.Seconds(), float64(len(r.Accepted))/max(r.Elapsed.Seconds(), 0.001), r.Retries, r.Repeats)
+	for _, state := range slices.Sorted(maps.Keys(r.Ended)) {
+		fmt.Fprintf(w, "  %-12s %d\n", state, r.Ended[state])
 	}
-	for code, n := range r.Refused {
-		fmt.Fprintf(w, "  refused at once: %-12s %d\n", code, n)
+	if n := len(r.Left); n > 0 {
+		fmt.Fprintf(w, "  %-12s %d: nobody waited for their end\n", "left", n)
+	}
+	for _, code := range slices.Sorted(maps.Keys(r.Refused)) {
+		fmt.Fprintf(w, "  refused at once: %-12s %d\n", code, r.Refused[code])
 	}
 	fmt.Fprintf(w, "until accepted: p50 %v, p99 %v, max %v\n", round(r.Accept.P50), round(r.Accept.P99), round(r.Accept.Max))
 	fmt.Fprintf(w, "until ended:    p50 %v, p99 %v, max %v\n", round(r.Finish.P50), round(r.Finish.P99), round(r.Finish.Max))
@@ -224,6 +255,21 @@ func printLoad(w io.Writer, r *load.Report) {
 	for _, m := range r.Mismatches {
 		fmt.Fprintf(w, "ANSWERED DIFFERENTLY: %s\n", m)
 	}
+}
+
+// shopURL is the URL of a shop as it was given on the command line, without a slash at the end.
+func shopURL(cmd *cobra.Command, text string) (string, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return "", usage(cmd, "--addr is %q, want a URL such as http://127.0.0.1:8080", text)
+	}
+	return strings.TrimRight(text, "/"), nil
+}
+
+// isTerminal reports whether somebody sees a progress bar: elsewhere it would be control characters in a file.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 func round(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
@@ -238,7 +284,8 @@ func checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Verify the invariants from the databases",
 		Long: `Check reads the databases of all services and verifies what must be true whatever happened to the
-shop's processes. The shop may be running: check waits until it has come to rest. It exits with 1 if an invariant is broken.`,
+shop's processes. The shop may be running: check waits until it has come to rest. It exits with 1 if an invariant is broken,
+and names what breaks it.`,
 		Example: `  shop check
   shop check --load load.json --wait 1m   # with what shop load --report load.json was promised
   shop check --stack --json`,

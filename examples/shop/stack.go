@@ -12,9 +12,11 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +34,29 @@ type stackOptions struct {
 func (o *stackOptions) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&o.envFile, "env-file", "", "file of NAME=value lines for what the environment lacks (default stack.env in the --data folder, if it is there)")
 	cmd.Flags().StringToIntVar(&o.instances, "instances", nil, "how many processes of a service, such as order=2,inventory=2; one of each otherwise")
+}
+
+// check refuses a number of processes for who is none.
+func (o *stackOptions) check(cmd *cobra.Command, onServers bool) error {
+	if len(o.instances) > 0 && !onServers {
+		return usage(cmd, "--instances needs --stack: in one process there is one of each")
+	}
+	if err := stack.CheckInstances(o.instances); err != nil {
+		return usage(cmd, "--%w", err)
+	}
+	return nil
+}
+
+// checkListen refuses what is no address before anything is done with it.
+func checkListen(cmd *cobra.Command, addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		return usage(cmd, "--listen is %q, want host:port, such as 127.0.0.1:8080", addr)
+	}
+	return nil
 }
 
 // getenv reads a setting from the environment, or else from the file.
@@ -55,27 +80,40 @@ func (o *stackOptions) getenv(data string) (func(name string) string, error) {
 func upCommand() *cobra.Command {
 	var o stackOptions
 	var listen, data string
-	var verbose bool
+	var verbose, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the shop on real servers, one process per service",
 		Long: `Up starts one process per service on PostgreSQL, RabbitMQ, Redis and Consul, starts again what dies, and
 drains all of them on Ctrl-C. "shop --stack" is the same. make stack installs and starts the servers and writes
-the settings to shop-data/stack.env.`,
-		Example: `  make stack && shop up --instances order=2,inventory=2,payment=2`,
-		Args:    cobra.NoArgs,
+the settings to shop-data/stack.env; shop doctor --stack says whether all that is needed is there.
+
+With --json it prints a line of JSON for each thing that happens: {"event": "started", "service": "order", "instance": "order-1",
+"addr": "127.0.0.1:1234", "pid": 42} for each process that is up, {"event": "open", "url": "http://..."} once every service answers,
+{"event": "ended", "service": ..., "instance": ..., "error": "...", "again_in_ms": 200} for one that died and is started again, and
+{"event": "closed"} when all are drained. The log stays on standard error.`,
+		Example: `  make stack && shop up --instances order=2,inventory=2,payment=2
+  shop up --json | jq -r 'select(.event == "open").url'`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return up(cmd, o, data, listen, logger(cmd.ErrOrStderr(), verbose), verbose)
+			if err := checkListen(cmd, listen); err != nil {
+				return err
+			}
+			if err := o.check(cmd, true); err != nil {
+				return err
+			}
+			return up(cmd, o, data, listen, logger(cmd.ErrOrStderr(), verbose), verbose, asJSON)
 		},
 	}
 	o.add(cmd)
 	cmd.Flags().StringVar(&data, "data", "shop-data", "folder in which stack.env is looked for")
 	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:8080", "address of the gateway; port 0 takes a free one")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every request")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print what happens as lines of JSON")
 	return cmd
 }
 
-func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logger, verbose bool) error {
+func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logger, verbose, asJSON bool) error {
 	getenv, err := o.getenv(data)
 	if err != nil {
 		return err
@@ -85,17 +123,48 @@ func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logge
 		env = append(env, verboseVar+"=1")
 	}
 	out := cmd.OutOrStdout()
-	return stack.Up(cmd.Context(), stack.UpConfig{
+	told := lines{io.Discard}
+	if asJSON {
+		told.w, out = out, io.Discard
+	}
+	err = stack.Up(cmd.Context(), stack.UpConfig{
 		Listen: listen, Instances: o.instances, Getenv: getenv, Env: env, Output: cmd.ErrOrStderr(), Log: log,
 		Started: func(i stack.Instance) {
 			log.Info("started", "service", i.Service, "instance", i.Instance, "addr", i.Addr, "pid", i.PID)
+			told.tell(event{Event: "started", Instance: &i})
+		},
+		Ended: func(i stack.Instance, err error, again time.Duration) {
+			e := event{Event: "ended", Instance: &i, AgainIn: again.Milliseconds()}
+			if err != nil {
+				e.Error = err.Error()
+			}
+			told.tell(e)
 		},
 		Ready: func(url string) {
+			told.tell(event{Event: "open", URL: url})
 			fmt.Fprintf(out, "The shop is open: %s\n\nThe passwords of admin@shop.example and operator@shop.example are yours (%s, %s).\nThe interface is described at %s/openapi.yaml. Ctrl-C stops the shop.\n",
 				url, stack.AdminPasswordVar, stack.OperatorPasswordVar, url)
 		},
 	})
+	if err == nil {
+		told.tell(event{Event: "closed"})
+	}
+	return err
 }
+
+// event is something that happened to a shop, as a line of JSON.
+type event struct {
+	Event string `json:"event"`
+	URL   string `json:"url,omitempty"`
+	*stack.Instance
+	Error   string `json:"error,omitempty"`
+	AgainIn int64  `json:"again_in_ms,omitempty"`
+}
+
+// lines are told to somebody's program. It is for use by many goroutines as far as w is: a line is one write.
+type lines struct{ w io.Writer }
+
+func (l lines) tell(what event) { _ = json.NewEncoder(l.w).Encode(what) }
 
 // verboseVar tells the processes of the stack to log every request.
 const verboseVar = "SHOP_VERBOSE"
@@ -120,6 +189,9 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			service := args[0]
+			if err := stack.CheckInstances(map[string]int{service: 1}); err != nil {
+				return usage(cmd, "%w", err)
+			}
 			settings, err := stack.Load(service, os.Getenv)
 			if err != nil {
 				return err

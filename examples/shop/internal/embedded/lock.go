@@ -6,7 +6,9 @@
 package embedded
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -24,4 +26,21 @@ func lock(data string) (unlock func(), err error) {
 		return nil, fmt.Errorf("data folder %s: another shop runs on it", data)
 	}
 	return func() { _ = f.Close() }, nil
+}
+
+// held reports whether a shop runs on the data. It makes nothing, and takes the lock for a moment with others who look.
+func held(data string) (bool, error) {
+	f, err := os.OpenFile(filepath.Join(data, "lock"), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = f.Close() }()
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
 }

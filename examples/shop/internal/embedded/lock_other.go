@@ -7,3 +7,6 @@ package embedded
 
 // lock does nothing where there is no flock.
 func lock(string) (unlock func(), err error) { return func() {}, nil }
+
+// held does not know where there is no flock.
+func held(string) (bool, error) { return false, nil }

@@ -13,11 +13,12 @@ import (
 // file_sd_configs wants it. It is written at each start.
 const Targets = "prometheus-targets.json"
 
+type target struct {
+	Targets []string          `json:"targets"`
+	Labels  map[string]string `json:"labels"`
+}
+
 func (s *shop) tellPrometheus() error {
-	type target struct {
-		Targets []string          `json:"targets"`
-		Labels  map[string]string `json:"labels"`
-	}
 	var all []target
 	for _, u := range s.units {
 		all = append(all, target{[]string{u.addr}, map[string]string{"service": u.env.Name, "instance": u.env.Instance}})

@@ -216,7 +216,7 @@ func (g *Generator) repeated(mismatch string) {
 	}
 }
 
-func (g *Generator) ended(status string, _ time.Duration) {
+func (g *Generator) ended(_, status string, _ time.Duration) {
 	g.count(func(c *Counts) {
 		if status == "confirmed" || status == "dispatched" {
 			c.Confirmed++

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -37,6 +38,8 @@ type Config struct {
 	Patience time.Duration
 	// Progress, if not nil, is called from many goroutines when an order has ended.
 	Progress func()
+	// Waiting, if not nil, is called once, with the reason, if the shop does not answer at the very beginning.
+	Waiting func(err error)
 }
 
 // Report is what happened.
@@ -47,6 +50,8 @@ type Report struct {
 	Ended map[string]int `json:"ended"`
 	// Unfinished are accepted orders that did not end in time.
 	Unfinished []string `json:"unfinished"`
+	// Left are accepted orders whose end nobody waited for, because the run was cut short.
+	Left []string `json:"left,omitempty"`
 	// Refused counts requests answered with a final no, by problem code.
 	Refused map[string]int `json:"refused"`
 	// Repeats counts orders sent again although they had been answered.
@@ -94,6 +99,7 @@ type driver struct {
 	retrier  *retry.Retrier
 	retries  atomic.Int64
 	products []string
+	waiting  func(err error) // nil once the shop has answered
 	// slowest is the longest pause between two looks at an order.
 	slowest time.Duration
 	told    listener
@@ -104,7 +110,7 @@ type listener interface {
 	accepted(id string, took time.Duration)
 	refused(code string)
 	repeated(mismatch string) // empty if the answer was the same
-	ended(status string, took time.Duration)
+	ended(id, status string, took time.Duration)
 	unfinished(id string)
 }
 
@@ -116,7 +122,11 @@ func newDriver(url string, concurrency int, patience time.Duration, told listene
 	var err error
 	d.retrier, err = retry.New(retry.Config{
 		Attempts: -1, Base: 50 * time.Millisecond, Max: time.Second, Elapsed: patience, Budget: retry.Unlimited,
-		Hooks: retry.Hooks{Retry: func(retry.Retrying) { d.retries.Add(1) }},
+		Hooks: retry.Hooks{Retry: func(r retry.Retrying) {
+			if d.retries.Add(1) == 1 && d.waiting != nil {
+				d.waiting(r.Err)
+			}
+		}},
 	})
 	return d, err
 }
@@ -127,13 +137,19 @@ func (d *driver) close() { d.client.CloseIdleConnections() }
 type tally struct {
 	mu             sync.Mutex
 	report         Report
+	open           map[string]bool // accepted and not ended
 	accept, finish []time.Duration
+}
+
+func newTally() *tally {
+	return &tally{report: Report{Ended: map[string]int{}, Refused: map[string]int{}}, open: map[string]bool{}}
 }
 
 func (t *tally) accepted(id string, took time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.report.Accepted = append(t.report.Accepted, id)
+	t.open[id] = true
 	t.accept = append(t.accept, took)
 }
 
@@ -152,9 +168,10 @@ func (t *tally) repeated(mismatch string) {
 	}
 }
 
-func (t *tally) ended(status string, took time.Duration) {
+func (t *tally) ended(id, status string, took time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	delete(t.open, id)
 	t.report.Ended[status]++
 	t.finish = append(t.finish, took)
 }
@@ -162,10 +179,12 @@ func (t *tally) ended(status string, took time.Duration) {
 func (t *tally) unfinished(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	delete(t.open, id)
 	t.report.Unfinished = append(t.report.Unfinished, id)
 }
 
-// Run places cfg.Orders orders and waits for the end of each.
+// Run places cfg.Orders orders and waits for the end of each. If it is cut short, by ctx or because the shop does not
+// answer for all the patience, it returns an error and the report of what was done until then.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Orders < 1 {
 		return nil, fmt.Errorf("load: Config.Orders is %d, want 1 or more", cfg.Orders)
@@ -176,16 +195,22 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Patience == 0 {
 		cfg.Patience = 2 * time.Minute
 	}
-	t := &tally{report: Report{Ended: map[string]int{}, Refused: map[string]int{}}}
+	t := newTally()
 	d, err := newDriver(cfg.URL, cfg.Concurrency, cfg.Patience, t)
 	if err != nil {
 		return nil, err
 	}
+	return run(ctx, cfg, d, t)
+}
+
+func run(ctx context.Context, cfg Config, d *driver, t *tally) (*Report, error) {
 	defer d.close()
 	start := time.Now()
+	d.waiting = cfg.Waiting
 	if err := d.findProducts(ctx); err != nil {
 		return nil, fmt.Errorf("load: %s: %w", cfg.URL, err)
 	}
+	d.waiting = nil
 	g, gctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
 	for i := range cfg.Concurrency {
@@ -205,7 +230,11 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 			return nil
 		})
 	}
-	err = g.Wait()
+	err := g.Wait()
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("load: interrupted: %w", context.Cause(ctx))
+	}
+	t.report.Left = slices.Sorted(maps.Keys(t.open))
 	t.report.Elapsed = time.Since(start)
 	t.report.Retries = d.retries.Load()
 	t.report.Accept, t.report.Finish = latency(t.accept), latency(t.finish)
@@ -348,7 +377,7 @@ func (d *driver) await(ctx context.Context, c *customer, id string, start time.T
 		}
 		switch order.Status {
 		case "confirmed", "rejected", "cancelled", "dispatched":
-			d.told.ended(order.Status, time.Since(start))
+			d.told.ended(id, order.Status, time.Since(start))
 			return nil
 		}
 		if time.Now().After(deadline) {

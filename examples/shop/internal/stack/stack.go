@@ -297,9 +297,8 @@ func (s Settings) broker(ctx context.Context, instance string, gate *platform.Ga
 	return client, nil
 }
 
-// redis is the client, once the server has let it in. A server that is away does not keep the shop
-// from opening: quotas are then kept by each instance for its share.
-func (s Settings) redis(ctx context.Context, log *slog.Logger) (*redis.Client, error) {
+// redisOptions are those of the variable, with the authorities of our servers.
+func (s Settings) redisOptions(log *slog.Logger) (*redis.Options, error) {
 	options, err := redis.ParseURL(s.Redis)
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be read", RedisVar)
@@ -308,6 +307,16 @@ func (s Settings) redis(ctx context.Context, log *slog.Logger) (*redis.Client, e
 		if options.TLSConfig, err = s.server(s.Redis, log); err != nil {
 			return nil, fmt.Errorf("%s: %w", RedisVar, err)
 		}
+	}
+	return options, nil
+}
+
+// redis is the client, once the server has let it in. A server that is away does not keep the shop
+// from opening: quotas are then kept by each instance for its share.
+func (s Settings) redis(ctx context.Context, log *slog.Logger) (*redis.Client, error) {
+	options, err := s.redisOptions(log)
+	if err != nil {
+		return nil, err
 	}
 	client := redis.NewClient(options)
 	err = client.Ping(ctx).Err()

@@ -47,6 +47,9 @@ type UpConfig struct {
 	Log *slog.Logger
 	// Started, if not nil, is called each time a process has started and says where it listens.
 	Started func(Instance)
+	// Ended, if not nil, is called each time a process has ended by itself, with why, and how long it will be until it is
+	// started again. The instance is the one that was started, without an address if it never was up.
+	Ended func(i Instance, err error, again time.Duration)
 	// Ready, if not nil, is called with the shop's URL once every service answers.
 	Ready func(url string)
 }
@@ -86,14 +89,8 @@ func Up(ctx context.Context, cfg UpConfig) error {
 	if u.Env == nil {
 		u.Env = os.Environ()
 	}
-	services := append(slices.Clone(assembly.Backends), assembly.Gateway)
-	for service, n := range cfg.Instances {
-		if !slices.Contains(services, service) {
-			return fmt.Errorf("instances: there is no service %q, want some of %v", service, services)
-		}
-		if n < 1 || n > 20 {
-			return fmt.Errorf("instances: %s=%d, want 1 to 20", service, n)
-		}
+	if err := CheckInstances(cfg.Instances); err != nil {
+		return err
 	}
 	if u.Binary == "" {
 		var err error
@@ -122,12 +119,28 @@ func Up(ctx context.Context, cfg UpConfig) error {
 	if u.url == "" {
 		u.url = u.local
 	}
-	settings, err := u.settings(services)
+	settings, err := u.settings()
 	if err != nil {
 		return err
 	}
-	return u.run(ctx, settings, services)
+	return u.run(ctx, settings)
 }
+
+// CheckInstances refuses numbers of processes that Up cannot start.
+func CheckInstances(instances map[string]int) error {
+	for service, n := range instances {
+		if !slices.Contains(services(), service) {
+			return fmt.Errorf("instances: there is no service %q, want %s", service, strings.Join(services(), ", "))
+		}
+		if n < 1 || n > 20 {
+			return fmt.Errorf("instances: %s=%d, want 1 to 20", service, n)
+		}
+	}
+	return nil
+}
+
+// services are all of them, the gateway last.
+func services() []string { return append(slices.Clone(assembly.Backends), assembly.Gateway) }
 
 type up struct {
 	UpConfig
@@ -168,15 +181,8 @@ func (u *up) getenv(name string) string {
 }
 
 // settings checks those of every service before anything is started.
-func (u *up) settings(services []string) (s Settings, err error) {
-	seen := map[string]bool{}
-	var wrong []error
-	for _, service := range services {
-		if s, err = Load(service, u.getenv); err != nil && !seen[err.Error()] {
-			seen[err.Error()] = true
-			wrong = append(wrong, err)
-		}
-	}
+func (u *up) settings() (Settings, error) {
+	s, wrong := everything(u.getenv)
 	if s.Consul == "" && len(wrong) == 0 {
 		wrong = append(wrong, fmt.Errorf("%s is not set: the processes listen where there is room, and have to tell each other", ConsulVar))
 	}
@@ -185,7 +191,7 @@ func (u *up) settings(services []string) (s Settings, err error) {
 
 // run keeps all processes running. The services outlive the gateway, so that what it accepted can
 // still be answered.
-func (u *up) run(ctx context.Context, settings Settings, services []string) error {
+func (u *up) run(ctx context.Context, settings Settings) error {
 	stopControl, err := u.control(ctx, settings)
 	if err != nil {
 		return err
@@ -202,7 +208,7 @@ func (u *up) run(ctx context.Context, settings Settings, services []string) erro
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
 	var gateways, others errgroup.Group
-	for _, service := range services {
+	for _, service := range services() {
 		for i := range max(u.Instances[service], 1) {
 			group, life := &others, behind
 			if service == assembly.Gateway {
@@ -257,7 +263,7 @@ func (u *up) keep(ctx context.Context, service, name string) error {
 			continue
 		}
 		u.mu.Lock()
-		wasUp := u.states[name].wasUp
+		was, wasUp := u.states[name].Instance, u.states[name].wasUp
 		u.mu.Unlock()
 		if tries++; !wasUp && tries >= firstTries {
 			return fmt.Errorf("%s does not start: %w", name, err)
@@ -266,6 +272,9 @@ func (u *up) keep(ctx context.Context, service, name string) error {
 			pause = shortestPause
 		}
 		u.Log.Warn("a process ended and is started again", "instance", name, "error", err, "in", pause)
+		if u.Ended != nil {
+			u.Ended(was, err, pause)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
