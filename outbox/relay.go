@@ -396,12 +396,21 @@ func (r *run) handOver(row *row) bool {
 	}
 }
 
-// publisher publishes a row, and then others that come up, until the run ends.
+// publisherIdle is how long a goroutine waits for another row to publish.
+const publisherIdle = time.Second
+
+// publisher publishes a row, and then others that come up, until none does for a while or
+// the run ends.
 func (r *run) publisher(next *row) {
+	idle := time.NewTimer(publisherIdle)
+	defer idle.Stop()
 	for {
 		r.attempt(next)
+		idle.Reset(publisherIdle)
 		select {
 		case next = <-r.rows:
+		case <-idle.C:
+			return
 		case <-r.ended:
 			return
 		}

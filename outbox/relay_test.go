@@ -232,6 +232,27 @@ func TestNewRelay(t *testing.T) {
 	}
 }
 
+func TestGoroutinesEndWithTheBurst(t *testing.T) {
+	contract(t, "an idle relay has no goroutine for messages", func(b *bench) {
+		b.setPublish(func(context.Context, *messaging.Message) error {
+			time.Sleep(100 * time.Millisecond)
+			return nil
+		})
+		b.run(outbox.RelayConfig{})
+		before := runtime.NumGoroutine()
+		for i := range 50 {
+			b.add(fmt.Sprint(i), "", "t")
+		}
+		b.box.Wake()
+		time.Sleep(time.Minute)
+		b.want("published", len(b.done()), 50)
+		// The test's own come and go.
+		if n := runtime.NumGoroutine(); n > before+10 {
+			b.Errorf("%d goroutines, want about %d as before", n, before)
+		}
+	})
+}
+
 func TestWaking(t *testing.T) {
 	contract(t, "a wake publishes at once", func(b *bench) {
 		b.run(outbox.RelayConfig{Poll: time.Hour})
