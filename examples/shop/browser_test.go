@@ -439,7 +439,7 @@ type visitor struct {
 func visit(t *testing.T, browser context.Context, url string) *visitor {
 	t.Helper()
 	ctx, leave := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
-	v := &visitor{t: t, ctx: ctx, url: url}
+	v := &visitor{t: t, ctx: ctx, url: url, allowed: []string{"status of 503"}} // of a machine that is busy: the page asks again
 	console := chromedp.Console(ctx)
 	listening := make(chan struct{})
 	go func() {
@@ -481,9 +481,12 @@ func (v *visitor) expected(complaint string) bool {
 	return false
 }
 
+// atLast is when a visitor gives up: never before a machine that has a dozen other things to do had its time.
+const atLast = 4 * time.Minute
+
 func (v *visitor) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	v.t.Helper()
-	ctx, cancel := context.WithTimeout(v.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(v.ctx, atLast)
 	defer cancel()
 	if err := chromedp.Do(ctx, steps...); err != nil {
 		v.fail("%s: %v", what, err)
@@ -513,13 +516,7 @@ func (v *visitor) evaluate(js string) bool {
 // until waits until the expression is true.
 func (v *visitor) until(what, js string) {
 	v.t.Helper()
-	v.within(30*time.Second, what, js)
-}
-
-// within is until with a deadline of its own.
-func (v *visitor) within(d time.Duration, what, js string) {
-	v.t.Helper()
-	for late := time.Now().Add(d); !v.evaluate("return " + js); time.Sleep(20 * time.Millisecond) {
+	for late := time.Now().Add(atLast); !v.evaluate("return " + js); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(late) || v.ctx.Err() != nil {
 			v.fail("it does not come true that %s: %s", what, js)
 		}
@@ -570,7 +567,18 @@ func (v *visitor) text(selector string) string {
 
 func (v *visitor) clicks(selector string) {
 	v.t.Helper()
-	v.do("click "+selector, chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
+	ctx, cancel := context.WithTimeout(v.ctx, atLast)
+	defer cancel()
+	for {
+		err := chromedp.Do(ctx, chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
+		if err == nil {
+			return
+		}
+		// A live list may have been written anew between the look for it and the click.
+		if ctx.Err() != nil || !strings.Contains(err.Error(), "Could not find node") {
+			v.fail("click %s: %v", selector, err)
+		}
+	}
 }
 
 func (v *visitor) types(selector, text string) {

@@ -104,6 +104,9 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{operator, "GET", "/ops/api/traces?order=" + confirmed, "", nil, 200},
 		{operator, "GET", "/ops/api/parked", "", nil, 200},
 		{operator, "POST", "/ops/api/parked/order/none/retry", "", nil, 404},
+		{operator, "POST", "/ops/api/parked/order/none/discard", "", map[string]string{"why": "to see"}, 404},
+		{operator, "POST", "/ops/api/parked/order/none/discard", "", map[string]string{"why": " "}, 422},
+		{customer, "POST", "/ops/api/parked/order/none/discard", "", map[string]string{"why": "to see"}, 403},
 		{operator, "GET", "/ops/api/traffic", "", nil, 200},
 		{customer, "GET", "/ops/api/live", "", nil, 403}, // the pages' tests watch it
 		{operator, "GET", "/ops/api/mails", "", nil, 200},

@@ -246,6 +246,7 @@ func (s *Service) routes() []route {
 		{"POST /ops/api/dead-letters/{consumer}/{message}/replay", operator, s.owner("consumer")},
 		{"GET /ops/api/parked", operator, platform.Handle(s.everywhere("/ops/parked"))},
 		{"POST /ops/api/parked/{service}/{message}/retry", operator, s.owner("service")},
+		{"POST /ops/api/parked/{service}/{message}/discard", operator, s.owner("service")},
 		{"GET /ops/api/traffic", operator, platform.Handle(s.console.now)},
 		{"GET /ops/api/live", operator, platform.Handle(s.console.live)},
 		{"GET /ops/api/chaos", operator, s.control()},

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -187,6 +188,15 @@ func (c *console) latest() (sample, []moment) {
 	return c.last, slices.Clone(c.past)
 }
 
+// ownName is what an instance calls itself, in the name by which it is found: shops that share a registry put their own
+// name before it.
+func ownName(service, id string) string {
+	if at := strings.LastIndex(id, service+"-"); at > 0 {
+		return id[at:]
+	}
+	return id
+}
+
 // answer is what an instance said when it was asked.
 type answer struct {
 	service string
@@ -200,7 +210,7 @@ func (c *console) look(ctx context.Context) sample {
 	if c.caller.Instances != nil {
 		for _, view := range c.caller.Instances() {
 			for _, in := range view.Instances {
-				known[view.Service] = append(known[view.Service], instanceState{Instance: in.ID, Addr: in.Addr})
+				known[view.Service] = append(known[view.Service], instanceState{Instance: ownName(view.Service, in.ID), Addr: in.Addr})
 			}
 		}
 	}

@@ -160,20 +160,12 @@ func (s *Service) saga(w http.ResponseWriter, r *http.Request) error {
 // decide is one of an operator's verbs. The saga's history keeps who decided, and why.
 func (s *Service) decide(verb func(ctx context.Context, id string, by saga.By) error) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		var in struct {
-			Why string `json:"why"`
-		}
-		if err := platform.Decode(w, r, &in); err != nil {
+		why, err := platform.Why(w, r)
+		if err != nil {
 			return err
 		}
-		if strings.TrimSpace(in.Why) == "" {
-			return platform.Invalid("why", "is empty, want the reason")
-		}
-		if len(in.Why) > maxWhy {
-			return platform.Invalid("why", "has %d bytes, want at most %d", len(in.Why), maxWhy)
-		}
 		id := r.PathValue("id")
-		err := verb(r.Context(), id, saga.By{Who: who(r), Why: in.Why})
+		err = verb(r.Context(), id, saga.By{Who: who(r), Why: why})
 		switch {
 		case errors.Is(err, saga.ErrNotFound):
 			return platform.NotFound("saga", id)
@@ -191,9 +183,6 @@ func (s *Service) decide(verb func(ctx context.Context, id string, by saga.By) e
 		return platform.WriteJSON(w, http.StatusOK, viewOf(now))
 	}
 }
-
-// maxWhy is how many bytes of a reason are kept.
-const maxWhy = 2000
 
 // who makes a request: a person, or another service.
 func who(r *http.Request) string {

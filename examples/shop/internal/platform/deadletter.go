@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/dovetail-go/dovetail/messaging"
@@ -163,9 +164,10 @@ func (b *Bus) operate(mux *http.ServeMux, auth *Auth) {
 	mux.Handle("POST /ops/dead-letters/{consumer}/{message}/replay", auth.Require(Handle(b.replay), RoleOperator))
 	mux.Handle("GET /ops/parked", auth.Require(Handle(b.parked), RoleOperator))
 	mux.Handle("POST /ops/parked/{service}/{message}/retry", auth.Require(Handle(b.retryParked), RoleOperator))
+	mux.Handle("POST /ops/parked/{service}/{message}/discard", auth.Require(Handle(b.discardParked), RoleOperator))
 }
 
-// parked lists what the outbox could not publish and has set aside.
+// parked lists what the outbox could not publish and has set aside, and what an operator has given up of it.
 func (b *Bus) parked(w http.ResponseWriter, r *http.Request) error {
 	type view struct {
 		Service   string             `json:"service"`
@@ -175,16 +177,25 @@ func (b *Bus) parked(w http.ResponseWriter, r *http.Request) error {
 		Attempts  int                `json:"attempts"`
 		Since     time.Time          `json:"since"`
 		Blocks    bool               `json:"blocks"`
+		Discarded time.Time          `json:"discarded,omitzero"`
+		Why       string             `json:"why,omitempty"`
 	}
 	parked, err := b.outbox.Parked(r.Context())
 	if err != nil {
 		return err
 	}
-	views := make([]view, len(parked))
-	for i, p := range parked {
-		views[i] = view{b.service, p.Message.ID, p.Message, p.Reason, p.Attempts, p.Since.UTC(), p.Blocks}
+	discarded, err := b.outbox.Discarded(r.Context())
+	if err != nil {
+		return err
 	}
-	return WriteJSON(w, http.StatusOK, map[string]any{"service": b.service, "items": views})
+	views := func(list []outbox.Parked) []view {
+		out := make([]view, len(list))
+		for i, p := range list {
+			out[i] = view{b.service, p.Message.ID, p.Message, p.Reason, p.Attempts, p.Since.UTC(), p.Blocks, p.Discarded.UTC(), p.DiscardReason}
+		}
+		return out
+	}
+	return WriteJSON(w, http.StatusOK, map[string]any{"service": b.service, "items": views(parked), "discarded": views(discarded)})
 }
 
 // retryParked has a parked message published again.
@@ -198,4 +209,41 @@ func (b *Bus) retryParked(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return WriteJSON(w, http.StatusOK, map[string]string{"service": b.service, "message_id": id})
+}
+
+// discardParked gives a parked message up. The outbox keeps it with who did so, and why.
+func (b *Bus) discardParked(w http.ResponseWriter, r *http.Request) error {
+	why, err := Why(w, r)
+	if err != nil {
+		return err
+	}
+	id := r.PathValue("message")
+	err = b.outbox.Discard(r.Context(), id, fmt.Sprintf("%s (by %s)", why, IdentityOf(r.Context()).Subject))
+	if errors.Is(err, outbox.ErrNotParked) {
+		return NotFound("parked message", id)
+	}
+	if err != nil {
+		return err
+	}
+	return WriteJSON(w, http.StatusOK, map[string]string{"service": b.service, "message_id": id})
+}
+
+// maxWhy is how many bytes an operator's reason may have.
+const maxWhy = 2000
+
+// Why reads the reason of an operator's decision, without which there is none.
+func Why(w http.ResponseWriter, r *http.Request) (string, error) {
+	var in struct {
+		Why string `json:"why"`
+	}
+	if err := Decode(w, r, &in); err != nil {
+		return "", err
+	}
+	if strings.TrimSpace(in.Why) == "" {
+		return "", Invalid("why", "is empty, want the reason")
+	}
+	if len(in.Why) > maxWhy {
+		return "", Invalid("why", "has %d bytes, want at most %d", len(in.Why), maxWhy)
+	}
+	return in.Why, nil
 }

@@ -77,7 +77,7 @@ export class Charts {
       const values = [...this.#cards[i].querySelectorAll('.value i')];
       const axis = { stroke: soft, font, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1, size: 4 } };
       return new uPlot({
-        width: 280, height: 132, legend: { show: false }, cursor: { show: false }, padding: [8, 8, 0, 0],
+        width: 280, height: 132, legend: { show: false }, cursor: { show: false }, padding: [8, 28, 0, 0],
         scales: { y: { range: (_, min, max) => [0, max > 0 ? max * 1.15 : 1] } },
         axes: [
           { ...axis, size: 24, space: 60, values: (_, times) => times.map((t) => new Date(t * 1000).toLocaleTimeString('en-GB', { hour: '2-digit', minute: '2-digit', second: '2-digit' }).replace(/^00:/, '')) },

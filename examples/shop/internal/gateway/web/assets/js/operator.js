@@ -7,18 +7,36 @@ import { Problem, api, wait } from './api.js';
 import { $, set } from './dom.js';
 import { clearProblem, submitting } from './fields.js';
 import { sentence } from './format.js';
+import { frame } from './frame.js';
 import { account, leaveToSignIn } from './session.js';
 
-// operators tells whether anybody is signed in; who is not is sent to do so.
+// operators tells whether an operator is signed in. Who is nobody is sent to sign in; anybody else is told whose page
+// this is, and sees nothing of it.
 export function operators() {
-  if (account()) return true;
-  leaveToSignIn();
-  return false;
+  const who = account();
+  if (!who) leaveToSignIn();
+  else if (who.role !== 'operator') {
+    frame();
+    turnAway();
+  }
+  return who?.role === 'operator';
+}
+
+function turnAway() {
+  trouble('This page is for operators: sign in with an operator’s account.');
+  for (const e of $('main').children) {
+    if (!e.matches('h1, .heading, #connection')) e.hidden = true;
+  }
+  for (const e of $('main').querySelectorAll('.heading > :not(h1)')) e.hidden = true;
 }
 
 // trouble shows what is wrong, a text or a Problem; an empty text takes it away.
 export function trouble(what) {
-  const text = what instanceof Problem ? (what.status === 403 ? 'This page is for operators: sign in with an operator’s account.' : sentence(what.message)) : what;
+  if (what instanceof Problem && what.status === 403) {
+    turnAway();
+    return;
+  }
+  const text = what instanceof Problem ? sentence(what.message) : what;
   set($('connection'), text);
   $('connection').hidden = !text;
 }
@@ -65,9 +83,9 @@ export function fill(list, items, make) {
 
 let decision; // {path, done} of the one that is asked for
 
-// decide asks for the reason of a decision about a saga, and then for the decision. It resolves when that is taken,
-// and never if the person leaves it.
-export function decide(id, verb, title, what) {
+// decide asks for the reason of a decision, and then for the decision at this path of the API. It resolves when that
+// is taken, and never if the person leaves it.
+export function decide(path, title, what) {
   const form = $('decision-form');
   set($('decision-title'), title);
   set($('decision-what'), what);
@@ -75,7 +93,7 @@ export function decide(id, verb, title, what) {
   form.reset();
   clearProblem(form);
   $('decision').showModal();
-  return new Promise((done) => { decision = { path: `/ops/api/sagas/${encodeURIComponent(id)}/${verb}`, done }; });
+  return new Promise((done) => { decision = { path, done }; });
 }
 
 if ($('decision')) {

@@ -5,20 +5,23 @@
 
 import { svg } from './svg.js';
 
-const box = { width: 156, height: 52, gap: 34 };
+const box = { width: 154, height: 52, gap: 20 }; // of which seven fit beside each other
 const top = 26;
 const below = 122;
 
 // states folds a saga's history into what became of each step: {state, tries} by operation and name.
 export function states(saga, history) {
   const all = new Map();
+  let way = 'do';
   for (const { step, op, outcome } of history) {
-    if (!step || (op !== 'do' && op !== 'undo')) continue;
-    const key = `${op} ${step}`;
-    all.set(key, { state: outcome, tries: (all.get(key)?.tries ?? 0) + 1 });
+    if (op === 'compensate') way = 'undo';
+    if (!step || !['do', 'undo', 'skip'].includes(op)) continue;
+    const key = `${op === 'skip' ? way : op} ${step}`;
+    all.set(key, op === 'skip' ? { state: 'skipped', tries: 0 } : { state: outcome, tries: (all.get(key)?.tries ?? 0) + 1 });
   }
-  for (const { step, op } of history) {
-    if (op === 'skip' && step && !all.has(`do ${step}`)) all.set(`do ${step}`, { state: 'done', tries: 0 });
+  const present = { running: 'do', compensating: 'undo' }[saga.status];
+  for (const [key, so] of all) {
+    if (so.state === 'failed' && key !== `${present} ${saga.step}`) so.state = 'given-up';
   }
   if (saga.step && (saga.status === 'running' || saga.status === 'compensating')) {
     const key = `${saga.status === 'running' ? 'do' : 'undo'} ${saga.step}`;
@@ -57,13 +60,13 @@ function node(x, y, title, so, kind) {
   const state = so?.state ?? 'to-come';
   const g = svg('g', { class: kind, 'data-state': state },
     svg('rect', { x, y, width: box.width, height: box.height, rx: 8 }),
-    svg('text', { class: 'title', x: x + 10, y: y + 22 }, title),
-    svg('text', { class: 'what', x: x + 10, y: y + 41 }, kind && !so ? '–' : word(so)));
+    svg('text', { class: 'title', x: x + 9, y: y + 22 }, title),
+    svg('text', { class: 'what', x: x + 9, y: y + 41 }, kind && !so ? '–' : word(so)));
   return g;
 }
 
 function word(so) {
   if (!so) return 'to come';
-  const tries = so.tries > 1 ? `, ${so.tries} attempts` : '';
-  return { done: `done${tries}`, failed: `trying again${tries}`, refused: 'refused', working: 'at work', stuck: `needs an operator${tries}`, waiting: 'waits' }[so.state] ?? so.state;
+  const tries = so.tries > 1 ? `, ${so.tries} times` : '';
+  return { done: so.tries > 1 ? `done, try ${so.tries}` : 'done', failed: `failed${tries}`, 'given-up': `failed${tries}`, skipped: 'skipped', refused: 'refused', working: 'at work', stuck: `stuck${tries}`, waiting: 'waits' }[so.state] ?? so.state;
 }

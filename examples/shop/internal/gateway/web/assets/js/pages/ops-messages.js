@@ -7,7 +7,7 @@ import { Problem, api } from '../api.js';
 import { $, part, set, stamp } from '../dom.js';
 import { sentence, when, whole } from '../format.js';
 import { frame, say } from '../frame.js';
-import { every, fill, operators, trouble } from '../operator.js';
+import { decide, every, fill, operators, trouble } from '../operator.js';
 import { clock, figure, span } from '../units.js';
 
 async function waiting() {
@@ -20,17 +20,26 @@ async function waiting() {
     topic: f.topic, service: f.service, does: f.group ? `hears, as ${f.group}` : 'says', rate: figure(f.rate), failed: f.group ? figure(f.failed) : '–', messages: whole(f.messages),
   }));
   letters('dead', dead.items.flatMap((s) => s.items ?? []), (d) => ({
-    what: `${d.message?.type ?? 'message'} for ${d.consumer}`, again: 'Replay', reason: sentence(d.reason),
+    what: `${d.message?.Type || 'message'} for ${d.consumer}`, again: 'Replay', reason: sentence(d.reason),
     when: `${d.message_id} · given up ${when(d.at)} after ${d.attempts} ${d.attempts === 1 ? 'attempt' : 'attempts'}`,
     path: `/ops/api/dead-letters/${encodeURIComponent(d.consumer)}/${encodeURIComponent(d.message_id)}/replay`, done: 'The consumer has dealt with it.',
   }));
   letters('parked', parked.items.flatMap((s) => s.items ?? []), (p) => ({
-    what: `${p.message?.type ?? 'message'} of ${p.service}`, again: 'Publish again', reason: sentence(p.reason),
-    when: `${p.message_id} · parked ${when(p.since)} after ${p.attempts} attempts${p.blocks ? '; later messages of its key wait for it' : ''}`,
-    path: `/ops/api/parked/${encodeURIComponent(p.service)}/${encodeURIComponent(p.message_id)}/retry`, done: 'It waits to be published.',
+    what: `${p.message?.Type || 'message'} of ${p.service}`, again: 'Publish again', reason: sentence(p.reason),
+    when: `${p.message_id} · parked ${when(p.since)} after ${p.attempts} ${p.attempts === 1 ? 'attempt' : 'attempts'}${p.blocks ? '; later messages of its key wait for it' : ''}`,
+    path: `${pathOf(p)}/retry`, done: 'It waits to be published.',
+    giveUp: { path: `${pathOf(p)}/discard`, what: `It will never be published${p.blocks ? ', and what waits behind it goes on without it' : ''}. Who should have heard it never will.` },
+  }));
+  const discarded = parked.items.flatMap((s) => s.discarded ?? []);
+  $('discarded-title').hidden = discarded.length === 0;
+  letters('discarded', discarded, (p) => ({
+    what: `${p.message?.Type || 'message'} of ${p.service}`, reason: `${sentence(p.why)} It could not be published: ${p.reason}`,
+    when: `${p.message_id} · given up ${when(p.discarded)}`,
   }));
   ready();
 }
+
+const pathOf = (p) => `/ops/api/parked/${encodeURIComponent(p.service)}/${encodeURIComponent(p.message_id)}`;
 
 // ready shows the page when every part of it is there, so that nothing moves down.
 function ready() {
@@ -38,11 +47,26 @@ function ready() {
 }
 
 function letters(list, items, words) {
-  $(`no-${list}`).hidden = items.length > 0;
+  if ($(`no-${list}`)) $(`no-${list}`).hidden = items.length > 0;
   fill($(list), items, (item) => {
-    const { path, done, ...texts } = words(item);
-    const node = stamp('letter', { ...texts, body: JSON.stringify(readable(item.message), null, 2) });
+    const { path, done, giveUp, ...texts } = words(item);
+    const node = stamp('letter', { ...texts, discard: giveUp ? 'Discard' : '', body: JSON.stringify(readable(item.message), null, 2) });
     node.querySelector('details').dataset.key = item.message_id;
+    if (!path) {
+      node.querySelector('.verbs').remove();
+      return node;
+    }
+    const discard = part(node, 'discard');
+    if (giveUp) {
+      discard.setAttribute('aria-label', `Discard: ${texts.what}`);
+      discard.addEventListener('click', async () => {
+        await decide(giveUp.path, 'Discard this message', giveUp.what);
+        say('It is given up.');
+        lookNow();
+      });
+    } else {
+      discard.remove();
+    }
     const button = part(node, 'again');
     button.setAttribute('aria-label', `${texts.again}: ${texts.what}`);
     button.addEventListener('click', async () => {
@@ -61,12 +85,14 @@ function letters(list, items, words) {
   });
 }
 
-// readable shows a message's body as what it is, JSON, where the API has it as base64.
+// readable shows a message's body as the text that it is, and as JSON if it is that, where the API has it as base64.
 function readable(message) {
+  let text;
   try {
-    return { ...message, body: JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(message.body), (c) => c.charCodeAt(0)))) };
+    text = new TextDecoder('utf-8', { fatal: true }).decode(Uint8Array.from(atob(message.Body), (c) => c.charCodeAt(0)));
+    return { ...message, Body: JSON.parse(text) };
   } catch {
-    return message;
+    return text === undefined ? message : { ...message, Body: text };
   }
 }
 

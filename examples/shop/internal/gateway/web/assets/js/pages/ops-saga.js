@@ -10,6 +10,7 @@ import { sentence, when } from '../format.js';
 import { frame, say } from '../frame.js';
 import { decide, every, fill, operators } from '../operator.js';
 import { drawPlan } from '../plan-drawing.js';
+import { account } from '../session.js';
 import { clock, span } from '../units.js';
 
 const id = decodeURIComponent(location.pathname.split('/').pop());
@@ -43,8 +44,9 @@ async function look() {
 function entry(e, begun, all) {
   const took = e.took_seconds * 1000;
   const what = e.step ? (e.op === 'do' ? e.step : `${e.op} ${e.step}`) : e.op;
-  const how = [e.outcome, e.attempt > 1 && `attempt ${e.attempt}`, e.who && `by ${e.who}`, clock(e.at, true), e.node && `on ${e.node}`].filter(Boolean).join(' · ');
+  const how = [e.outcome, e.attempt > 1 && `attempt ${e.attempt}`, e.who && `by ${e.who === account()?.id ? 'you, ' : ''}${e.who}`, clock(e.at, true), e.node && `on ${e.node}`].filter(Boolean).join(' · ');
   const node = stamp('entry', { what, how, text: e.text ? sentence(e.text) : '', took: took ? span(e.took_seconds) : '' });
+  part(node, 'text').className = ['failed', 'refused'].includes(e.outcome) ? 'error' : 'said';
   part(node, 'bar').append(bar(Math.max(0, Date.parse(e.at) - begun - took), took, all, { 'data-op': e.op, 'data-outcome': e.outcome }));
   return node;
 }
@@ -63,7 +65,7 @@ if (operators()) {
     ['cancel', 'Compensate', 'What was done is undone, the last of it first.', 'It compensates.'],
   ]) {
     $(verb).addEventListener('click', async () => {
-      await decide(id, verb, title, what);
+      await decide(`/ops/api/sagas/${encodeURIComponent(id)}/${verb}`, title, what);
       say(done);
       now();
     });

@@ -65,10 +65,17 @@ function time(iso) {
   return Date.parse(iso.replace(/\.\d+/, '')) + Number(`0.${fraction || 0}`) * 1000;
 }
 
+// nameOf says what a span of a request asked for, where its own name does not.
+function nameOf({ name, attributes }) {
+  const [, method] = /^(?:HTTP )?([A-Z]+)(?: \/)?$/.exec(name) ?? [];
+  const path = attributes?.['url.path'] ?? (URL.canParse(attributes?.['url.full']) ? new URL(attributes['url.full']).pathname : '');
+  return method && path ? `${method} ${path}` : name;
+}
+
 function row(s, depth, begun, all) {
   const took = time(s.end) - time(s.start);
   const failed = s.status === 'error' || Boolean(s.error);
-  const node = stamp('span', { service: s.service, name: s.name, took: span(took / 1000), error: s.error ?? '' });
+  const node = stamp('span', { service: s.service, name: nameOf(s), took: span(took / 1000), error: s.error ?? '' });
   node.querySelector('.name').classList.add(`depth-${Math.min(depth, deepest)}`);
   part(node, 'bar').append(bar(time(s.start) - begun, took, all, { 'data-status': failed ? 'error' : 'ok' }));
   const facts = { instance: s.instance, kind: s.kind, status: s.status, start: clock(s.start, true), span: s.span_id, ...s.attributes };

@@ -37,7 +37,7 @@ function tables({ services, calls }) {
     const up = s.instances.filter((i) => i.up).length;
     const state = up === 0 ? 'down' : up < s.instances.length ? 'partly ready' : 'ready';
     const row = stamp('service-row', {
-      service: s.service, state, instances: s.instances.map((i) => i.instance + (i.up ? '' : ' (down)')).join(', ') || '–',
+      service: s.service, state, instances: s.instances.map((i) => i.instance + (i.up ? '' : ' (down)')).join('\n') || '–',
       rate: figure(s.rate), errors: figure(s.errors), p50: span(s.p50_seconds), p99: span(s.p99_seconds), outbox: s.outbox ? whole(s.outbox.waiting) : '–',
     });
     part(row, 'state').dataset.status = state.replace(' ', '-');
@@ -95,11 +95,12 @@ function showRate(rate) {
 // Chaos
 
 let kinds = [];
+let instances = [];
 
 async function chaos() {
   const answer = await api('GET', '/ops/api/chaos');
   if (kinds.length === 0) {
-    kinds = answer.kinds;
+    ({ kinds, instances } = answer);
     $('kind').append(...kinds.map((k) => new Option(k.title, k.kind)));
     chosen();
   }
@@ -128,7 +129,12 @@ function chosen() {
   const kind = kinds.find((k) => k.kind === $('kind').value);
   const service = $('service').value;
   $('service-field').hidden = kind.target !== 'service';
-  $('service').replaceChildren(...kind.services.map((s) => new Option(s, s, false, s === (service || 'payment'))));
+  const choice = kind.services.flatMap((s) => {
+    const own = instances.filter((i) => i.replace(/-\d+$/, '') === s);
+    return own.length > 1 ? [s, ...own] : [s];
+  });
+  const before = choice.includes(service) ? service : 'payment';
+  $('service').replaceChildren(...choice.map((s) => new Option(s, s, false, s === before)));
   $('amount-field').hidden = !kind.amount;
   if (kind.amount) {
     set($('unit'), `, ${kind.amount.unit === 'percent' ? '%' : kind.amount.unit}`);
