@@ -68,7 +68,7 @@ func (e examined) want(t *testing.T, check, of string, status doctor.Status, tex
 // TestDoctorWithoutPermission examines a folder that may not be written to, as somebody who is not root.
 func TestDoctorWithoutPermission(t *testing.T) {
 	shop := buildShop(t)
-	data, err := os.MkdirTemp("", "closed")
+	data, err := os.MkdirTemp("", "closed") //nolint:usetesting // nobody else may enter t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}

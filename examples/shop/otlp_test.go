@@ -90,7 +90,8 @@ func TestMetricsByOTLP(t *testing.T) {
 		}
 		return nil
 	})
-	defer shop.as("operator@shop.example", "dovetail-operator").harm("latency", "customer", 1000)()
+	calm := shop.as("operator@shop.example", "dovetail-operator").harm("latency", "customer", 1000)
+	defer calm()
 	eventually(t, func() error { // until the gateway has had too much
 		a.burst(100, "/api/me")
 		m.mu.Lock()

@@ -51,7 +51,7 @@ func (o *stackOptions) check(cmd *cobra.Command, onServers bool) error {
 func checkListen(cmd *cobra.Command, addr string) error {
 	_, port, err := net.SplitHostPort(addr)
 	if err == nil {
-		_, err = net.LookupPort("tcp", port)
+		_, err = net.DefaultResolver.LookupPort(cmd.Context(), "tcp", port)
 	}
 	if err != nil {
 		return usage(cmd, "--listen is %q, want host:port, such as 127.0.0.1:8080", addr)

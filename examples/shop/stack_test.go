@@ -235,6 +235,7 @@ func TestStack(t *testing.T) {
 	t.Run("dead letters", func(t *testing.T) { testDeadLetters(t, shop) })
 	t.Run("a trace through the death of a service", func(t *testing.T) { testTraceThroughDeath(t, shop, exported) })
 	t.Run("killed and stopped", func(t *testing.T) { testKilledStack(t, shop) })
+	t.Run("console", func(t *testing.T) { testStackConsole(t, shop) })
 }
 
 func testKilledStack(t *testing.T, shop *stackShop) {
@@ -309,6 +310,68 @@ func testKilledStack(t *testing.T, shop *stackShop) {
 	}
 	t.Logf("%d orders accepted, %d processes started again", len(accepted), shop.restarts.Load())
 	verify(t, shop.look, accepted)
+}
+
+// testStackConsole is an operator before the shop of many processes: each instance is on the map, one is stopped and
+// another killed from the chaos panel, and a customer does not notice.
+func testStackConsole(t *testing.T, shop *stackShop) {
+	v := visit(t, openBrowser(t), shop.url)
+	v.mayComplain("status of 503", "status of 429", "net::ERR_")
+	v.open("/sign-in?to=/ops")
+	v.signsIn("operator@shop.example", "dovetail-operator")
+	v.arrives("/ops")
+	allUp := fmt.Sprintf(`document.querySelectorAll('#map .node-box[data-state=up]').length === %d`, len(assembly.Backends)+1)
+	v.until("every service is on the map and answers", allUp)
+	v.until("both instances of a service are on the map", `document.querySelectorAll('[data-service=payment] .instances circle[data-up=true]').length === 2`)
+	v.clicks(".tables summary")
+	v.until("the table names the instances", `['payment-1', 'payment-2', 'order-1', 'order-2', 'shipping-1'].every((i) => document.querySelector('#services').textContent.includes(i))`)
+	v.until("the table shows the breakers", `document.querySelectorAll('#calls tr').length > 0`)
+
+	v.breaks("pause", "payment-1", 300) // the test ends it
+	v.breaks("kill", "inventory-2", 300)
+	// One that the registry has let go of may be there as down, or not at all.
+	v.until("the map shows one of two left", `['payment', 'inventory'].every((s) => document.querySelectorAll('[data-service=' + s + '] .instances circle[data-up=true]').length === 1)`)
+	v.picture("two instances are away")
+	customer := shop.seenBy(t).newcomer()
+	v.evaluate(`window.before = document.querySelector('#invariants').textContent`)
+	order := customer.place("", lineItem{"product_id": "p-024", "quantity": 1})
+	eventuallyWithin(t, atLast, func() error {
+		var page orderPage
+		if got := customer.send("GET", "/api/orders/"+order, nil, nil); got.status == http.StatusOK {
+			customer.want(http.StatusOK, got, &page)
+		}
+		if page.Status != "confirmed" && page.Status != "dispatched" {
+			return fmt.Errorf("order is %s (%s), want it confirmed by those who are left", page.Status, page.Reason)
+		}
+		return nil
+	})
+	v.clicks("#end-all")
+	v.until("nothing is in force", `!document.querySelector('#no-faults').hidden`)
+	v.until("everybody is back", allUp+` && ['payment', 'inventory'].every((s) => document.querySelectorAll('[data-service=' + s + '] .instances circle[data-up=true]').length === 2)`)
+	v.until("the order is counted in, and all invariants hold", `document.querySelector('#invariants').textContent !== window.before && document.querySelector('#resting').textContent === 'Nothing is under way.' && document.querySelector('#verdict').textContent === 'all hold'`)
+	v.picture("everybody is back")
+
+	v.clicks(".tabs a[href='/ops/sagas']")
+	v.arrives("/ops/sagas")
+	v.clicks("#sagas a[href='/ops/sagas/" + order + "']")
+	v.arrives("/ops/sagas/" + order)
+	v.shows("#status", "completed")
+	v.until("its story is told by the instances that took part", `[...document.querySelectorAll('#history li')].filter((e) => / on order-[12]/.test(e.textContent)).length > 6`)
+	v.clicks("#to-trace")
+	v.arrives("/ops/traces")
+	// A span is there when it has ended, and the page is read once.
+	for late, all := time.Now().Add(atLast), `return ['gateway', 'order', 'customer', 'inventory', 'payment', 'provider'].every((s) => [...document.querySelectorAll('.spans .who')].some((e) => e.textContent === s))`; !v.evaluate(all); time.Sleep(200 * time.Millisecond) {
+		if time.Now().After(late) {
+			v.fail("the trace does not go through the services")
+		}
+		v.open("/ops/traces?order=" + order)
+		v.until("there is a trace", `document.querySelectorAll('.spans li').length > 0`)
+	}
+	v.picture("trace")
+	v.clicks(".tabs a[href='/ops/messages']")
+	v.arrives("/ops/messages")
+	v.until("every outbox is there, and the order's events", fmt.Sprintf(`document.querySelectorAll('#boxes tr').length === %d && document.querySelector('#events').textContent.includes(%s)`, len(assembly.Backends)-1, quote(order)))
+	v.picture("messages")
 }
 
 // testDeadLetters publishes what no consumer can read: it is kept by the service whose consumer gave it up,

@@ -46,7 +46,8 @@ func Tables(ctx context.Context, service string, db *sql.DB) (blocks int, found 
 		list = `SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()`
 	}
 	names, err := platform.Collect(ctx, db, func(row interface{ Scan(dest ...any) error }) (name string, err error) {
-		return name, row.Scan(&name)
+		err = row.Scan(&name)
+		return name, err
 	}, list)
 	if err != nil {
 		return 0, []Finding{Wrong("look at the database", "its tables cannot be read: %v", err).About(service)}

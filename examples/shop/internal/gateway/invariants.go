@@ -77,7 +77,8 @@ func (i *invariants) check(ctx context.Context) (state invariantState, err error
 	if w.status != http.StatusOK {
 		return state, fmt.Errorf("control says %d", w.status)
 	}
-	return state, json.Unmarshal(w.Bytes(), &state)
+	err = json.Unmarshal(w.Bytes(), &state)
+	return state, err
 }
 
 // buffered keeps an answer.

@@ -41,8 +41,9 @@ func TestMain(m *testing.M) {
 	case os.Getenv(fakeUp) != "":
 		_ = os.Unsetenv(fakeUp)
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		if err := Up(ctx, fakeConfig(at)); err != nil {
+		err := Up(ctx, fakeConfig(at))
+		stop()
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
