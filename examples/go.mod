@@ -6,6 +6,9 @@ require (
 	github.com/chromedp/cdproto v0.159.0
 	github.com/chromedp/chromedp v0.22.1
 	github.com/dovetail-go/dovetail v0.1.0
+	github.com/dovetail-go/dovetail/otelkit v0.1.0
+	github.com/dovetail-go/dovetail/rabbitkit v0.1.0
+	github.com/dovetail-go/dovetail/rediskit v0.1.0
 	github.com/getkin/kin-openapi v0.152.0
 	github.com/go-jose/go-jose/v4 v4.1.8
 	github.com/golang-jwt/jwt/v5 v5.3.1
@@ -119,6 +122,10 @@ require (
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/compose-spec/compose-go/v2 v2.16.2
 	github.com/containerd/typeurl/v2 v2.3.0 // indirect
+	github.com/dovetail-go/dovetail/consulkit v0.1.0
+	github.com/dovetail-go/dovetail/grpckit v0.1.0
+	github.com/dovetail-go/dovetail/oidckit v0.1.0
+	github.com/dovetail-go/dovetail/promkit v0.1.0
 	github.com/dustin/go-humanize v1.0.1 // indirect
 	github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
 	github.com/go-openapi/jsonpointer v1.0.0 // indirect
