@@ -1,0 +1,169 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/getkin/kin-openapi/openapi3"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+)
+
+// described calls do for each operation of openapi.yaml. In its path the parameters have a value that nothing has.
+func described(shop *api, do func(method, path string, op *openapi3.Operation)) {
+	shop.t.Helper()
+	served := shop.send("GET", "/openapi.yaml", nil, nil)
+	shop.want(http.StatusOK, served, nil)
+	doc, err := openapi3.NewLoader().LoadFromData(served.body)
+	if err != nil {
+		shop.t.Fatal(err)
+	}
+	parameter := regexp.MustCompile(`\{\w+\}`)
+	n := 0
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			do(method, parameter.ReplaceAllString(path, "none"), op)
+			n++
+		}
+	}
+	if n < 30 {
+		shop.t.Errorf("%d operations, want all of them", n)
+	}
+}
+
+// TestEveryRouteIsGuarded asks for everything that openapi.yaml describes in the name of somebody who may not.
+func TestEveryRouteIsGuarded(t *testing.T) {
+	shop := openShop(t).stocked()
+	staff := map[string]*api{
+		"customer": shop.newcomer(),
+		"admin":    shop.as("admin@shop.example", "dovetail-admin"),
+		"operator": shop.as("operator@shop.example", "dovetail-operator"),
+	}
+	// maySend returns somebody who gets past the check of roles.
+	maySend := func(path string) *api {
+		switch {
+		case strings.HasPrefix(path, "/ops/"):
+			return staff["operator"]
+		case strings.HasPrefix(path, "/api/products"):
+			return staff["admin"]
+		}
+		return staff["customer"]
+	}
+	large := `{"name":"` + strings.Repeat("x", platform.MaxBody) + `"}`
+	described(shop, func(method, path string, op *openapi3.Operation) {
+		var body any
+		if op.RequestBody != nil {
+			body = "{}"
+		}
+		ask := func(who *api, header http.Header, body any) answer { return who.send(method, path, header, body) }
+		name := method + " " + path
+		refused := func(what string, got answer, status int, code string) {
+			t.Helper()
+			if got.status != status || !strings.Contains(string(got.body), code) {
+				t.Errorf("%s %s: %d %s, want %d %s", name, what, got.status, got.body, status, code)
+			}
+		}
+		if op.Security != nil && len(*op.Security) > 0 {
+			refused("by nobody", ask(shop, nil, body), http.StatusUnauthorized, "not-signed-in")
+			forged := &api{t, shop.url, staff["operator"].token + "x"}
+			refused("by a forger", ask(forged, nil, body), http.StatusUnauthorized, "bad-token")
+		}
+		if strings.HasPrefix(path, "/ops/") {
+			refused("by a customer", ask(staff["customer"], nil, body), http.StatusForbidden, "forbidden")
+			refused("by the admin", ask(staff["admin"], nil, body), http.StatusForbidden, "forbidden")
+		}
+		if method == http.MethodGet {
+			return
+		}
+		for what, header := range map[string]http.Header{
+			"from another site":            {"Sec-Fetch-Site": {"cross-site"}},
+			"from a neighbour of the site": {"Sec-Fetch-Site": {"same-site"}},
+			"from another origin":          {"Origin": {"https://elsewhere.example"}},
+		} {
+			refused(what, ask(maySend(path), header, body), http.StatusForbidden, "cross-origin")
+		}
+		if op.RequestBody != nil {
+			got := ask(maySend(path), http.Header{"Idempotency-Key": {"a-key-of-this-test"}}, large)
+			if got.status != http.StatusNotFound { // what is not there may be said before the body is read
+				refused("with a body beyond 1 MiB", got, http.StatusRequestEntityTooLarge, "body-too-large")
+			}
+		}
+	})
+}
+
+// TestEveryAnswerIsProtected looks at the headers that a browser obeys.
+func TestEveryAnswerIsProtected(t *testing.T) {
+	shop := openShop(t)
+	for _, path := range []string{"/", "/products/p-001", "/basket", "/sign-in", "/ops", "/ops/sagas", "/assets/shop.css", "/api/products", "/api/me", "/openapi.yaml", "/nowhere"} {
+		got := shop.send("GET", path, nil, nil)
+		for name, want := range map[string]string{
+			"Content-Security-Policy":    "default-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+			"X-Content-Type-Options":     "nosniff",
+			"Referrer-Policy":            "same-origin",
+			"Cross-Origin-Opener-Policy": "same-origin",
+			"Strict-Transport-Security":  "", // it would be a lie without TLS
+		} {
+			if have := got.header.Get(name); have != want {
+				t.Errorf("GET %s: %s = %q, want %q", path, name, have, want)
+			}
+		}
+		if cookies := got.header.Values("Set-Cookie"); len(cookies) > 0 {
+			t.Errorf("GET %s sets cookies %q, want none", path, cookies)
+		}
+	}
+}
+
+// shelf keeps what is written.
+type shelf struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *shelf) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+// TestSecretsStayOutOfTheLog does what is done with passwords and tokens, right and wrong, and reads the whole log.
+func TestSecretsStayOutOfTheLog(t *testing.T) {
+	log := &shelf{}
+	shop := openShopWith(t, embedded.Config{
+		Data: t.TempDir(), Packing: time.Millisecond,
+		Log: slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}).stocked()
+	const password, guess = "correct-horse-battery", "wrong-donkey-battery"
+	shop.want(http.StatusCreated, shop.send("POST", "/api/customers", nil, map[string]string{"name": "Eve", "email": "eve@shop.example", "password": password}), nil)
+	eve := shop.as("eve@shop.example", password)
+	shop.want(http.StatusUnauthorized, shop.send("POST", "/api/sessions", nil, map[string]string{"email": "eve@shop.example", "password": guess}), nil)
+	shop.want(http.StatusUnprocessableEntity, shop.send("POST", "/api/customers", nil, map[string]string{"name": "", "email": "x", "password": password}), nil)
+	shop.want(http.StatusConflict, shop.send("POST", "/api/customers", nil, map[string]string{"name": "Eve", "email": "eve@shop.example", "password": password}), nil)
+	shop.want(http.StatusBadRequest, shop.send("POST", "/api/sessions", nil, `{"password":"`+password+`"`), nil)
+	eve.ends(eve.place("pm_visa", lineItem{"product_id": "p-001", "quantity": 1}), "dispatched")
+	forged := &api{t, shop.url, eve.token + "x"}
+	shop.want(http.StatusUnauthorized, forged.send("GET", "/api/me", nil, nil), nil)
+	shop.want(http.StatusNotFound, eve.send("GET", "/api/orders/none", nil, nil), nil)
+
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	text := log.b.String()
+	if !strings.Contains(text, `"/api/me"`) {
+		t.Fatalf("the log of %d bytes does not tell of the requests", len(text))
+	}
+	signature := eve.token[strings.LastIndexByte(eve.token, '.')+1:]
+	for what, secret := range map[string]string{"a password": password, "a guess": guess, "a token": signature, "a header": "Bearer "} {
+		if at := strings.Index(text, secret); at >= 0 {
+			t.Errorf("the log has %s: …%s…", what, text[max(0, at-200):min(len(text), at+50)])
+		}
+	}
+}
