@@ -4,6 +4,7 @@
 // Figures as operators read them: short, with their unit.
 
 export function figure(n) {
+  if (n < 0.1 && n > 0) return n.toPrecision(1);
   if (n < 10 && !Number.isInteger(n)) return n.toFixed(1);
   return new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 }).format(n);
 }
