@@ -112,9 +112,30 @@ func TestShopSaysWhereToLook(t *testing.T) {
 			t.Errorf("GET %s = %d, want 200", path, resp.StatusCode)
 		}
 	}
+	if kilobytes := p.memory(); kilobytes > 150_000 {
+		t.Errorf("it takes %d kB of memory, want at most 150,000", kilobytes)
+	}
 	if err := p.end(syscall.SIGTERM); err != nil {
 		t.Errorf("told to stop, the shop ended with %v, want exit code 0", err)
 	}
+}
+
+// memory is what the process has in memory, in kilobytes; 0 where the system does not tell.
+func (p *process) memory() (kilobytes int) {
+	p.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Log(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			if _, err := fmt.Sscan(value, &kilobytes); err != nil {
+				p.t.Fatal(err)
+			}
+			p.t.Logf("%d kB in memory", kilobytes)
+		}
+	}
+	return kilobytes
 }
 
 func TestOnlyOneShopPerData(t *testing.T) {

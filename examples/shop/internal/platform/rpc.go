@@ -22,8 +22,10 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/dovetail-go/dovetail/bulkhead"
 	"github.com/dovetail-go/dovetail/discovery"
 	"github.com/dovetail-go/dovetail/grpckit"
+	"github.com/dovetail-go/dovetail/promkit"
 	"github.com/dovetail-go/dovetail/resilience"
 	"github.com/dovetail-go/dovetail/saga/barrier"
 )
@@ -124,10 +126,20 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (bearer) RequireTransportSecurity() bool { return false }
 
+// rpcRoom is how many calls by gRPC a process works on at once, whatever its callers allow themselves. Four times as many
+// may wait for that, and not for long.
+const rpcRoom = 64
+
 // withRPC serves gRPC beside next, on the same port, to other services only.
 func withRPC(m *metrics, env Env, register func(*grpc.Server), next http.Handler) http.Handler {
+	room, err := bulkhead.New(rpcRoom, bulkhead.Config{Name: "rpc", Queue: 4 * rpcRoom, Wait: 2 * time.Second, Hooks: env.Tracing().Bulkhead()})
+	if err != nil {
+		panic(err) // the configuration is constant
+	}
+	m.MustRegister(promkit.Bulkheads(room))
 	guards, err := grpckit.NewServer(grpckit.ServerConfig{
 		Propagated: true,
+		Shed:       &resilience.Policy{Bulkhead: room},
 		OnPanic: func(ctx context.Context, method string, value any, stack []byte) {
 			env.Log.ErrorContext(ctx, "call panicked", "method", method, "panic", value, "stack", string(stack))
 		},
