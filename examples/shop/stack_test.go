@@ -562,12 +562,12 @@ func TestRunSaysWhatIsMissing(t *testing.T) {
 		"SHOP_ADMIN_PASSWORD=hidden-password", "SHOP_OPERATOR_PASSWORD=hidden-password",
 	}
 	shop := buildShop(t)
-	run := func(t *testing.T, service string, env []string, flags ...string) string {
+	run := func(t *testing.T, code int, service string, env []string, flags ...string) string {
 		cmd := exec.CommandContext(t.Context(), shop, append([]string{"run", service}, flags...)...)
 		cmd.Env = env
 		out, err := cmd.CombinedOutput()
-		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
-			t.Fatalf("ended with %v, want exit code 1; said %s", err, out)
+		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != code {
+			t.Fatalf("ended with %v, want exit code %d; said %s", err, code, out)
 		}
 		if strings.Contains(string(out), "hidden") {
 			t.Errorf("said %s: that shows a secret", out)
@@ -577,7 +577,7 @@ func TestRunSaysWhatIsMissing(t *testing.T) {
 	for i, variable := range good {
 		name, _, _ := strings.Cut(variable, "=")
 		t.Run(name+" is missing", func(t *testing.T) {
-			if out := run(t, "customer", slices.Delete(slices.Clone(good), i, i+1)); !strings.Contains(out, name) {
+			if out := run(t, 1, "customer", slices.Delete(slices.Clone(good), i, i+1)); !strings.Contains(out, name) {
 				t.Errorf("said %q, want the variable named", out)
 			}
 		})
@@ -587,28 +587,28 @@ func TestRunSaysWhatIsMissing(t *testing.T) {
 			if strings.HasSuffix(name, "PASSWORD") {
 				wrong[i] = name + "=" + strings.Repeat("hidden", 20)
 			}
-			if out := run(t, "customer", wrong); !strings.Contains(out, name) {
+			if out := run(t, 1, "customer", wrong); !strings.Contains(out, name) {
 				t.Errorf("said %q, want the variable named", out)
 			}
 		})
 	}
 	t.Run("nobody is there", func(t *testing.T) {
-		if out := run(t, "order", good); !strings.Contains(out, "SHOP_CONSUL_ADDR") {
+		if out := run(t, 1, "order", good); !strings.Contains(out, "SHOP_CONSUL_ADDR") {
 			t.Errorf("said %q, want the variable of the server that does not answer", out)
 		}
 	})
 	t.Run("it listens everywhere and does not say where it is", func(t *testing.T) {
-		if out := run(t, "order", good, "--listen", "0.0.0.0:0"); !strings.Contains(out, "reach") {
+		if out := run(t, 1, "order", good, "--listen", "0.0.0.0:0"); !strings.Contains(out, "reach") {
 			t.Errorf("said %q, want it to ask where others reach it", out)
 		}
 	})
 	t.Run("there is no such service", func(t *testing.T) {
-		if out := run(t, "sales", good); !strings.Contains(out, "sales") || !strings.Contains(out, "inventory") {
+		if out := run(t, 2, "sales", good); !strings.Contains(out, "sales") || !strings.Contains(out, "inventory") {
 			t.Errorf("said %q, want the name and the choice", out)
 		}
 	})
 	t.Run("all that is missing at once", func(t *testing.T) {
-		out := run(t, "order", nil)
+		out := run(t, 1, "order", nil)
 		for _, name := range []string{"SHOP_PUBLIC_URL", "SHOP_SERVICE_TOKEN", "SHOP_POSTGRES_DSN", "SHOP_RABBITMQ_URL", "SHOP_CONSUL_ADDR"} {
 			if !strings.Contains(out, name) {
 				t.Errorf("said %q, want %s named", out, name)
