@@ -21,6 +21,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 // forgotten begins a transaction that will be old when somebody looks at it. Nil where there is no PostgreSQL.
@@ -61,7 +62,7 @@ func startRegistry(t *testing.T) *registry {
 		conn, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", net.JoinHostPort(ip, "53"))
 		if err != nil {
 			if tries == 20 {
-				t.Skipf("the kernel does not let us: %v", err)
+				testserver.Missing(t, "the kernel does not let us: %v", err)
 			}
 			continue
 		}
@@ -141,7 +142,7 @@ func testAlertsOfAStack(t *testing.T, old *sql.Tx) {
 	// A mount namespace, in which that is the name server; then Prometheus takes the shell's place.
 	enter := []string{"unshare", "-m", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, resolv}
 	if out, err := exec.CommandContext(t.Context(), enter[0], append(enter[1:], "true")...).CombinedOutput(); err != nil {
-		t.Skipf("the kernel does not let us: %v: %s", err, out)
+		testserver.Missing(t, "the kernel does not let us: %v: %s", err, out)
 	}
 	settings := stackSettings(t)
 	settings[stack.ConsulVar] = consul.addr

@@ -25,6 +25,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 // TestPages does in a real browser what a person does. The pictures that it takes on the way are kept in
@@ -401,10 +402,8 @@ func openBrowser(t *testing.T) context.Context {
 		}
 	}
 	switch {
-	case path == "" && os.Getenv("DOVETAIL_REQUIRE_SERVICES") == "1":
-		t.Fatal("there is no Chromium; scripts/install-chromium installs it")
 	case path == "":
-		t.Skip("there is no Chromium; scripts/install-chromium installs it")
+		testserver.Missing(t, "there is no Chromium; scripts/install-chromium installs it")
 	case testing.Short():
 		t.Skip("a browser takes its time; run without -short")
 	}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 // typed are what people type, and what the shell must offer, or not, for the last word.
@@ -68,7 +70,7 @@ func quoted(words []string) string {
 	return strings.Join(out, " ")
 }
 
-// TestCompletion loads the generated scripts into the shells and types. Shells that are not installed are skipped.
+// TestCompletion loads the generated scripts into the shells and types. Shells that are not installed are skipped, but under make test.
 func TestCompletion(t *testing.T) {
 	bin := t.TempDir()
 	if err := os.Symlink(buildShop(t), filepath.Join(bin, "shop")); err != nil {
@@ -78,7 +80,7 @@ func TestCompletion(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			shell, err := exec.LookPath(name)
 			if err != nil {
-				t.Skipf("%s is not installed", name)
+				testserver.Missing(t, "%s is not installed: scripts/apt-install %[1]s", name)
 			}
 			var script bytes.Buffer
 			cmd := command()

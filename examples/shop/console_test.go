@@ -16,6 +16,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/check"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 // TestPaymentIsKilledFromTheConsole is what somebody does who tries the shop, with the console open beside a customer's
@@ -177,7 +178,7 @@ func (v *visitor) checkRules(page string) {
 	script, err := os.ReadFile(axePath())
 	if err != nil {
 		const how = "%s: not held to axe-core's rules: %v; scripts/install-axe installs it"
-		if os.Getenv("DOVETAIL_REQUIRE_SERVICES") == "1" {
+		if testserver.Required() {
 			v.t.Errorf(how, page, err)
 			return
 		}

@@ -23,6 +23,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 const dockerfile = "deploy/Dockerfile"
@@ -231,7 +232,7 @@ func TestStaticProgram(t *testing.T) {
 // the program, a user without a name, no capabilities.
 func TestContainer(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("not tested here: only root may change the root of the file system")
+		testserver.Missing(t, "not tested here: only root may change the root of the file system")
 	}
 	root := t.TempDir()
 	if err := os.Chmod(root, 0o755); err != nil { //nolint:gosec // somebody else has to read it
@@ -255,7 +256,7 @@ func TestContainer(t *testing.T) {
 	if out, err := command(nil, "--help").CombinedOutput(); err != nil {
 		// Root in a container of its own may have no right to mount. Anything else is a defect.
 		if what, _, _ := strings.Cut(string(out), ":"); (what == "unshare" || what == "mount") && (strings.Contains(string(out), "not permitted") || strings.Contains(string(out), "denied")) {
-			t.Skipf("not tested here: the kernel refuses a mount namespace or a read-only root: %s", out)
+			testserver.Missing(t, "not tested here: the kernel refuses a mount namespace or a read-only root: %s", out)
 		}
 		t.Fatalf("shop --help: %v: %s", err, out)
 	}

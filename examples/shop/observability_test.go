@@ -26,6 +26,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 // observability is where dashboards and rules are, root where their pages' paths begin.
@@ -261,11 +262,7 @@ func program(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		const how = "%v: run scripts/install-prometheus"
-		if os.Getenv("DOVETAIL_REQUIRE_SERVICES") == "1" {
-			t.Fatalf(how, err)
-		}
-		t.Skipf(how, err)
+		testserver.Missing(t, "%v: run scripts/install-prometheus", err)
 	}
 	return path
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 // measured are the metrics that services have exported by OTLP.
@@ -139,7 +140,7 @@ func TestMetricsByOTLP(t *testing.T) {
 func TestNothingIsExported(t *testing.T) {
 	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:4318")
 	if err != nil {
-		t.Skipf("somebody else is there: %v", err)
+		testserver.Missing(t, "somebody else is there: %v", err)
 	}
 	m := &measured{units: map[string]map[string]string{}}
 	server := httptest.NewUnstartedServer(m)

@@ -31,6 +31,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/load"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/rabbitkit"
 )
@@ -43,11 +44,7 @@ func server(t *testing.T, variable, name string) string {
 	t.Helper()
 	value := os.Getenv(variable)
 	if value == "" {
-		const how = "%s is not set: run scripts/services up %s && eval \"$(scripts/services env)\""
-		if os.Getenv("DOVETAIL_REQUIRE_SERVICES") == "1" {
-			t.Fatalf(how, variable, name)
-		}
-		t.Skipf(how, variable, name)
+		testserver.Missing(t, "%s is not set: run scripts/services up %s && eval \"$(scripts/services env)\"", variable, name)
 	}
 	return value
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/dovetail-go/dovetail/discovery"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testca"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -39,11 +40,7 @@ func tool(t *testing.T, names ...string) string {
 			return path
 		}
 	}
-	const how = "%v is not installed: scripts/services up installs it"
-	if os.Getenv("DOVETAIL_REQUIRE_SERVICES") == "1" {
-		t.Fatalf(how, names)
-	}
-	t.Skipf(how, names)
+	testserver.Missing(t, "%v is not installed: scripts/services up installs it", names)
 	return ""
 }
 
