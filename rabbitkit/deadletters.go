@@ -175,18 +175,24 @@ func (c *Client) browse(ctx context.Context, group string, limit int, visit func
 
 // depth returns how many messages wait in a queue, 0 if there is none.
 func (c *Client) depth(cn *conn, name string) (int, error) {
+	q, err := c.inspect(cn, name)
+	return q.Messages, err
+}
+
+// inspect returns what the broker says of a queue, the zero Queue if there is none.
+func (c *Client) inspect(cn *conn, name string) (amqp.Queue, error) {
 	ch, err := cn.Channel()
 	if err != nil {
-		return 0, err
+		return amqp.Queue{}, err
 	}
 	q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 	if err != nil {
 		if ae := (*amqp.Error)(nil); errors.As(err, &ae) && ae.Code == amqp.NotFound {
-			return 0, nil
+			return amqp.Queue{}, nil
 		}
-		return 0, declareError(err, "queue", name)
+		return amqp.Queue{}, declareError(err, "queue", name)
 	}
-	return q.Messages, ch.Close()
+	return q, ch.Close()
 }
 
 // readDead returns the dead letter in d, whoever put it there.
