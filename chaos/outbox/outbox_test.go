@@ -87,8 +87,8 @@ func run(t *testing.T, w world, broker, database *server.Server, ends ...func())
 		producing.Go(func() { p.run(t.Context()) })
 	}
 	var victims []*victim
-	for range 4 {
-		victims = append(victims, &victim{Process: process.Role(t, "relay", w.args()...), beyond: lease})
+	for i := range 4 {
+		victims = append(victims, &victim{Process: process.Role(t, "relay", w.args([]string{"slow", "at once"}[i%2])...), beyond: lease})
 	}
 	for i := range 4 {
 		victims = append(victims, &victim{Process: process.Role(t, "consumer", w.args(log, []string{"single", "batch"}[i%2])...), beyond: 3 * heartbeat})
@@ -156,6 +156,12 @@ func run(t *testing.T, w world, broker, database *server.Server, ends ...func())
 	}
 	healed := time.Now()
 	producing.Wait()
+	// A pool of its own, because a query on a connection that the database has closed meanwhile
+	// fails once, and the producers' pool may have many of those.
+	if db, _, _, err = w.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
 	want := committed(t, db)
 	eventually(t, 5*time.Minute, func() string {
 		got := 0

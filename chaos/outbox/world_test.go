@@ -128,7 +128,7 @@ var ledger = messaging.Subscription{
 	Backoff: messaging.Backoff{Base: 20 * time.Millisecond, Max: time.Second},
 }
 
-// relay is a process that publishes until it is killed.
+// relay is a process that publishes until it is killed. Its last argument is how: slow, or at once.
 func relay(args []string) error {
 	w := worldOf(args)
 	_, rows, _, err := w.open()
@@ -143,7 +143,11 @@ func relay(args []string) error {
 	if err != nil {
 		return err
 	}
-	r, err := outbox.NewRelay(box, slowly{client}, outbox.RelayConfig{
+	var pub messaging.AsyncPublisher = client
+	if args[3] == "slow" {
+		pub = slowly{client}
+	}
+	r, err := outbox.NewRelay(box, pub, outbox.RelayConfig{
 		Lease: lease, Poll: 100 * time.Millisecond, PublishTimeout: 5 * time.Second, Backoff: messaging.Backoff{Base: 20 * time.Millisecond, Max: time.Second},
 	})
 	if err != nil {
@@ -152,15 +156,23 @@ func relay(args []string) error {
 	return r.Run(context.Background())
 }
 
-// dawdle widens the moment between two steps for a kill to hit.
-func dawdle() { time.Sleep(time.Duration(rand.IntN(10)) * time.Millisecond) }
+// moment is how long a process dawdles between two steps, for a kill to hit.
+func moment() time.Duration { return time.Duration(rand.IntN(10)) * time.Millisecond }
 
-// slowly takes time between the broker's confirmation and the relay's next step.
-type slowly struct{ messaging.Publisher }
+// slowly takes time between the broker's confirmation and the relay's next step, on both ways
+// of publishing: without a goroutine for each message, as a relay does where it can, and with
+// one, where the client's window is full.
+type slowly struct{ messaging.AsyncPublisher }
 
 func (s slowly) Publish(ctx context.Context, msgs ...*messaging.Message) error {
-	defer dawdle()
-	return s.Publisher.Publish(ctx, msgs...)
+	defer func() { time.Sleep(moment()) }()
+	return s.AsyncPublisher.Publish(ctx, msgs...)
+}
+
+func (s slowly) PublishAsync(ctx context.Context, m *messaging.Message, done func(error)) bool {
+	return s.AsyncPublisher.PublishAsync(ctx, m, func(err error) {
+		time.AfterFunc(moment(), func() { done(err) })
+	})
 }
 
 // consumer is a process that enters messages into the ledger until it is killed. Its last
@@ -197,7 +209,7 @@ func consumer(args []string) error {
 		if _, err := fmt.Fprintln(file, d.Message.ID); err != nil {
 			return err
 		}
-		defer dawdle() // between the effect and the acknowledgement
+		defer func() { time.Sleep(moment()) }() // between the effect and the acknowledgement
 		return handler.Handle(ctx, d)
 	}))
 }
