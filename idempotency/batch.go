@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/dovetail-go/dovetail/messaging"
 )
@@ -30,8 +31,13 @@ const savepoint = "dovetail_message"
 // outside the transaction is repeated. A later message is handled although an earlier
 // one has failed: where the order of keys matters, a batch must not hold two messages of
 // one key, as messaging.Batch on an ordered subscription never does.
+//
+// Messages whose twins are in transactions that stand open elsewhere, perhaps those of a
+// process that has stalled with a batch of its own, hold a batch up for as long as the inbox
+// waits, once, and two seconds more: their neighbours are handled one by one, those first that
+// come for the first time, and what has no outcome by then is [ErrInProgress].
 func BatchConsumer(db Beginner, inbox Inbox, h TxHandler) messaging.BatchHandler {
-	c := &batchConsumer{db: db, inbox: inbox, handle: h, single: Consumer(db, inbox, h)}
+	c := &batchConsumer{db: db, inbox: inbox, handle: h, single: h}
 	return c.handleAll
 }
 
@@ -47,9 +53,9 @@ type BulkTxHandler func(ctx context.Context, tx *sql.Tx, ds []*messaging.Deliver
 // given to h again, alone and in a transaction of its own. So a message that fails costs its
 // neighbours time but not their effects.
 func BulkConsumer(db Beginner, inbox Inbox, h BulkTxHandler) messaging.BatchHandler {
-	c := &batchConsumer{db: db, inbox: inbox, bulk: h, single: Consumer(db, inbox, func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	c := &batchConsumer{db: db, inbox: inbox, bulk: h, single: func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
 		return h(ctx, tx, []*messaging.Delivery{d})
-	})}
+	}}
 	return c.handleAll
 }
 
@@ -58,7 +64,7 @@ type batchConsumer struct {
 	inbox  Inbox
 	handle TxHandler
 	bulk   BulkTxHandler // instead of handle
-	single messaging.Handler
+	single TxHandler     // of one message in a transaction of its own
 }
 
 func (c *batchConsumer) handleAll(ctx context.Context, ds []*messaging.Delivery) []error {
@@ -93,10 +99,11 @@ type batch struct {
 }
 
 func (c *batchConsumer) run(ctx context.Context, b *batch) []error {
+	var err error
 	if len(b.ds) > 1 {
 		for {
-			errs, err := c.together(ctx, b)
-			if err == nil {
+			var errs []error
+			if errs, err = c.together(ctx, b); err == nil {
 				return errs
 			}
 			if ctx.Err() != nil {
@@ -108,11 +115,71 @@ func (c *batchConsumer) run(ctx context.Context, b *batch) []error {
 			b.savepoints = true
 		}
 	}
+	return c.apart(ctx, b, errors.Is(err, ErrInProgress))
+}
+
+// apart handles each message of the batch in a transaction of its own. waited says that the
+// batch has waited for a twin in vain.
+func (c *batchConsumer) apart(ctx context.Context, b *batch, waited bool) []error {
+	inbox := &hurried{Inbox: c.inbox, waited: waited}
+	single := Consumer(c.db, inbox, c.single)
 	errs := make([]error, len(b.ds))
-	for k, d := range b.ds {
-		messaging.Invoke(ctx, c.single, d, func(err error) { errs[k] = err })
+	handle := func(again bool) {
+		for k, d := range b.ds {
+			switch {
+			case waited && again != (d.Redelivered || d.Attempt > 1):
+			case inbox.tired():
+				errs[k] = fmt.Errorf("%w: not tried after waiting for others of its batch", ErrInProgress)
+			default:
+				messaging.Invoke(ctx, single, d, func(err error) { errs[k] = err })
+			}
+		}
+	}
+	handle(false)
+	if waited {
+		// The twin of a message is another delivery of it, so most of those that are held come
+		// last, and do not use up the patience that their neighbours need.
+		handle(true)
 	}
 	return errs
+}
+
+const (
+	// hurriedWait bounds the wait for a twin after a first one in the same batch was in vain.
+	hurriedWait = 500 * time.Millisecond
+	// hurriedWaits is how many of those may be in vain.
+	hurriedWaits = 4
+)
+
+// hurried is an inbox for the messages of one batch, one after the other. It waits for a twin as
+// long as the inbox below does once, and then only briefly and for a few: a hundred whole
+// waits in a row would keep all later messages waiting too.
+type hurried struct {
+	Inbox
+	waited bool // once, in vain
+	vain   int  // waits after that
+}
+
+// tired reports whether the batch has waited enough.
+func (h *hurried) tired() bool { return h.vain >= hurriedWaits }
+
+// Once is the inbox's own, with an end.
+func (h *hurried) Once(ctx context.Context, tx Tx, consumer, id string) (bool, error) {
+	if !h.waited {
+		first, err := h.Inbox.Once(ctx, tx, consumer, id)
+		h.waited = errors.Is(err, ErrInProgress)
+		return first, err
+	}
+	hurry, cancel := context.WithTimeoutCause(ctx, hurriedWait, ErrInProgress)
+	defer cancel()
+	first, err := h.Inbox.Once(hurry, tx, consumer, id)
+	if err != nil && !errors.Is(err, ErrInProgress) && context.Cause(hurry) == ErrInProgress { //nolint:errorlint // the very cause
+		err = fmt.Errorf("%w: %w", ErrInProgress, err)
+	}
+	if errors.Is(err, ErrInProgress) {
+		h.vain++
+	}
+	return first, err
 }
 
 // errNeedSavepoints says that a message failed while there was no savepoint to go back to.

@@ -27,13 +27,20 @@ import (
 // this process. If fn was done but its result could not be stored, Do returns both
 // the result and an error that satisfies [fault.IsUnknown]: the next caller may run fn again.
 //
+// If ctx has ended before fn was to begin, fn does not run and the key stays free. A call of
+// the store that is on its way then is waited for, at most five seconds: given up, it might
+// claim the key for nobody.
+//
 // A crash after fn's effect and before its result is stored lets the next caller run
 // fn again, after the lease. Where the effect is in a database of your own, an [Inbox]
 // in its transaction has no such gap; a remote effect needs its own idempotency, for
 // which key makes a good key.
 func Do[T any](ctx context.Context, store Store, key Key, fingerprint []byte, fn func(ctx context.Context) (T, error)) (result T, err error) {
+	if err := ctx.Err(); err != nil {
+		return result, fmt.Errorf("idempotency: begin %q: %w", key.ID, err)
+	}
 	begun := time.Now()
-	claim, err := store.Begin(ctx, Command{Key: key, Fingerprint: fingerprint})
+	claim, err := begin(ctx, store, Command{Key: key, Fingerprint: fingerprint})
 	if err != nil {
 		return result, fmt.Errorf("idempotency: begin %q: %w", key.ID, err)
 	}
@@ -42,6 +49,10 @@ func Do[T any](ctx context.Context, store Store, key Key, fingerprint []byte, fn
 			return result, fault.Permanent(fmt.Errorf("idempotency: stored result of %q: %w", key.ID, err))
 		}
 		return result, nil
+	}
+	if err := ctx.Err(); err != nil {
+		_ = release(ctx, store, claim) // if it cannot, the lease ends
+		return result, fmt.Errorf("idempotency: begin %q: %w", key.ID, err)
 	}
 	work, stop := hold(ctx, store, claim, begun, func() bool { return false })
 	stored := false

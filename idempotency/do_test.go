@@ -130,6 +130,31 @@ func TestDo(t *testing.T) {
 			t.Errorf("Do = %v after %d runs, want a permanent error after none", err, runs)
 		}
 	})
+	t.Run("a caller that has gone claims nothing, and fn does not run", func(t *testing.T) {
+		s, runs := &countingStore{Store: idempotencymem.New()}, 0
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := idempotency.Do(ctx, s, key, nil, charge(&runs)); !errors.Is(err, context.Canceled) || s.begins != 0 || runs != 0 {
+			t.Errorf("Do = %v after %d calls of Begin and %d runs, want %v after none", err, s.begins, runs, context.Canceled)
+		}
+	})
+	t.Run("a caller that goes while its key is claimed leaves it free, and fn does not run", func(t *testing.T) {
+		s, runs := idempotencymem.New(), 0
+		ctx, cancel := context.WithCancel(t.Context())
+		if _, err := idempotency.Do(ctx, hastyStore{cancellingStore{s, cancel}}, key, nil, charge(&runs)); !errors.Is(err, context.Canceled) || runs != 0 {
+			t.Errorf("Do = %v after %d runs, want %v after none", err, runs, context.Canceled)
+		}
+		got, err := idempotency.Do(t.Context(), s, key, nil, charge(&runs))
+		want(t, got, err, 1, runs, 1)
+	})
+	t.Run("a caller that goes while its key is looked up gets the stored result", func(t *testing.T) {
+		s, runs := idempotencymem.New(), 0
+		got, err := idempotency.Do(t.Context(), s, key, nil, charge(&runs))
+		want(t, got, err, 1, runs, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		got, err = idempotency.Do(ctx, cancellingStore{s, cancel}, key, nil, charge(&runs))
+		want(t, got, err, 1, runs, 1)
+	})
 	t.Run("the result is stored although the caller has gone", func(t *testing.T) {
 		s, runs := idempotencymem.New(), 0
 		ctx, cancel := context.WithCancel(t.Context())
@@ -205,4 +230,28 @@ func TestDo(t *testing.T) {
 			}
 		})
 	})
+}
+
+// countingStore counts what is asked of it.
+type countingStore struct {
+	idempotency.Store
+	begins int
+}
+
+func (s *countingStore) Begin(ctx context.Context, cmd idempotency.Command) (idempotency.Claim, error) {
+	s.begins++
+	return s.Store.Begin(ctx, cmd)
+}
+
+// hastyStore claims the key in any case, and then gives up if its caller has: a database
+// whose answer nobody waits for.
+type hastyStore struct{ cancellingStore }
+
+func (s hastyStore) Begin(ctx context.Context, cmd idempotency.Command) (idempotency.Claim, error) {
+	s.cancel()
+	c, err := s.Store.Begin(context.WithoutCancel(ctx), cmd)
+	if ctx.Err() != nil {
+		return idempotency.Claim{}, ctx.Err()
+	}
+	return c, err
 }

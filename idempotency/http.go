@@ -124,6 +124,7 @@ func Final(status int) bool {
 //	another one with the key is running     409 with Retry-After
 //	body too large                          413
 //	key belongs to another request          422
+//	body was read by an outer handler       500
 //	store out of reach                      503 with Retry-After
 //	finished before                         the stored answer, with Idempotency-Replayed: true
 //
@@ -131,6 +132,13 @@ func Final(status int) bool {
 // then also agree in query, Content-Type and every byte of the body. The path is the one
 // that the middleware sees: where http.StripPrefix or a second service on the same store
 // makes two operations look alike, Scope has to keep them apart.
+//
+// The middleware reads the body, and gives the handler another with the same bytes. So it
+// stands outside of everything that reads bodies: what an outer handler has taken, by
+// ParseForm or otherwise, cannot be compared, and two different payloads would look like
+// repetitions. A request that is seen to have had a body, by its Content-Length or its parsed
+// form, and has none any more, is refused. One of unknown length that was emptied, or a body
+// that was read in part, cannot be told from what it looks like.
 //
 // The answer is held back until the handler has returned and it is stored, unless the
 // handler flushes it or it grows beyond MaxResponse. Before that the process may die
@@ -220,14 +228,6 @@ func (m *middleware) serve(w http.ResponseWriter, r *http.Request, values []stri
 	return m.run(w, r, body, claim, begun)
 }
 
-// begin does not end with its client: a Begin that was given up may have claimed the key
-// for nobody, until the end of the lease.
-func begin(ctx context.Context, store Store, cmd Command) (Claim, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
-	defer cancel()
-	return store.Begin(ctx, cmd)
-}
-
 // command returns what the request asks the store to begin, and its body.
 func (m *middleware) command(w http.ResponseWriter, r *http.Request, values []string) (cmd Command, body []byte, _ *Problem) {
 	switch len(values) {
@@ -255,6 +255,10 @@ func (m *middleware) command(w http.ResponseWriter, r *http.Request, values []st
 		return cmd, nil, problemTooLarge.because(fmt.Errorf("the limit is %d bytes", tooLarge.Limit))
 	case err != nil:
 		return cmd, nil, &problemBody
+	case len(body) == 0 && (r.ContentLength > 0 || len(r.PostForm) > 0 || r.MultipartForm != nil):
+		m.logger().ErrorContext(r.Context(), "idempotency: body was read before the middleware, such as by ParseForm: it belongs outside of what reads bodies",
+			"key", id, "scope", cmd.Key.Scope)
+		return cmd, nil, &problemConsumed
 	}
 	cmd.Fingerprint = fingerprint(r, body)
 	return cmd, body, nil

@@ -249,6 +249,38 @@ func TestHTTP(t *testing.T) {
 			t.Errorf("answer = %d after %d runs, want 400 after none", got.StatusCode, a.runs.Load())
 		}
 	})
+	t.Run("a body that an outer handler has read is 500, since two could not be told apart", func(t *testing.T) {
+		form := header("Content-Type", "application/x-www-form-urlencoded")
+		multi := header("Content-Type", "multipart/form-data; boundary=b")
+		chunked := func(r *http.Request) { r.ContentLength = -1 }
+		for name, c := range map[string]struct {
+			body   string
+			change []func(*http.Request)
+			read   func(*http.Request) error
+		}{
+			"read":           {"x", nil, func(r *http.Request) error { _, err := io.Copy(io.Discard, r.Body); return err }},
+			"form":           {"amount=1", []func(*http.Request){form}, (*http.Request).ParseForm},
+			"chunked form":   {"amount=1", []func(*http.Request){form, chunked}, (*http.Request).ParseForm},
+			"multipart form": {"--b\r\nContent-Disposition: form-data; name=\"amount\"\r\n\r\n1\r\n--b--\r\n", []func(*http.Request){multi, chunked}, func(r *http.Request) error { return r.ParseMultipartForm(1 << 10) }},
+		} {
+			a := newAPI(t, idempotency.HTTPConfig{}, created)
+			r := request(c.body, c.change...)
+			if err := c.read(r); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			a.wantProblem(t, serve(a, r), 500, 0)
+			a.wantSeen(t, idempotency.Refused)
+		}
+	})
+	t.Run("a form that was parsed without its body, or a request without one, is handled", func(t *testing.T) {
+		a := newAPI(t, idempotency.HTTPConfig{}, created)
+		r := request(`{"amount":1}`) // JSON, which ParseForm leaves alone
+		if err := r.ParseForm(); err != nil {
+			t.Fatal(err)
+		}
+		a.want(t, serve(a, r), 201, `made {"amount":1}`, false, 1)
+		a.want(t, a.do("", header(idempotency.HeaderKey, `"k2"`)), 201, "made ", false, 2)
+	})
 	t.Run("the handler reads the whole body and its caller's request is left alone", func(t *testing.T) {
 		a := newAPI(t, idempotency.HTTPConfig{}, func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)

@@ -17,6 +17,14 @@ const (
 	completePause = 100 * time.Millisecond
 )
 
+// begin does not end with its caller: a Begin that was given up may have claimed the key
+// for nobody, until the end of the lease.
+func begin(ctx context.Context, store Store, cmd Command) (Claim, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	return store.Begin(ctx, cmd)
+}
+
 // hold keeps the claim, which was begun at the given time, by extending it every third
 // of its lease. The returned context ends with ErrLeaseLost as its cause when the claim
 // was lost, or may have been because no renewal came through for a whole lease. It does

@@ -35,6 +35,7 @@ var (
 	problemInProgress = Problem{typeBase + "ErrInProgress", "A request with this Idempotency-Key is in progress", http.StatusConflict, "Repeat the request later with the same key to get its answer."}
 	problemTooLarge   = Problem{typeBase + "HTTPConfig", "The request body is too large", http.StatusRequestEntityTooLarge, ""}
 	problemBody       = Problem{typeBase + "HTTP", "The request body cannot be read", http.StatusBadRequest, ""}
+	problemConsumed   = Problem{typeBase + "HTTP", "The request body was read too early", http.StatusInternalServerError, "The server cannot compare this request with others of its Idempotency-Key. It was not handled."}
 	problemMismatch   = Problem{typeBase + "ErrMismatch", "Idempotency-Key belongs to another request", http.StatusUnprocessableEntity, "The key was used before with another query, content type or body. Use a new key for a new request."}
 	problemCorrupt    = Problem{typeBase + "HTTP", "The stored answer cannot be read", http.StatusInternalServerError, "The request was handled before; it was not handled again."}
 	problemAbandoned  = Problem{typeBase + "HTTP", "The request was given up", http.StatusServiceUnavailable, "Repeat it later with the same key."}

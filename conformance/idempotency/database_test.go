@@ -272,8 +272,37 @@ func TestWaitingForATwinIsBounded(t *testing.T) {
 			if errs[0] != nil || !errors.Is(errs[1], idempotency.ErrInProgress) || errs[2] != nil {
 				t.Errorf("batch = %v, want %v for m1", errs, idempotency.ErrInProgress)
 			}
+			// And many of them not for much longer than one, although each has its own twin.
+			var held []string
+			for i := range 30 {
+				held = append(held, fmt.Sprint("held", i))
+			}
+			if _, err := s.OnceMany(t.Context(), tx, "mail", held); err != nil {
+				t.Fatal(err)
+			}
+			waits := &countingInbox{Inbox: s}
+			errs = idempotency.BatchConsumer(db, waits, func(context.Context, *sql.Tx, *messaging.Delivery) error { return nil })(t.Context(), deliveries(held...))
+			for i, err := range errs {
+				if !errors.Is(err, idempotency.ErrInProgress) {
+					t.Errorf("error of %s = %v, want %v", held[i], err, idempotency.ErrInProgress)
+				}
+			}
+			if waits.once > 5 {
+				t.Errorf("the batch waited for %d of its messages, want a few", waits.once)
+			}
 		})
 	}
+}
+
+// countingInbox counts the messages that are marked alone.
+type countingInbox struct {
+	idempotency.Inbox
+	once int
+}
+
+func (c *countingInbox) Once(ctx context.Context, tx idempotency.Tx, consumer, id string) (bool, error) {
+	c.once++
+	return c.Inbox.Once(ctx, tx, consumer, id)
 }
 
 // The commit fails because of one message, after all were handled: a deferred
