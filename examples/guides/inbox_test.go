@@ -42,9 +42,10 @@ func newStock(ctx context.Context, db *sql.DB, dialect idempotencysql.Dialect) (
 
 func batchStock(db *sql.DB, inbox idempotency.Inbox, takeOne idempotency.TxHandler) (messaging.Handler, error) {
 	// snippet: inbox/batch
-	// Hundreds a second: one transaction for up to 100 messages. The subscription's
-	// Concurrency bounds a batch too, so set it to the size.
-	return messaging.Batch(messaging.BatchConfig{Size: 100}, idempotency.BatchConsumer(db, inbox, takeOne))
+	// Thousands a second: four transactions at a time, each for up to 100 messages. A
+	// subscription hands out as many messages as its Concurrency says: here Size times
+	// Parallel, 400.
+	return messaging.Batch(messaging.BatchConfig{Size: 100, Parallel: 4}, idempotency.BatchConsumer(db, inbox, takeOne))
 	// end
 }
 
