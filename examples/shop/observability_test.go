@@ -281,6 +281,8 @@ func TestAlertsInTime(t *testing.T) {
 		{"check", "rules", "rules/alerts.yml", "rules/objectives.yml"},
 		{"check", "config", "--syntax-only", "prometheus.yml"},
 		{"check", "config", "--syntax-only", "prometheus-stack.yml"},
+		{"check", "config", "--syntax-only", "../prometheus-compose.yml"},
+		{"check", "config", "--syntax-only", "../prometheus-compose-tls.yml"},
 		{"test", "rules", "rules_test.yml"},
 		{"test", "rules", "objectives_test.yml"},
 	} {

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -91,15 +93,17 @@ func objects(t *testing.T, manifests []byte) (out []runtime.Object) {
 	}
 }
 
+// manifests is the folder that kubectl apply -k is given.
+const manifests = "kubernetes"
+
 // render is what kubectl apply -k sends: kustomize's own output, decoded.
-func render(t *testing.T) cluster {
+func render(t *testing.T, dir string) cluster {
 	t.Helper()
-	const dir = "kubernetes"
 	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
 	if err != nil {
 		t.Fatalf("kustomize: %v", err)
 	}
-	manifests, err := resources.AsYaml()
+	text, err := resources.AsYaml()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +112,7 @@ func render(t *testing.T) cluster {
 		deployments: map[string]appsv1.Deployment{}, scalers: map[string]autoscalingv2.HorizontalPodAutoscaler{},
 		budgets: map[string]policyv1.PodDisruptionBudget{}, policies: map[string]networkingv1.NetworkPolicy{},
 	}
-	all := objects(t, manifests)
+	all := objects(t, text)
 	for _, object := range all {
 		switch o := object.(type) {
 		case *corev1.Namespace:
@@ -141,15 +145,91 @@ func render(t *testing.T) cluster {
 
 // TestEveryManifestIsUsed finds the one that was forgotten.
 func TestEveryManifestIsUsed(t *testing.T) {
-	kustomization := string(read(t, filepath.Join("kubernetes", "kustomization.yaml")))
+	used := func(dir, file string) bool {
+		name, err := filepath.Rel(dir, file)
+		return err == nil && strings.Contains(string(read(t, filepath.Join(dir, "kustomization.yaml"))), " "+name+"\n")
+	}
 	for _, pattern := range []string{"*.yaml", "*/*.yaml"} {
-		files, err := filepath.Glob(filepath.Join("kubernetes", pattern))
+		files, err := filepath.Glob(filepath.Join(manifests, pattern))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %v, %v", pattern, files, err)
 		}
 		for _, file := range files {
-			if name, _ := filepath.Rel("kubernetes", file); name != "kustomization.yaml" && !strings.Contains(kustomization, " "+name+"\n") {
-				t.Errorf("%s is not in kustomization.yaml", name)
+			component := filepath.Join(manifests, "oidc")
+			if filepath.Base(file) != "kustomization.yaml" && !used(manifests, file) && (filepath.Dir(file) != component || !used(component, file)) {
+				t.Errorf("%s is in no kustomization.yaml", file)
+			}
+		}
+	}
+}
+
+// TestOtherIssuer adds the component of sign-in by another issuer, as the kustomization says how.
+func TestOtherIssuer(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(manifests)); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "kustomization.yaml")
+	without, with := string(read(t, file)), strings.Replace(string(read(t, file)), "\n# components:", "\ncomponents:", 1)
+	if with == without {
+		t.Fatal("the kustomization does not say how the component is added")
+	}
+	if err := os.WriteFile(file, []byte(with), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	base, c := render(t, manifests), render(t, dir)
+	variables := func(c cluster, service string) map[string]bool {
+		all := map[string]bool{}
+		for _, e := range c.deployments[service].Spec.Template.Spec.Containers[0].Env {
+			all[e.Name] = true
+		}
+		return all
+	}
+	for _, name := range names() {
+		for variable := range variables(base, name) {
+			if strings.HasPrefix(variable, "SHOP_OIDC_") {
+				t.Errorf("%s is given %s, want nothing of the kind unless it is asked for", name, variable)
+			}
+		}
+		if name == assembly.Gateway || name == "customer" {
+			checkEnvironment(t, c, name)
+			for _, variable := range []string{stack.OIDCIssuerVar, stack.OIDCClientIDVar, stack.OIDCAudienceVar} {
+				if !variables(c, name)[variable] {
+					t.Errorf("%s is not given %s", name, variable)
+				}
+			}
+		} else if !reflect.DeepEqual(c.deployments[name], base.deployments[name]) {
+			t.Errorf("%s is another than before", name)
+		}
+		if got, want := variables(c, name)[stack.OIDCClientSecretVar], name == "customer"; got != want {
+			t.Errorf("%s knows the secret of the shop at the issuer: %v, want %v", name, got, want)
+		}
+		policy := c.policies["issuer"].Spec
+		if got, want := matches(t, &policy.PodSelector, c.deployments[name].Spec.Template.Labels), name == assembly.Gateway || name == "customer"; got != want {
+			t.Errorf("%s may ask the issuer: %v, want %v", name, got, want)
+		}
+	}
+	for _, variable := range []string{stack.OIDCNameVar, stack.OIDCScopesVar, stack.OIDCRolesClaimVar, stack.OIDCRolesVar} {
+		if !variables(c, "customer")[variable] {
+			t.Errorf("customer is not given %s", variable)
+		}
+	}
+	for _, rule := range c.policies["issuer"].Spec.Egress {
+		if len(rule.Ports) != 1 || rule.Ports[0].Port.IntValue() != 443 || len(rule.To) == 0 {
+			t.Errorf("the issuer's egress is %+v, want port 443 of somebody", rule)
+		}
+		for _, to := range rule.To {
+			block := to.IPBlock
+			if block == nil {
+				t.Fatalf("the issuer is %+v, want addresses", to)
+			}
+			cidr := netip.MustParsePrefix(block.CIDR)
+			for _, private := range []string{"10.1.2.3", "172.20.0.1", "192.168.1.1", "169.254.169.254", "fd00::1", "fe80::1"} {
+				a := netip.MustParseAddr(private)
+				excepted := slices.ContainsFunc(block.Except, func(e string) bool { return netip.MustParsePrefix(e).Contains(a) })
+				if cidr.Contains(a) && !excepted {
+					t.Errorf("the policy of the issuer lets %s be asked", private)
+				}
 			}
 		}
 	}
@@ -173,6 +253,16 @@ func example(name, file string) string {
 		return "amqps://shop:secret@mq:5671/shop"
 	case name == stack.RedisVar:
 		return "rediss://:secret@redis:6379/0"
+	case name == stack.ConsulVar:
+		return "https://consul:8501"
+	case name == "SHOP_PORT":
+		return "8081"
+	case name == stack.OIDCIssuerVar:
+		return "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_Ab1"
+	case name == stack.OIDCScopesVar:
+		return "openid,email"
+	case name == stack.OIDCRolesVar:
+		return "shop-operators=operator,shop-admins=admin"
 	}
 	return "a-good-password"
 }
@@ -207,7 +297,7 @@ func checkSettings(t *testing.T, service string, env map[string]string) {
 }
 
 func TestKubernetes(t *testing.T) {
-	c := render(t)
+	c := render(t, manifests)
 	if got := slices.Sorted(maps.Keys(c.deployments)); !slices.Equal(got, slices.Sorted(slices.Values(names()))) {
 		t.Fatalf("deployments = %v, want one of each service", got)
 	}
