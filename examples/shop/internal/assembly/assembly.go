@@ -77,7 +77,7 @@ func New(ctx context.Context, env platform.Env, cfg Config) (platform.Service, e
 var listeners = map[string][]messaging.Subscription{
 	"catalog":   {platform.Group("catalog", kernel.TopicStockChanged)},
 	"inventory": {platform.Group("inventory", kernel.TopicProductChanged)},
-	"order":     {platform.Group("order", kernel.TopicShipmentDispatched)},
+	"order":     {platform.Group("order", kernel.TopicPaymentChanged, kernel.TopicShipmentDispatched)},
 	"shipping":  {platform.Group("shipping", kernel.TopicOrderConfirmed)},
 	"notification": {
 		platform.Group("notification.customers", kernel.TopicCustomerRegistered),

@@ -52,6 +52,8 @@ type ProductChanged struct {
 	Name     string `json:"name"`
 	Category string `json:"category"`
 	Price    Money  `json:"price"`
+	// Currency is that of Price. Empty in events of before it was told means [Currency].
+	Currency string `json:"currency"`
 	// InitialStock is what inventory starts with when it first hears of the product.
 	InitialStock int64 `json:"initial_stock"`
 }
@@ -107,8 +109,11 @@ func (e OrderChanged) Describe() (topic, key string, version int) {
 // PaymentChanged tells the new state of an order's payment.
 type PaymentChanged struct {
 	OrderID string `json:"order_id"`
-	Status  string `json:"status"`
-	Amount  Money  `json:"amount"`
+	// Revision counts the states that were told of this payment from 1: of two, the greater is the later.
+	Revision int64  `json:"revision"`
+	Status   string `json:"status"`
+	Amount   Money  `json:"amount"`
+	Currency string `json:"currency"`
 }
 
 // Describe implements [Event].

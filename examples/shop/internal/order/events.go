@@ -38,7 +38,7 @@ func (s *Service) events(w http.ResponseWriter, r *http.Request) error {
 	return platform.WriteJSON(w, http.StatusOK, map[string]any{"items": history})
 }
 
-// stream sends each moment of the history once, and the order's status when it changes. It
+// stream sends each moment of the history once, and the order when its status or that of its payment changes. It
 // ends with the client, or when the service stops; the client then comes back.
 func (s *Service) stream(w http.ResponseWriter, r *http.Request, v view) error {
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -51,7 +51,7 @@ func (s *Service) stream(w http.ResponseWriter, r *http.Request, v view) error {
 	// By what they say, not by their place: two clocks write the history, and within a millisecond a
 	// later moment may come to stand before an earlier one.
 	sent := map[moment]bool{}
-	status := ""
+	shown := view{}
 	news, stop := s.watchers.watch(v.ID)
 	defer stop()
 	for {
@@ -71,8 +71,8 @@ func (s *Service) stream(w http.ResponseWriter, r *http.Request, v view) error {
 		if v, err = s.own(r); err != nil {
 			return nil
 		}
-		if v.Status != status {
-			status = v.Status
+		if v.Status != shown.Status || v.Payment != shown.Payment {
+			shown = v
 			if err := send(w, "status", v); err != nil {
 				return nil
 			}

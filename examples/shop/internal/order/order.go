@@ -28,6 +28,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
 	"github.com/dovetail-go/dovetail/idempotency"
+	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/promkit"
 	"github.com/dovetail-go/dovetail/saga"
 	"github.com/dovetail-go/dovetail/saga/sagasql"
@@ -68,6 +69,7 @@ type Service struct {
 	took     *prometheus.HistogramVec
 }
 
+// Acknowledged payments are what payment has told of them: no part of an order's own history.
 const schema = `
 CREATE TABLE IF NOT EXISTS orders (
 	id TEXT PRIMARY KEY,
@@ -81,7 +83,12 @@ CREATE TABLE IF NOT EXISTS orders (
 	created_at BIGINT NOT NULL,
 	updated_at BIGINT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS orders_customer ON orders (customer_id, created_at);`
+CREATE INDEX IF NOT EXISTS orders_customer ON orders (customer_id, created_at);
+CREATE TABLE IF NOT EXISTS acknowledged_payments (
+	order_id TEXT PRIMARY KEY,
+	revision BIGINT NOT NULL,
+	status TEXT NOT NULL
+);`
 
 // New prepares the service's database and returns the service.
 func New(ctx context.Context, env platform.Env) (*Service, error) {
@@ -191,9 +198,19 @@ func (s *Service) ended(e saga.Ended) {
 	s.took.WithLabelValues(outcome).Observe(max(time.Since(born), 0).Seconds())
 }
 
-// Consumers implements [platform.Service]: the sagas ask, but nobody asked shipping.
+// Consumers implements [platform.Service]: nobody asked shipping, and payment's answer may have come when nobody was
+// here to take it.
 func (s *Service) Consumers() []platform.Consumer {
-	return []platform.Consumer{s.bus.On("order", []string{kernel.TopicShipmentDispatched}, s.shipmentDispatched)}
+	c := s.bus.On("order", []string{kernel.TopicPaymentChanged, kernel.TopicShipmentDispatched}, s.heard)
+	apply := c.Handler
+	c.Handler = messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
+		if err := apply.Handle(ctx, d); err != nil {
+			return err
+		}
+		s.watchers.tell(d.Message.Key)
+		return nil
+	})
+	return []platform.Consumer{c}
 }
 
 // Run implements [platform.Service].
@@ -224,12 +241,14 @@ func (s *Service) Handler() http.Handler {
 
 // view is an order as its customer sees it.
 type view struct {
-	ID         string             `json:"id"`
-	Status     string             `json:"status"`
-	Reason     string             `json:"reason,omitempty"`
-	Total      kernel.Money       `json:"total"`
-	Currency   string             `json:"currency"`
-	Method     string             `json:"payment_method"`
+	ID       string       `json:"id"`
+	Status   string       `json:"status"`
+	Reason   string       `json:"reason,omitempty"`
+	Total    kernel.Money `json:"total"`
+	Currency string       `json:"currency"`
+	Method   string       `json:"payment_method"`
+	// Payment is what the payment service has told last, which is known here while that is down.
+	Payment    string             `json:"payment_status,omitempty"`
 	Items      []kernel.OrderLine `json:"items"`
 	CreatedAt  time.Time          `json:"created_at"`
 	UpdatedAt  time.Time          `json:"updated_at"`
@@ -253,15 +272,16 @@ func (s *Service) accept(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	answer.Header.Set("Location", "/api/orders/"+data.OrderID)
-	return s.answerOnce(ctx, w, answer, func(tx *sql.Tx) error {
-		order := kernel.OrderChanged{
-			OrderID: data.OrderID, CustomerID: data.CustomerID, Total: total, Currency: kernel.Currency, Lines: lines, Method: data.Method,
-		}
-		if err := s.orders.change(ctx, tx, data.OrderID, place{order}); err != nil {
-			return err
-		}
-		return saga.Start(ctx, s.engine, tx, s.place, data.OrderID, data)
-	})
+	return s.answerOnce(ctx, w, answer, func(tx *sql.Tx) error { return s.begin(ctx, tx, data) })
+}
+
+// begin is the order and the start of its saga.
+func (s *Service) begin(ctx context.Context, tx *sql.Tx, d placeOrder) error {
+	order := kernel.OrderChanged{OrderID: d.OrderID, CustomerID: d.CustomerID, Total: d.Total, Currency: kernel.Currency, Lines: d.Lines, Method: d.Method}
+	if err := s.orders.change(ctx, tx, d.OrderID, place{order}); err != nil {
+		return err
+	}
+	return saga.Start(ctx, s.engine, tx, s.place, d.OrderID, d)
 }
 
 // answerOnce runs change and stores the answer to the request's Idempotency-Key in one
@@ -339,13 +359,14 @@ func (s *Service) price(ctx context.Context, in *request) (lines []kernel.OrderL
 	return lines, total, nil
 }
 
-const selectOrder = `SELECT id, customer_id, status, reason, total, method, lines, created_at, updated_at FROM orders`
+const selectOrder = `SELECT id, customer_id, status, reason, total, method,
+	COALESCE((SELECT p.status FROM acknowledged_payments p WHERE p.order_id = orders.id), ''), lines, created_at, updated_at FROM orders`
 
 func scanOrder(row interface{ Scan(dest ...any) error }) (view, error) {
 	v := view{Currency: kernel.Currency}
 	var lines string
 	var created, updated int64
-	if err := row.Scan(&v.ID, &v.customerID, &v.Status, &v.Reason, &v.Total, &v.Method, &lines, &created, &updated); err != nil {
+	if err := row.Scan(&v.ID, &v.customerID, &v.Status, &v.Reason, &v.Total, &v.Method, &v.Payment, &lines, &created, &updated); err != nil {
 		return v, err
 	}
 	v.CreatedAt, v.UpdatedAt = time.UnixMicro(created).UTC(), time.UnixMicro(updated).UTC()

@@ -118,6 +118,30 @@ type cancelOrder struct {
 	OrderID string `json:"order_id"`
 }
 
+// heard takes what other services tell of an order.
+func (s *Service) heard(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	switch d.Message.Topic {
+	case kernel.TopicPaymentChanged:
+		return s.paymentChanged(ctx, tx, d)
+	case kernel.TopicShipmentDispatched:
+		return s.shipmentDispatched(ctx, tx, d)
+	}
+	return messaging.Reject(fmt.Errorf("nothing is to be done about %s", d.Message.Topic))
+}
+
+// paymentChanged notes how far payment says that it has come. An older state does not take the place of a newer one, in
+// whatever order they arrive. It moves no saga: those ask, and are answered.
+func (s *Service) paymentChanged(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	var e kernel.PaymentChanged
+	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
+		return messaging.Reject(err)
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO acknowledged_payments (order_id, revision, status) VALUES ($1, $2, $3)
+		ON CONFLICT (order_id) DO UPDATE SET revision = excluded.revision, status = excluded.status
+		WHERE excluded.revision > acknowledged_payments.revision`, e.OrderID, e.Revision, e.Status)
+	return err
+}
+
 // shipmentDispatched marks an order whose parcel has left. Shipping has heard of it only because it was
 // confirmed, and cancel-order stops the parcel before anything else.
 func (s *Service) shipmentDispatched(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {

@@ -47,12 +47,16 @@ CREATE TABLE IF NOT EXISTS payments (
 	method TEXT NOT NULL,
 	status TEXT NOT NULL CHECK (status IN ('authorising', 'authorised', 'declined', 'captured', 'voiding', 'voided', 'refunded')),
 	reason TEXT NOT NULL DEFAULT '',
+	revision BIGINT NOT NULL DEFAULT 0,
 	updated_at BIGINT NOT NULL
 )`
 
 // New prepares the service's database and returns the service.
 func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
 	if err := platform.CreateTables(ctx, env.DB, schema); err != nil {
+		return nil, err
+	}
+	if err := platform.AddColumn(ctx, env.DB, "payments", "revision", "BIGINT NOT NULL DEFAULT 0"); err != nil {
 		return nil, err
 	}
 	bus, err := platform.NewBus(ctx, env)
@@ -110,10 +114,15 @@ type payment struct {
 	Amount     kernel.Money `json:"amount"`
 	Currency   string       `json:"currency"`
 	Method     string       `json:"method"`
+	Revision   int64        `json:"-"`
 }
+
+// stepTimeout bounds one step: two calls of the provider, and what is written down before and after them.
+const stepTimeout = 8 * time.Second
 
 // step is the handler of a saga step that talks to the provider. Such a step is more
 // than one local transaction, so the barrier is passed where the intent is written down.
+// What was begun is brought to its end although who asked has gone: the event tells of it.
 func (s *Service) step(fn func(ctx context.Context, key barrier.Key, in request) error) http.Handler {
 	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
 		key, err := barrier.KeyFromHeader(r.Header)
@@ -124,7 +133,9 @@ func (s *Service) step(fn func(ctx context.Context, key barrier.Key, in request)
 		if err := platform.Decode(w, r, &in); err != nil {
 			return err
 		}
-		if err := fn(r.Context(), key, in); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), stepTimeout)
+		defer cancel()
+		if err := fn(ctx, key, in); err != nil {
 			return err
 		}
 		return platform.WriteJSON(w, http.StatusOK, struct{}{})
@@ -235,7 +246,7 @@ func (s *Service) settle(ctx context.Context, order, from, to string, ask func(c
 // else moved the payment meanwhile, it returns where it is now.
 func (s *Service) move(ctx context.Context, order, to, reason, from string) (p payment, err error) {
 	return p, s.bus.InTx(ctx, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `UPDATE payments SET status = $1, reason = $2, updated_at = $3 WHERE order_id = $4 AND status = $5`,
+		res, err := tx.ExecContext(ctx, `UPDATE payments SET status = $1, reason = $2, revision = revision + 1, updated_at = $3 WHERE order_id = $4 AND status = $5`,
 			to, reason, time.Now().UnixMicro(), order, from)
 		if err != nil {
 			return err
@@ -247,7 +258,7 @@ func (s *Service) move(ctx context.Context, order, to, reason, from string) (p p
 		if p, err = s.read(ctx, tx, order); err != nil || moved == 0 {
 			return err
 		}
-		return s.bus.Emit(ctx, tx, kernel.PaymentChanged{OrderID: order, Status: to, Amount: p.Amount})
+		return s.bus.Emit(ctx, tx, kernel.PaymentChanged{OrderID: order, Revision: p.Revision, Status: to, Amount: p.Amount, Currency: p.Currency})
 	})
 }
 
@@ -268,8 +279,8 @@ func (s *Service) read(ctx context.Context, q interface {
 }, order string,
 ) (payment, error) {
 	p := payment{OrderID: order}
-	err := q.QueryRowContext(ctx, `SELECT customer_id, amount, currency, method, status, reason FROM payments WHERE order_id = $1`, order).
-		Scan(&p.CustomerID, &p.Amount, &p.Currency, &p.Method, &p.Status, &p.Reason)
+	err := q.QueryRowContext(ctx, `SELECT customer_id, amount, currency, method, status, reason, revision FROM payments WHERE order_id = $1`, order).
+		Scan(&p.CustomerID, &p.Amount, &p.Currency, &p.Method, &p.Status, &p.Reason, &p.Revision)
 	if errors.Is(err, sql.ErrNoRows) {
 		return p, platform.NotFound("payment of order", order)
 	}

@@ -6,8 +6,10 @@ package platform
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -179,6 +181,26 @@ func Exclusively(ctx context.Context, db *sql.DB, fn func(tx *sql.Tx) error) err
 		}
 		return fn(tx)
 	})
+}
+
+// AddColumn gives a table of a service a column, if it was made when there was none yet.
+func AddColumn(ctx context.Context, db *sql.DB, table, column, definition string) error {
+	if err := Exclusively(ctx, db, func(tx *sql.Tx) error {
+		// Of all ways to ask for a table's columns, one that both dialects know. A query that fails would end the transaction.
+		rows, err := tx.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 0")
+		if err != nil {
+			return err
+		}
+		columns, err := rows.Columns()
+		if err := errors.Join(err, rows.Close()); err != nil || slices.Contains(columns, column) {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, "ALTER TABLE "+table+" ADD COLUMN "+column+" "+definition)
+		return err
+	}); err != nil {
+		return fmt.Errorf("column %s.%s: %w", table, column, err)
+	}
+	return nil
 }
 
 // CreateTables runs a service's own schema, statement by statement, each of which must be

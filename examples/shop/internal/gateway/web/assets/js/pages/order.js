@@ -123,7 +123,7 @@ function showOnce() {
 async function showRest() {
   try {
     const whole = await api('GET', path);
-    if (whole.partial?.includes('payment')) set($('payment'), 'not known: the payment service does not answer');
+    if (whole.partial?.includes('payment')) set($('payment'), whole.payment_status ? `${whole.payment_status}, as the payment service said last` : 'not known: the payment service does not answer');
     else set($('payment'), whole.payment ? whole.payment.status : whole.status === 'pending' ? 'not asked yet' : 'not asked for');
     if (whole.partial?.includes('shipment')) set($('shipment'), 'not known: the shipping service does not answer');
     else set($('shipment'), whole.shipment ? [whole.shipment.status, whole.shipment.tracking].filter(Boolean).join(', ') : 'nothing to send');
