@@ -39,9 +39,9 @@ func NewCache(client redis.UniversalClient, cfg Config) (*Cache, error) {
 }
 
 // A value is a hash. v is the value, absent where the item is negative, put the time when it
-// was put, fresh and stale how long it is, took how long its load took. token is the lease's and until its
-// end. event is that of the last delete. All times are microseconds of the server's clock. Where there
-// is no put there is no value.
+// was put, fresh and stale how long it is, took how long its load took, by the name of the call
+// that put it. token is the lease's and until its end. event is that of the last delete. All times are
+// microseconds of the server's clock. Where there is no put there is no value.
 //
 // A key lives as long as what is in it: a value until it is no longer stale, a lease for a minute longer
 // than it lasts, so that an owner who is a little late may still put, an event for a minute.
@@ -50,7 +50,7 @@ var (
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local lease, early = tonumber(ARGV[2]), tonumber(ARGV[3])
-local c = redis.call('HMGET', KEYS[1], 'v', 'put', 'fresh', 'stale', 'took', 'until')
+local c = redis.call('HMGET', KEYS[1], 'v', 'put', 'fresh', 'stale', 'took', 'until', 'token')
 local found, age, fresh = 0, 0, 0
 if c[2] then
   -- A clock that was set back makes nothing younger than new.
@@ -60,7 +60,8 @@ if c[2] then
 end
 local answer = {found, age, fresh, found == 1 and tonumber(c[4]) or 0, found == 1 and tonumber(c[5]) or 0, 0, 0, found == 1 and c[1]}
 if found == 1 and fresh > early then return answer end
-if c[6] and now < tonumber(c[6]) then
+-- Its own token is there when the client sends the command again, not having heard the answer.
+if c[6] and c[7] ~= ARGV[1] and now < tonumber(c[6]) then
   answer[7] = tonumber(c[6]) - now
   return answer
 end
@@ -71,11 +72,12 @@ answer[6] = 1
 return answer
 `)
 	putValue = redis.NewScript(`
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
+local c = redis.call('HMGET', KEYS[1], 'token', 'by')
+if c[1] ~= ARGV[1] then return c[2] == ARGV[5] and 1 or 0 end
 local t = redis.call('TIME')
 redis.call('HDEL', KEYS[1], 'token', 'until', 'v')
-redis.call('HSET', KEYS[1], 'put', string.format('%.0f', t[1] * 1000000 + t[2]), 'fresh', ARGV[2], 'stale', ARGV[3], 'took', ARGV[4])
-if ARGV[5] then redis.call('HSET', KEYS[1], 'v', ARGV[5]) end
+redis.call('HSET', KEYS[1], 'put', string.format('%.0f', t[1] * 1000000 + t[2]), 'fresh', ARGV[2], 'stale', ARGV[3], 'took', ARGV[4], 'by', ARGV[5])
+if ARGV[6] then redis.call('HSET', KEYS[1], 'v', ARGV[6]) end
 local ms = math.ceil((ARGV[2] + ARGV[3]) / 1000)
 if redis.call('HEXISTS', KEYS[1], 'event') == 1 then ms = math.max(ms, 60000) end
 redis.call('PEXPIRE', KEYS[1], ms)
@@ -125,7 +127,8 @@ func (s *Cache) Take(ctx context.Context, key string, ask cache.Ask) (cache.Held
 
 // Put implements [cache.Store]: one round trip. Times are kept to the microsecond, rounded up.
 func (s *Cache) Put(ctx context.Context, key, token string, it cache.Item) (stored bool, err error) {
-	args := []any{token, micros(it.Fresh), micros(it.Stale), micros(it.Took)}
+	// The last is this call's name, by which the client's own repetition of it is recognised.
+	args := []any{token, micros(it.Fresh), micros(it.Stale), micros(it.Took), rand.Text()}
 	if !it.Negative {
 		args = append(args, it.Value)
 	}

@@ -42,11 +42,12 @@ var (
 	begin = redis.NewScript(`
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
-local c = redis.call('HMGET', KEYS[1], 'print', 'until', 'result')
+local c = redis.call('HMGET', KEYS[1], 'print', 'until', 'result', 'token')
 if c[1] then
   if c[1] ~= ARGV[1] then return {'mismatch'} end
   if c[3] then return {'done', c[3]} end
-  if now < tonumber(c[2]) then return {'busy', string.format('%.0f', tonumber(c[2]) - now)} end
+  -- Its own token is there when the client sends the command again, not having heard the answer.
+  if c[4] ~= ARGV[2] and now < tonumber(c[2]) then return {'busy', string.format('%.0f', tonumber(c[2]) - now)} end
 end
 redis.call('HSET', KEYS[1], 'print', ARGV[1], 'token', ARGV[2],
   'until', string.format('%.0f', now + ARGV[3]), 'keep', string.format('%.0f', now + ARGV[4]))

@@ -23,6 +23,11 @@
 //
 // Each key has a time to live, so an unused bucket and a forgotten command cost nothing.
 //
+// A client repeats a command whose answer is lost, by default three times, although the server may have
+// carried it out. Claims, leases, results, values and invalidations are then as they were after the first
+// time, and so is the answer. Only tokens are taken again: a limit can become stricter by a lost
+// answer, never laxer.
+//
 // # Caveats
 //
 // Redis replicates after it has answered: a failover may forget the last writes. A bucket is
