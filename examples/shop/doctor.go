@@ -6,6 +6,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,13 +48,17 @@ With --json it prints {"ok": false, "findings": [{"check": "redis", "of": "SHOP_
 			if err := o.check(cmd, onServers); err != nil {
 				return err
 			}
-			checks, secrets := embedded.Checks(data, listen), []string(nil)
+			var checks []doctor.Check
+			var secrets []string
 			if onServers {
 				getenv, err := o.getenv(data)
 				if err != nil {
 					return err
 				}
 				checks, secrets = stack.Checks(getenv, listen, o.instances)
+			} else {
+				entrance, secure := stack.ChecksOfEntrance(os.Getenv)
+				checks = append(entrance, embedded.Checks(data, listen, secure)...)
 			}
 			out := cmd.OutOrStdout()
 			tell := func(f doctor.Finding) { fmt.Fprintln(out, f) }

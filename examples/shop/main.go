@@ -128,10 +128,11 @@ With --json it prints one line of JSON for each thing that happens, as shop up -
 			if onServers {
 				return up(cmd, o, cfg.Data, cfg.Listen, cfg.Log, verbose, asJSON)
 			}
-			var err error
-			if cfg.Issuer, err = stack.LoadIssuer(os.Getenv); err != nil {
+			settings, err := stack.LoadEntrance(os.Getenv)
+			if err != nil {
 				return err
 			}
+			cfg.Issuer, cfg.TLSCert, cfg.TLSKey = settings.Issuer, settings.PublicTLSCert, settings.PublicTLSKey
 			cfg.Ready = func(url string) { welcome(cmd.OutOrStdout(), url) }
 			if asJSON {
 				cfg.Ready = func(url string) { lines{cmd.OutOrStdout()}.tell(event{Event: "open", URL: url}) }

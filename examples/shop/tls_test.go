@@ -14,11 +14,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testca"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
@@ -171,4 +175,133 @@ func testStrangeServers(t *testing.T, settings map[string]string) {
 			}
 		})
 	}
+}
+
+// TestEmbeddedByTLS runs the shop in one process with a certificate for people: the browser is told to keep to TLS, and what
+// a sign-in needs is in a cookie that only TLS carries.
+func TestEmbeddedByTLS(t *testing.T) {
+	ca := testca.New(t, t.TempDir())
+	cert, key := ca.Issue(t, "public", "127.0.0.1")
+	trusting(t, ca)
+	guild := openIssuer(t)
+	data := t.TempDir()
+	shop := openShopWith(t, embedded.Config{Data: data, Packing: 24 * time.Hour, Issuer: guild.config(), TLSCert: cert, TLSKey: key}).stocked()
+	if !strings.HasPrefix(shop.url, "https://127.0.0.1:") {
+		t.Fatalf("the shop is at %s, want https", shop.url)
+	}
+	hsts := func(path string, answer answer) {
+		t.Helper()
+		seconds, found := strings.CutPrefix(answer.header.Get("Strict-Transport-Security"), "max-age=")
+		if n, err := strconv.Atoi(seconds); !found || err != nil || n < 180*24*60*60 {
+			t.Errorf("%s: Strict-Transport-Security: %q, want half a year or more", path, answer.header.Get("Strict-Transport-Security"))
+		}
+	}
+	t.Run("every answer keeps the browser to TLS", func(t *testing.T) {
+		for _, path := range []string{"/", "/api/products", "/api/me", "/openapi.yaml", "/no-such-page"} {
+			hsts(path, shop.send("GET", path, nil, nil))
+		}
+	})
+	t.Run("without TLS it does not: who ends it before the shop says so there", func(t *testing.T) {
+		plain := openShop(t)
+		if got := plain.send("GET", "/", nil, nil).header.Get("Strict-Transport-Security"); got != "" {
+			t.Errorf("Strict-Transport-Security: %q, want none", got)
+		}
+	})
+	t.Run("it answers nobody without TLS", func(t *testing.T) {
+		resp, err := http.Get(strings.Replace(shop.url, "https", "http", 1) + "/livez")
+		if err != nil {
+			return
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("GET /livez = %d, want 400", resp.StatusCode)
+		}
+	})
+	t.Run("the cookie of a sign-in is this host's alone, and TLS's", func(t *testing.T) {
+		shop := shop.seenBy(t)
+		s := shop.leaves(guild, user())
+		if c := s.cookie; c.Name != "__Host-sign-in" || !c.Secure || !c.HttpOnly || c.Path != "/" || c.Domain != "" || c.SameSite != http.SameSiteLaxMode {
+			t.Errorf("cookie = %s, want __Host-sign-in; Path=/; HttpOnly; Secure; SameSite=Lax, and no Domain", c)
+		}
+		renamed := s
+		renamed.cookie = &http.Cookie{Name: "sign-in", Value: s.cookie.Value}
+		shop.wantProblem(401, "sign-in-failed", "", shop.comesBack(renamed))
+		got := shop.comesBack(s)
+		hsts("/api/sign-in/session", got)
+		var session struct{ Token string }
+		shop.want(http.StatusOK, got, &session)
+		if c := (&http.Response{Header: got.header}).Cookies(); len(c) != 1 || c[0].Name != "__Host-sign-in" || c[0].MaxAge >= 0 || !c[0].Secure {
+			t.Errorf("cookies = %v, want the same one taken back, by its own rules", c)
+		}
+		a := &api{t, shop.url, session.Token}
+		a.ends(a.place("", lineItem{"product_id": "p-001", "quantity": 1}), "confirmed")
+	})
+	t.Run("the console sees all services, the gateway too", func(t *testing.T) {
+		operator := shop.seenBy(t).as("operator@shop.example", "dovetail-operator")
+		eventually(t, func() error {
+			var list struct {
+				Items []struct {
+					Service string
+					Ready   bool
+				}
+			}
+			operator.want(http.StatusOK, operator.send("GET", "/ops/api/services", nil, nil), &list)
+			for _, s := range list.Items {
+				if !s.Ready {
+					return fmt.Errorf("%s is not ready", s.Service)
+				}
+			}
+			if len(list.Items) < len(assembly.Backends) {
+				return fmt.Errorf("services = %+v, want all", list.Items)
+			}
+			return nil
+		})
+	})
+	t.Run("the console's own load reaches it", func(t *testing.T) {
+		operator := shop.seenBy(t).as("operator@shop.example", "dovetail-operator")
+		operator.want(http.StatusOK, operator.send("PUT", "/ops/api/load", nil, map[string]any{"rate": 5}), nil)
+		eventually(t, func() error {
+			var load struct{ Accepted int }
+			operator.want(http.StatusOK, operator.send("GET", "/ops/api/load", nil, nil), &load)
+			if load.Accepted == 0 {
+				return errNotYet
+			}
+			return nil
+		})
+		operator.want(http.StatusOK, operator.send("PUT", "/ops/api/load", nil, map[string]any{"rate": 0}), nil)
+	})
+	t.Run("doctor and health ask by TLS", func(t *testing.T) {
+		noSettings(t)
+		t.Setenv(stack.PublicTLSCertVar, cert)
+		t.Setenv(stack.PublicTLSKeyVar, key)
+		addr := strings.TrimPrefix(shop.url, "https://")
+		eventually(t, func() error { // its breakers and its orders have come to rest
+			if got := shopWith(t, "doctor", "--timeout", "2m", "--data", data, "--listen", addr); got.code != 0 || !strings.Contains(got.out, "a shop answers at "+shop.url) {
+				return fmt.Errorf("doctor: exit code %d, said %s%s", got.code, got.out, got.err)
+			}
+			return nil
+		})
+		if got := shopWith(t, "health", "gateway", "--listen", addr, "--timeout", "1m"); got.code != 0 {
+			t.Errorf("health: exit code %d, said %s", got.code, got.err)
+		}
+	})
+	t.Run("a certificate without its key is refused", func(t *testing.T) {
+		noSettings(t)
+		t.Setenv(stack.PublicTLSCertVar, cert)
+		if got := shopWith(t, "--data", t.TempDir(), "--listen", "127.0.0.1:0"); got.code != exitWrong || !strings.Contains(got.err, stack.PublicTLSKeyVar) {
+			t.Errorf("exit code %d, said %s; want %d and %s", got.code, got.err, exitWrong, stack.PublicTLSKeyVar)
+		}
+	})
+}
+
+// trusting has the test's own requests take the certificates of an authority.
+func trusting(t *testing.T, ca *testca.CA) {
+	t.Helper()
+	before := http.DefaultClient
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: ca.Client()}}
+	http.DefaultClient = client
+	t.Cleanup(func() {
+		http.DefaultClient = before
+		client.CloseIdleConnections()
+	})
 }

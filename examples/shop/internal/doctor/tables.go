@@ -85,6 +85,17 @@ func Tables(ctx context.Context, service string, db *sql.DB) (blocks int, found 
 	return blocks, found
 }
 
+// AllTables sums up what [Tables] returned of so many services.
+func AllTables(services, blocks int, found []Finding) []Finding {
+	switch {
+	case services == 0:
+		return []Finding{Good("none yet, the first start makes them")}
+	case len(found) == 0:
+		return []Finding{Good("current: %d services, %d blocks", services, blocks)}
+	}
+	return found
+}
+
 // stopped are the projections of a service that wait before an event that they cannot apply.
 func stopped(ctx context.Context, service string, db *sql.DB) []Finding {
 	found, err := platform.Collect(ctx, db, func(row interface{ Scan(dest ...any) error }) (Finding, error) {

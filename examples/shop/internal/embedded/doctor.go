@@ -4,28 +4,32 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/check"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/doctor"
 )
 
-// Checks are of what Run needs to open with this data at this address, and of the shop that runs there already.
-func Checks(data, listen string) []doctor.Check {
+// Checks are of what Run needs to open with this data at this address, and of the shop that runs there already, which is
+// asked by TLS unless secure is nil.
+func Checks(data, listen string, secure *tls.Config) []doctor.Check {
 	return []doctor.Check{
 		doctor.Folder(data),
 		doctor.Space(data),
 		{Name: "data-in-use", Look: func(context.Context) []doctor.Finding { return inUse(data, listen) }},
 		{Name: "tables", Look: func(ctx context.Context) []doctor.Finding { return tables(ctx, data) }},
 		doctor.Since(data, "*.db"),
-		doctor.Listen(listen, nil),
+		doctor.Listen(listen, secure),
 		doctor.OpenFiles(),
 		{Name: "shop", Look: func(ctx context.Context) []doctor.Finding {
 			at := runsAt(data)
@@ -34,7 +38,7 @@ func Checks(data, listen string) []doctor.Check {
 			if at == "" || err != nil {
 				return nil
 			}
-			return doctor.Running(ctx, "http://"+at, string(token), nil)
+			return doctor.Running(ctx, at, string(token), secure)
 		}},
 	}
 }
@@ -52,13 +56,13 @@ func inUse(data, listen string) []doctor.Finding {
 	if at == "" {
 		return []doctor.Finding{doctor.Doubt("wait a moment", "a shop runs on %s and does not say yet where it listens", data)}
 	}
-	if at != listen {
-		return []doctor.Finding{doctor.Wrong("use that one, or end it, or choose another --data", "a shop runs on %s already, at http://%s", data, at)}
+	if _, addr, _ := strings.Cut(at, "://"); addr != listen {
+		return []doctor.Finding{doctor.Wrong("use that one, or end it, or choose another --data", "a shop runs on %s already, at %s", data, at)}
 	}
-	return []doctor.Finding{doctor.Good("the shop at http://%s runs on %s", at, data)}
+	return []doctor.Finding{doctor.Good("the shop at %s runs on %s", at, data)}
 }
 
-// runsAt is the gateway's address, as the shop that runs on the data has written it. Empty if none runs.
+// runsAt is the gateway's URL, as the shop that runs on the data has written it. Empty if none runs.
 func runsAt(data string) string {
 	if running, err := held(data); err != nil || !running {
 		return ""
@@ -73,7 +77,7 @@ func runsAt(data string) string {
 	}
 	for _, t := range all {
 		if t.Labels["service"] == assembly.Gateway && len(t.Targets) == 1 {
-			return t.Targets[0]
+			return cmp.Or(t.Labels[schemeLabel], "http") + "://" + t.Targets[0]
 		}
 	}
 	return ""
@@ -94,11 +98,5 @@ func tables(ctx context.Context, data string) (found []doctor.Finding) {
 		_ = db.Close()
 		services, blocks, found = services+1, blocks+n, append(found, wrong...)
 	}
-	switch {
-	case services == 0:
-		return []doctor.Finding{doctor.Good("none yet, the first start makes them")}
-	case len(found) == 0:
-		return []doctor.Finding{doctor.Good("current: %d services, %d blocks", services, blocks)}
-	}
-	return found
+	return doctor.AllTables(services, blocks, found)
 }

@@ -10,6 +10,7 @@ package embedded
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"database/sql"
 	"encoding/hex"
 	"errors"
@@ -69,6 +70,8 @@ type Config struct {
 	Packing time.Duration
 	// Issuer is another one than the shop's own whose people may enter. Zero means none.
 	Issuer platform.IssuerConfig
+	// TLSCert and TLSKey are files of the gateway's certificate for people. Empty means plain HTTP.
+	TLSCert, TLSKey string
 	// Log is nil for slog.Default().
 	Log *slog.Logger
 	// Ready, if not nil, is called with the shop's URL once it answers.
@@ -107,6 +110,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if s.issuer, err = platform.NewIssuer(cfg.Issuer, log); err != nil {
 		return err
 	}
+	if cfg.TLSCert != "" {
+		s.url = "https://" + front.Addr().String()
+		if s.front, err = platform.LoadCertificates(cfg.TLSCert, cfg.TLSKey, "", log); err != nil {
+			return err
+		}
+		s.beside = platform.Beside(cfg.TLSCert, cfg.TLSKey)
+	}
 	s.assembly = assembly.Config{Issuer: s.url, Accounts: DemoAccounts, PasswordCost: cfg.PasswordCost, Packing: cfg.Packing}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx, front); err != nil {
@@ -125,6 +135,8 @@ type shop struct {
 	transport        *balance.Transport
 	auth             *platform.Auth
 	issuer           *platform.Issuer
+	front            *platform.Certificates // of the gateway; nil for plain HTTP
+	beside           *tls.Config            // by which our own load reaches it
 	resolver         *discovery.Static
 	stream           *sql.DB
 	units            []*unit // the gateway last
@@ -171,6 +183,7 @@ func (s *shop) open(ctx context.Context, front net.Listener) (err error) {
 	if s.desk.Load, err = load.NewGenerator(s.url, s.log); err != nil {
 		return err
 	}
+	s.desk.Load.UseTLS(s.beside)
 	for _, u := range s.units {
 		if u.telemetry, err = platform.NewTelemetry(ctx, u.name, u.name+"-1", s.log); err != nil {
 			return err

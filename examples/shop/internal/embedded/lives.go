@@ -120,7 +120,7 @@ func (s *shop) begin(ctx context.Context, u *unit) (err error) {
 		return err
 	}
 	if u.name == assembly.Gateway {
-		env.Control = s.desk.Handler()
+		env.Control, env.Certificates = s.desk.Handler(), s.front
 	} else if err := u.openDatabases(&env, s.data); err != nil {
 		return err
 	}

@@ -13,6 +13,9 @@ import (
 // file_sd_configs wants it. It is written at each start.
 const Targets = "prometheus-targets.json"
 
+// schemeLabel is how Prometheus is told of a target that speaks TLS.
+const schemeLabel = "__scheme__"
+
 type target struct {
 	Targets []string          `json:"targets"`
 	Labels  map[string]string `json:"labels"`
@@ -21,7 +24,11 @@ type target struct {
 func (s *shop) tellPrometheus() error {
 	var all []target
 	for _, u := range s.units {
-		all = append(all, target{[]string{u.addr}, map[string]string{"service": u.env.Name, "instance": u.env.Instance}})
+		labels := map[string]string{"service": u.env.Name, "instance": u.env.Instance}
+		if u.env.Certificates != nil {
+			labels[schemeLabel] = "https"
+		}
+		all = append(all, target{[]string{u.addr}, labels})
 	}
 	text, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {

@@ -69,7 +69,7 @@ func NewGenerator(url string, log *slog.Logger) (*Generator, error) {
 	return g, nil
 }
 
-// UseTLS says how an https URL is to be verified, if not by the system's authorities. It must come before Run.
+// UseTLS says how an https URL is to be verified; nil is by the system's authorities. It must come before Run.
 func (g *Generator) UseTLS(cfg *tls.Config) {
 	g.driver.client.Transport.(*http.Transport).TLSClientConfig = cfg
 }

@@ -4,6 +4,7 @@
 package platform
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -193,6 +194,22 @@ func (c *Certificates) Require(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// Beside returns the configuration of connections to who shows the certificate in these files, by whatever name: it is for
+// a process of the same machine, which is known by them.
+func Beside(cert, key string) *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies
+		VerifyConnection: func(state tls.ConnectionState) error {
+			pair, err := tls.LoadX509KeyPair(cert, key)
+			if err == nil && !bytes.Equal(state.PeerCertificates[0].Raw, pair.Certificate[0]) {
+				err = fmt.Errorf("what answers shows another certificate than that of %s", cert)
+			}
+			return err
+		},
+	}
 }
 
 // Wire makes HTTP calls to instances by TLS, each held to the name of the service that it is an instance of. A balancer

@@ -41,9 +41,7 @@ func (u *up) control(ctx context.Context, settings Settings) (stop func(), err e
 	if u.desk.Load, err = loadgen.NewGenerator(u.local, u.Log); err != nil {
 		return nil, err
 	}
-	if settings.PublicTLSCert != "" {
-		u.desk.Load.UseTLS(settings.ownGateway())
-	}
+	u.desk.Load.UseTLS(settings.ownGateway())
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("control: %w", err)

@@ -47,10 +47,7 @@ func Checks(getenv func(name string) string, listen string, instances map[string
 		}
 		return "http://" + listen // as Up sets it
 	})
-	secure := (*tls.Config)(nil)
-	if s.PublicTLSCert != "" {
-		secure = s.ownGateway()
-	}
+	secure := s.ownGateway()
 	checks = []doctor.Check{
 		{Name: "settings", Look: func(context.Context) []doctor.Finding { return settings(wrong) }},
 		{Name: "certificates", Look: func(context.Context) []doctor.Finding { return s.ownCertificates() }},
@@ -65,6 +62,21 @@ func Checks(getenv func(name string) string, listen string, instances map[string
 		ofServer("shop", s.Consul, func(ctx context.Context) []doctor.Finding { return s.lookAtShop(ctx, secure) }),
 	}
 	return checks, secrets(getenv)
+}
+
+// ChecksOfEntrance are of the settings of a shop without servers. What listens at its gateway is asked by secure, nil for
+// plain HTTP.
+func ChecksOfEntrance(getenv func(name string) string) (checks []doctor.Check, secure *tls.Config) {
+	s, err := LoadEntrance(getenv)
+	return []doctor.Check{
+		{Name: "settings", Look: func(context.Context) []doctor.Finding {
+			if err == nil {
+				return nil // there need not be any
+			}
+			return settings(apart(err))
+		}},
+		{Name: "certificates", Look: func(context.Context) []doctor.Finding { return s.ownCertificates() }},
+	}, s.ownGateway()
 }
 
 // ofServer is a check of a server that is configured. One that is not is missed in the settings, if at all.
@@ -323,13 +335,7 @@ func (s Settings) lookAtTables(ctx context.Context) (found []doctor.Finding) {
 		_ = db.Close()
 		services, blocks, found = services+1, blocks+n, append(found, wrong...)
 	}
-	switch {
-	case services == 0:
-		return []doctor.Finding{doctor.Good("none yet, the first start makes them")}
-	case len(found) == 0:
-		return []doctor.Finding{doctor.Good("current: %d services, %d blocks", services, blocks)}
-	}
-	return found
+	return doctor.AllTables(services, blocks, found)
 }
 
 // staleReplica is how far behind a replica may be: what the catalogue shows is that old.

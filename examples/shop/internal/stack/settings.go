@@ -247,15 +247,16 @@ func groupRoles(v string) (out []platform.GroupRole, err error) {
 	return out, nil
 }
 
-// LoadIssuer reads only which other issuer's people may enter: what there is to set of a shop without servers.
-func LoadIssuer(getenv func(name string) string) (platform.IssuerConfig, error) {
+// LoadEntrance reads only what there is to set of a shop without servers: which other issuer's people may enter, and the
+// gateway's certificate.
+func LoadEntrance(getenv func(name string) string) (Settings, error) {
 	s, err := load(func(name string) string {
-		if !strings.HasPrefix(name, "SHOP_OIDC_") {
-			return ""
+		if strings.HasPrefix(name, "SHOP_OIDC_") || name == PublicTLSCertVar || name == PublicTLSKeyVar {
+			return getenv(name)
 		}
-		return getenv(name)
+		return ""
 	}, func(variable) bool { return false })
-	return s.Issuer, errors.Join(err, s.together())
+	return s, errors.Join(err, s.together())
 }
 
 // Load reads the settings of one service. The error names every variable that is missing or wrong, and what

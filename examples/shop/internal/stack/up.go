@@ -338,10 +338,7 @@ func (u *up) process(ctx context.Context, service, name string) error {
 
 // await returns when every service answers through the gateway.
 func (u *up) await(ctx context.Context, settings Settings) error {
-	client := &http.Client{Timeout: 5 * time.Second}
-	if settings.PublicTLSCert != "" {
-		client.Transport = &http.Transport{TLSClientConfig: settings.ownGateway()}
-	}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: settings.ownGateway()}}
 	caller := &platform.Caller{Client: client, Token: settings.ServiceToken}
 	defer caller.Client.CloseIdleConnections()
 	for {
