@@ -87,8 +87,8 @@ func testOrder(t *testing.T, shop *api) {
 			}
 			var mails struct{ Items []struct{ Subject string } }
 			a.want(http.StatusOK, a.send("GET", "/api/me/mails", nil, nil), &mails)
-			if len(mails.Items) != 2 || mails.Items[0].Subject != "Your order is confirmed" {
-				return fmt.Errorf("mails = %+v, want the confirmation and the welcome", mails.Items)
+			if len(mails.Items) != 3 || mails.Items[0].Subject != "Your order is confirmed" || mails.Items[1].Subject != "We have received your order" {
+				return fmt.Errorf("mails = %+v, want the confirmation, that the order is received and the welcome", mails.Items)
 			}
 			return nil
 		})

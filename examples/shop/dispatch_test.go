@@ -35,8 +35,8 @@ func TestDispatch(t *testing.T) {
 				Items []struct{ Subject, Body string }
 			}
 			a.want(http.StatusOK, a.send("GET", "/api/me/mails", nil, nil), &mails)
-			if len(mails.Items) != 3 || mails.Items[0].Subject != "Your order is on its way" || !strings.Contains(mails.Items[0].Body, page.Shipment.Tracking) {
-				return fmt.Errorf("mails = %+v, want the tracking number, the confirmation and the welcome", mails.Items)
+			if len(mails.Items) != 4 || mails.Items[0].Subject != "Your order is on its way" || !strings.Contains(mails.Items[0].Body, page.Shipment.Tracking) {
+				return fmt.Errorf("mails = %+v, want the tracking number, the confirmation, that the order is received and the welcome", mails.Items)
 			}
 			return nil
 		})

@@ -271,8 +271,8 @@ func TestSignInByAnotherIssuer(t *testing.T) {
 		eventually(t, func() error {
 			var mails struct{ Items []struct{ Recipient string } }
 			a.want(http.StatusOK, a.send("GET", "/api/me/mails", nil, nil), &mails)
-			if len(mails.Items) != 2 || mails.Items[0].Recipient != "grete@guild.example" {
-				return fmt.Errorf("mails = %+v, want the welcome and the confirmation", mails.Items)
+			if len(mails.Items) != 3 || mails.Items[0].Recipient != "grete@guild.example" {
+				return fmt.Errorf("mails = %+v, want the welcome, that the order is received and the confirmation", mails.Items)
 			}
 			return nil
 		})

@@ -93,7 +93,7 @@ func entire(t trace, written int) error {
 	return nil
 }
 
-// TestTrace follows one order from the click to the second mail, as the operator's console shows it.
+// TestTrace follows one order from the click to the third mail, as the operator's console shows it.
 func TestTrace(t *testing.T) {
 	testTrace(t, openShopWith(t, embedded.Config{Data: t.TempDir(), Packing: time.Millisecond}).stocked())
 }
@@ -109,7 +109,7 @@ func testTrace(t *testing.T, shop *api) {
 			return fmt.Errorf("%d traces know of the order, want 1", len(traces))
 		}
 		last = traces[0]
-		return entire(last, 2)
+		return entire(last, 3)
 	})
 	for i := range last.Spans[1:] {
 		if last.Spans[i+1].Start.Before(last.Spans[i].Start) {

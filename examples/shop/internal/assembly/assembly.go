@@ -81,7 +81,7 @@ var listeners = map[string][]messaging.Subscription{
 	"shipping":  {platform.Group("shipping", kernel.TopicOrderConfirmed)},
 	"notification": {
 		platform.Group("notification.customers", kernel.TopicCustomerRegistered),
-		platform.Group("notification.orders", kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicShipmentDispatched),
+		platform.Group("notification.orders", kernel.TopicOrderPlaced, kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicShipmentDispatched),
 	},
 }
 

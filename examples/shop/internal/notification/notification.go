@@ -60,7 +60,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 func (s *Service) Consumers() []platform.Consumer {
 	return []platform.Consumer{
 		s.bus.On("notification.customers", []string{kernel.TopicCustomerRegistered}, s.customerRegistered),
-		s.bus.On("notification.orders", []string{kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicShipmentDispatched}, s.orderChanged),
+		s.bus.On("notification.orders", []string{kernel.TopicOrderPlaced, kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicShipmentDispatched}, s.orderChanged),
 	}
 }
 
@@ -108,6 +108,8 @@ func (s *Service) orderChanged(ctx context.Context, tx *sql.Tx, d *messaging.Del
 	}
 	var subject, body string
 	switch d.Message.Topic {
+	case kernel.TopicOrderPlaced:
+		subject, body = "We have received your order", fmt.Sprintf("thank you for your order of %d article(s) over %v. You hear from us as soon as it is confirmed.", len(e.Lines), e.Total)
 	case kernel.TopicOrderConfirmed:
 		subject, body = "Your order is confirmed", fmt.Sprintf("we have received %v and are packing %d article(s).", e.Total, len(e.Lines))
 	case kernel.TopicOrderRejected:
