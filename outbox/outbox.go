@@ -42,7 +42,7 @@ const defaultMaxBody = 1 << 20
 // Notifier passes wake-ups between processes. It only makes relays quicker: it may lose
 // and repeat wake-ups.
 type Notifier interface {
-	// Notify tells the subscribers in all processes that there may be new messages. It
+	// Notify tells the subscribers in all other processes that there may be new messages. It
 	// never blocks, and many calls within a short time may be passed on as one. It must
 	// not take part in any transaction.
 	Notify()

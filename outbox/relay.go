@@ -22,8 +22,8 @@ type RelayConfig struct {
 	// Window is how many messages may be with the publisher at the same time. One topic
 	// gets at most half of it, and half of what slower topics leave. Zero means 1024.
 	Window int
-	// Batch is how many rows of a shard are read at once. A shard has up to four
-	// batches in memory. Zero means 100.
+	// Batch is how many rows of a shard are read at once. A shard has up to two batches in
+	// memory. Zero means 200.
 	Batch int
 	// Poll is the longest time between two looks at the store while there is nothing to
 	// do. Zero means 1 second.
@@ -77,7 +77,7 @@ func (c RelayConfig) withDefaults() (RelayConfig, error) {
 	}
 	err := errors.Join(
 		positive("Window", &c.Window, 1024),
-		positive("Batch", &c.Batch, 100),
+		positive("Batch", &c.Batch, 200),
 		duration("Poll", &c.Poll, time.Second),
 		duration("Lease", &c.Lease, 10*time.Second),
 		duration("Backoff.Base", &c.Backoff.Base, 100*time.Millisecond),

@@ -304,6 +304,24 @@ func (n *notifier) Subscribe(wake func()) (cancel func()) {
 }
 
 // counter counts the calls of a store and can fail them.
+// slowPark takes some time to park a row, and may never park the first it is asked to.
+type slowPark struct {
+	outbox.Store
+	never bool
+	first int64
+}
+
+func (s *slowPark) Park(ctx context.Context, l outbox.Lease, p outbox.Parking) (bool, error) {
+	time.Sleep(5 * time.Millisecond)
+	if s.first == 0 {
+		s.first = p.ID
+	}
+	if s.never && p.ID == s.first {
+		return false, errors.New("no space left")
+	}
+	return s.Store.Park(ctx, l, p)
+}
+
 type counter struct {
 	outbox.Store
 	mu                    sync.Mutex
@@ -482,6 +500,51 @@ func TestParking(t *testing.T) {
 			b.Fatalf("Retry = %v", err)
 		}
 		b.want("published after Retry", b.done(), []string{"other", "bad", "good"})
+	})
+	contract(t, "a burst of bad messages does not hold up good ones", func(b *bench) {
+		const bad, good = 1500, 200
+		b.setPublish(func(_ context.Context, m *messaging.Message) error {
+			if m.Topic == "bad" {
+				return fault.Permanent(errors.New("too large"))
+			}
+			return nil
+		})
+		for i := range bad {
+			b.add(fmt.Sprint("bad", i), fmt.Sprint("bad", i), "bad")
+		}
+		for i := range good / 2 {
+			b.add(fmt.Sprint("early", i), fmt.Sprint("good", i), "good")
+		}
+		box := newBox(b.T, &slowPark{Store: b.store}, outbox.Config{})
+		b.runOn(box, outbox.RelayConfig{Lease: time.Hour})
+		time.Sleep(time.Second)
+		for i := range good / 2 {
+			b.add(fmt.Sprint("late", i), fmt.Sprint("good", i), "good")
+		}
+		time.Sleep(2 * time.Second)
+		b.want("good messages published while bad ones are being parked", len(b.done()), good)
+		parked := b.stats().Parked
+		if parked < 100 || parked >= bad {
+			b.Fatalf("%d of %d bad messages are parked, want some and not all", parked, bad)
+		}
+		b.want("messages in the store, the good ones removed", b.stats().Depth, bad-parked)
+		time.Sleep(time.Minute)
+		b.want("parked in the end", b.stats().Parked, bad)
+	})
+	contract(t, "a message that cannot be parked holds up no other", func(b *bench) {
+		b.setPublish(poison(fault.Permanent(errors.New("too large"))))
+		box := newBox(b.T, &slowPark{Store: b.store, never: true}, outbox.Config{})
+		b.add("bad", "k", "t")
+		b.runOn(box, outbox.RelayConfig{Lease: time.Hour})
+		b.add("bad too", "other", "t")
+		for i := range 20 {
+			time.Sleep(30 * time.Second)
+			b.add(fmt.Sprint(i), fmt.Sprint("k", i), "t")
+		}
+		time.Sleep(30 * time.Second)
+		b.want("published", len(b.done()), 20)
+		b.want("messages in the store", b.stats().Depth, 1)
+		b.want("parked", b.stats().Parked, 1)
 	})
 	contract(t, "discarding lets the key go on", func(b *bench) {
 		b.setPublish(poison(fault.Permanent(errors.New("no"))))

@@ -34,6 +34,8 @@ import (
 //     of its key;
 //   - rows that are in memory are named in each read, so that it cannot return them again, and
 //     nothing is parked during a read, which might return what the parked row blocks.
+//
+// Parking, removing and reading take turns, so that many bad messages do not hold up the good.
 type scheduler struct {
 	cfg    RelayConfig
 	shards int
@@ -74,8 +76,13 @@ type scheduler struct {
 	wakes    uint64
 	nextPoll time.Time
 	reading  bool
-	settling bool
-	parks    []*row
+	// settling tells that rows are being removed or parked, and parking that it is the latter.
+	settling, parking bool
+	// parks are the rows to be parked, parkedLast tells that the last write was for one of them,
+	// and unread how many there were since the last read.
+	parks      []*row
+	parkedLast bool
+	unread     int
 	// settleBy is when the first of the rows that are confirmed and not yet being removed
 	// has waited long enough for others; zero if there are none.
 	settleBy time.Time
@@ -92,7 +99,7 @@ const (
 	// that more rows are read in its place.
 	slowAfter = time.Second
 	// memory is how many batches of a shard may be in memory.
-	memory = 4
+	memory = 2
 	// settleAfter is how long a confirmed row waits for others to be removed with it, while
 	// more are on their way: each removal is a transaction that waits for the disk.
 	settleAfter = 20 * time.Millisecond
@@ -101,6 +108,8 @@ const (
 	// readShare is the part of its time, as a divisor, that a relay may spend on reads
 	// which pass over rows: those can be many.
 	readShare = 10
+	// parksPerRead is how many rows are parked at most before rows are read that are wanted.
+	parksPerRead = 8
 	// leaveGrace is how long the last call of a run may take beyond the drain.
 	leaveGrace = time.Second
 	// storeRetry and storeRetryMax are the backoff for a store that fails.
@@ -478,29 +487,41 @@ func (s *scheduler) balance(now time.Time, view LeaseView, took bool) {
 
 // wantRead returns a read of all shards that need rows.
 func (s *scheduler) wantRead(now time.Time) command {
-	if s.reading || s.stopping || len(s.parks) > 0 || now.Before(s.readAfter) {
+	if s.reading || s.parking {
 		return nil
 	}
-	var short []*shard
-	low := false
-	for sh := range s.shardsHeld() {
-		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes || now.Before(sh.skipAfter) ||
-			sh.fresh > s.cfg.Batch || s.free(sh) <= 0 || len(sh.published) >= memory*s.cfg.Batch {
-			continue
-		}
-		// When one has run low, the others that will soon are read along.
-		low = low || sh.fresh <= s.cfg.Batch/2
-		short = append(short, sh)
-	}
-	if !low {
+	short := s.short(now)
+	if len(short) == 0 {
 		return nil
 	}
 	c := &readCommand{wakes: s.wakes, sent: now, shards: short}
 	for _, sh := range short {
 		c.reads = append(c.reads, s.wanted(sh))
 	}
-	s.reading = true
+	s.reading, s.unread = true, 0
 	return c
+}
+
+// short returns the shards that are short of rows, if one of them is to be read now.
+func (s *scheduler) short(now time.Time) (short []*shard) {
+	if s.stopping || now.Before(s.readAfter) {
+		return nil
+	}
+	low := false
+	for sh := range s.shardsHeld() {
+		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes || now.Before(sh.skipAfter) ||
+			sh.fresh > s.cfg.Batch || s.free(sh) <= 0 || len(sh.published) >= memory*s.cfg.Batch {
+			continue
+		}
+		// When one has run low, the others that will soon are read along. The lower, the fewer
+		// rows in memory the store has to pass over.
+		low = low || sh.fresh <= s.cfg.Batch/4
+		short = append(short, sh)
+	}
+	if !low {
+		return nil
+	}
+	return short
 }
 
 // wanted is a read of rows of a shard that are not in memory.
@@ -857,24 +878,22 @@ func (s *scheduler) release(t *topic) {
 
 // ---- writing
 
-// write returns the next change of the store's rows: what was published is removed, what
-// is to be parked is parked, one call at a time.
+// write returns the next change of the store's rows, one call at a time: what was published is
+// removed, what is to be parked is parked, in turn.
 func (s *scheduler) write(now time.Time) command {
 	if s.settling || now.Before(s.writeAfter) {
 		return nil
 	}
-	if len(s.parks) > 0 && !s.reading {
+	due := s.settleDue(now)
+	switch {
+	case s.mayPark(now) && !(due && s.parkedLast):
 		r := s.parks[0]
-		s.settling = true
+		s.settling, s.parking, s.parkedLast = true, true, true
+		s.unread++
 		return &parkCommand{row: r, lease: r.shard.Lease, parking: Parking{
 			ID: r.ID, Reason: r.reason, Attempts: r.failures, Block: !s.cfg.Free && r.Message.Key != "",
 		}}
-	}
-	count := 0
-	for sh := range s.shardsHeld() {
-		count += len(sh.published)
-	}
-	if count == 0 || count < s.cfg.Window/2 && s.inFlight > 0 && !s.stopping && now.Before(s.settleBy) {
+	case !due:
 		return nil
 	}
 	c := &settleCommand{}
@@ -882,15 +901,29 @@ func (s *scheduler) write(now time.Time) command {
 		if len(sh.published) == 0 {
 			continue
 		}
-		ids := make([]int64, len(sh.published))
+		t := Settlement{Lease: sh.Lease, IDs: make([]int64, len(sh.published)), Hints: make([]uint64, len(sh.published))}
 		for i, r := range sh.published {
-			ids[i] = r.ID
+			t.IDs[i], t.Hints[i] = r.ID, r.Hint
 		}
-		c.settlements = append(c.settlements, Settlement{Lease: sh.Lease, IDs: ids})
+		c.settlements = append(c.settlements, t)
 		c.shards = append(c.shards, sh)
 	}
-	s.settling, s.settleBy = true, time.Time{}
+	s.settling, s.parkedLast, s.settleBy = true, false, time.Time{}
 	return c
+}
+
+// mayPark reports whether there are rows to park, and it is not the turn of a read.
+func (s *scheduler) mayPark(now time.Time) bool {
+	return len(s.parks) > 0 && !s.reading && (s.unread < parksPerRead || len(s.short(now)) == 0)
+}
+
+// settleDue reports whether there are rows to remove, and no reason to wait for more.
+func (s *scheduler) settleDue(now time.Time) bool {
+	count := 0
+	for sh := range s.shardsHeld() {
+		count += len(sh.published)
+	}
+	return count > 0 && (count >= s.cfg.Window/2 || s.inFlight == 0 || s.stopping || !now.Before(s.settleBy))
 }
 
 func (s *scheduler) settled(now time.Time, c *settleCommand, lost []int, err error) {
@@ -914,15 +947,21 @@ func (s *scheduler) settled(now time.Time, c *settleCommand, lost []int, err err
 }
 
 func (s *scheduler) parked(now time.Time, c *parkCommand, lost bool, err error) {
-	s.settling = false
-	if s.writeFailed(now, "park", err) || c.row.shard.lost {
+	s.settling, s.parking = false, false
+	r := c.row
+	if s.writeFailed(now, "park", err) {
+		if !r.shard.lost {
+			s.parks = append(s.parks[1:], r) // it may be this one alone
+		}
+		return
+	}
+	if r.shard.lost {
 		return
 	}
 	if lost {
-		s.lose(c.row.shard, "fenced")
+		s.lose(r.shard, "fenced")
 		return
 	}
-	r := c.row
 	s.parks = s.parks[1:]
 	s.stats.Parked++
 	s.notes = append(s.notes, ParkedMessage{Message: r.Message, Reason: r.reason, Attempts: r.failures})

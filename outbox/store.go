@@ -72,6 +72,9 @@ type Row struct {
 	Message *messaging.Message
 	// Age is how long ago the row was inserted.
 	Age time.Duration
+	// Hint is for the store itself, such as where Read found the row. It comes back with the
+	// row's removal. Zero is none.
+	Hint uint64
 }
 
 // Lease is the right to publish the rows of a shard.
@@ -128,6 +131,8 @@ type Read struct {
 type Settlement struct {
 	Lease
 	IDs []int64
+	// Hints are those of the rows, in the order of the IDs, or nil. They may be out of date.
+	Hints []uint64
 }
 
 // Parking is why a row is set aside.

@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+
 	"github.com/dovetail-go/dovetail/conformance/internal/testdb"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/outbox"
@@ -298,7 +301,15 @@ func TestPlanOutlivesAnEmptyTable(t *testing.T) {
 // PostgreSQL takes a table that was vacuumed while it was empty for empty until the next time,
 // and turned around the removal of what was published: each row was compared with each ID.
 func TestRemovalOutlivesAnEmptyTable(t *testing.T) {
-	db := testdb.Open(t, "postgres")
+	_, dsn := testdb.OpenDSN(t, "postgres")
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removals := &recorder{prefix: "DELETE FROM outbox_message"}
+	cfg.Tracer = removals
+	db := stdlib.OpenDB(*cfg)
+	defer db.Close()
 	db.SetMaxOpenConns(1)
 	store := open(t, db, "postgres", outboxsql.Config{})
 	box, err := outbox.New(store, outbox.Config{})
@@ -325,55 +336,129 @@ func TestRemovalOutlivesAnEmptyTable(t *testing.T) {
 	if err != nil || len(view.Held) != 1 {
 		t.Fatalf("Lease = %+v, %v, want one", view, err)
 	}
-	rows, err := store.Read(t.Context(), []outbox.Read{{Shard: view.Held[0].Shard, Limit: 20}})
-	if err != nil || len(rows) != 20 {
-		t.Fatalf("Read = %d rows, %v, want 20", len(rows), err)
-	}
-	settlement := outbox.Settlement{Lease: view.Held[0]}
-	for _, r := range rows {
-		settlement.IDs = append(settlement.IDs, r.ID)
-	}
-	var pid int
-	if err := db.QueryRowContext(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
-		t.Fatal(err)
-	}
-	if lost, err := store.Settle(t.Context(), []outbox.Settlement{settlement}); err != nil || len(lost) != 0 {
-		t.Fatalf("Settle = %v, %v, want nothing lost", lost, err)
-	}
-	// What the only connection has executed last, seen from another.
-	db.SetMaxOpenConns(2)
-	busy, err := db.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer busy.Close()
-	var statement string
-	if err := db.QueryRowContext(t.Context(), "SELECT query FROM pg_stat_activity WHERE pid = $1", pid).Scan(&statement); err != nil || !strings.HasPrefix(statement, "DELETE") {
-		t.Fatalf("the last statement is %q, %v, want the removal", statement, err)
-	}
-	plan := explain(t, db, statement)
-	if strings.Contains(plan, "Join Filter") || !strings.Contains(plan, "Index Cond: ((shard = d.shard) AND (id = d.id))") {
-		t.Errorf("plan = %s\nwant each row found by the index", plan)
-	}
-	// Only the removal's own transaction does not wait for the disk.
-	tx, err := db.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	if _, err := tx.ExecContext(t.Context(), statement); err != nil {
-		t.Fatal(err)
-	}
-	if got := synchronousCommit(t, tx); got != "off" {
-		t.Errorf("synchronous_commit = %s during the removal, want off", got)
-	}
-	if err := tx.Rollback(); err != nil {
-		t.Fatal(err)
-	}
-	if got := synchronousCommit(t, busy); got != "on" {
-		t.Errorf("synchronous_commit = %s after the removal, want on", got)
+	for _, test := range []struct {
+		name  string
+		hints bool
+		want  string
+	}{
+		{"where the rows are", true, "Tid Scan on outbox_message m"},
+		{"by the index", false, "Index Cond: ((shard = d.shard) AND (id = d.id))"},
+	} {
+		rows, err := store.Read(t.Context(), []outbox.Read{{Shard: view.Held[0].Shard, Limit: 20}})
+		if err != nil || len(rows) != 20 {
+			t.Fatalf("Read = %d rows, %v, want 20", len(rows), err)
+		}
+		settlement := outbox.Settlement{Lease: view.Held[0]}
+		for _, r := range rows {
+			settlement.IDs = append(settlement.IDs, r.ID)
+			if test.hints {
+				settlement.Hints = append(settlement.Hints, r.Hint)
+			}
+		}
+		removals.statements = nil
+		if lost, err := store.Settle(t.Context(), []outbox.Settlement{settlement}); err != nil || len(lost) != 0 {
+			t.Fatalf("Settle = %v, %v, want nothing lost", lost, err)
+		}
+		if len(removals.statements) != 1 {
+			t.Fatalf("statements of the removal %s: %q, want one", test.name, removals.statements)
+		}
+		plan := explain(t, db, removals.statements[0])
+		if !strings.Contains(plan, test.want) || strings.Contains(plan, "Join Filter") || strings.Contains(plan, "Seq Scan on outbox_message") ||
+			test.hints && strings.Contains(plan, "outbox_message_pkey") {
+			t.Errorf("removal %s: plan = %s\nwant %q", test.name, plan, test.want)
+		}
+		// Only the removal's own transaction does not wait for the disk.
+		tx, err := db.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback()
+		if _, err := tx.ExecContext(t.Context(), removals.statements[0]); err != nil {
+			t.Fatal(err)
+		}
+		if got := synchronousCommit(t, tx); got != "off" {
+			t.Errorf("synchronous_commit = %s during the removal, want off", got)
+		}
+		if err := tx.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		if got := synchronousCommit(t, db); got != "on" {
+			t.Errorf("synchronous_commit = %s after the removal, want on", got)
+		}
 	}
 }
+
+// Rewriting the table moves the rows that a relay has read: they are removed all the same.
+func TestRowsThatMovedAreRemoved(t *testing.T) {
+	db := testdb.Open(t, "postgres")
+	store := open(t, db, "postgres", outboxsql.Config{Shards: 1, Archive: true})
+	box, err := outbox.New(store, outbox.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 30 {
+		if err := box.Enqueue(t.Context(), db, &messaging.Message{Topic: "t", Key: "k", Body: fmt.Append(nil, i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	view, err := store.Lease(t.Context(), outbox.LeaseRequest{Relay: "r", TTL: time.Hour, Take: 1})
+	if err != nil || len(view.Held) != 1 {
+		t.Fatalf("Lease = %+v, %v, want one", view, err)
+	}
+	rows, err := store.Read(t.Context(), []outbox.Read{{Limit: 100}})
+	if err != nil || len(rows) != 30 {
+		t.Fatalf("Read = %d rows, %v, want 30", len(rows), err)
+	}
+	settle := func(rows []outbox.Row) {
+		t.Helper()
+		settlement := outbox.Settlement{Lease: view.Held[0]}
+		for _, r := range rows {
+			settlement.IDs, settlement.Hints = append(settlement.IDs, r.ID), append(settlement.Hints, r.Hint)
+		}
+		if lost, err := store.Settle(t.Context(), []outbox.Settlement{settlement}); err != nil || len(lost) != 0 {
+			t.Fatalf("Settle = %v, %v, want nothing lost", lost, err)
+		}
+	}
+	settle(rows[:10])
+	db.SetMaxOpenConns(1)
+	for _, statement := range []string{
+		"CREATE TEMPORARY TABLE copy AS SELECT * FROM outbox_message", "TRUNCATE outbox_message", "INSERT INTO outbox_message SELECT * FROM copy ORDER BY id",
+	} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Where the eleventh was is another row now.
+	settle(rows[10:20])
+	left, err := store.Read(t.Context(), []outbox.Read{{Limit: 100}})
+	if err != nil || len(left) != 10 {
+		t.Fatalf("Read = %d rows, %v, want 10", len(left), err)
+	}
+	for i, r := range left {
+		if r.ID != rows[20+i].ID || r.Hint == rows[20+i].Hint {
+			t.Errorf("row %d is %d at %d, want %d somewhere else than at %d", i, r.ID, r.Hint, rows[20+i].ID, rows[20+i].Hint)
+		}
+	}
+	var archived int
+	if err := db.QueryRowContext(t.Context(), "SELECT COUNT(DISTINCT id) FROM outbox_archive").Scan(&archived); err != nil || archived != 20 {
+		t.Errorf("%d rows are archived, %v, want 20", archived, err)
+	}
+}
+
+// recorder keeps the statements that begin in a certain way.
+type recorder struct {
+	prefix     string
+	statements []string
+}
+
+func (r *recorder) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.HasPrefix(data.SQL, r.prefix) {
+		r.statements = append(r.statements, data.SQL)
+	}
+	return ctx
+}
+
+func (*recorder) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 func synchronousCommit(t *testing.T, q interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row

@@ -30,7 +30,7 @@ const (
 	Postgres = sqldialect.Postgres
 	// MySQL is MySQL 8.0 or MariaDB 10.6 and later.
 	MySQL = sqldialect.MySQL
-	// SQLite is SQLite 3.24 or later.
+	// SQLite is SQLite 3.32 or later.
 	SQLite = sqldialect.SQLite
 )
 
@@ -59,7 +59,7 @@ const (
 	maxBytes = 4 << 20
 	// maxDepth is where Stats stops counting.
 	maxDepth = 1_000_000
-	// maxPruned bounds one DELETE of archived rows, and so what it locks and logs at once.
+	// maxPruned bounds one DELETE of old rows, and so what it locks and logs at once.
 	maxPruned = 10_000
 	// memberKept is how long the heartbeat of a relay that is gone stays in the table.
 	memberKept = time.Hour
@@ -318,9 +318,10 @@ func (s *Store) firsts(a *arguments, reads []outbox.Read) string {
 	var skips []string
 	limit := 0
 	for _, r := range reads {
+		ids := slices.Sorted(slices.Values(r.SkipIDs))
 		shards = append(shards, int64(r.Shard))
-		tops = append(tops, slices.Max(append(r.SkipIDs, 0)))
-		skips = append(skips, `"`+array(r.SkipIDs)+`"`)
+		tops = append(tops, slices.Max(append(ids, 0)))
+		skips = append(skips, `"`+array(ids)+`"`)
 		limit = max(limit, r.Limit)
 	}
 	return "SELECT r.* FROM unnest(CAST(" + a.value(array(shards)) + " AS integer[]), CAST(" + a.value(array(tops)) + " AS bigint[]), CAST(" + a.value("{"+strings.Join(skips, ",")+"}") + " AS text[])) AS one (shard, top, list)" +
@@ -341,7 +342,7 @@ func (s *Store) first(a *arguments, r outbox.Read) string {
 		shard = "one.shard"
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "SELECT %s, %s AS age FROM %s m", columns, age, s.message)
+	fmt.Fprintf(&b, "SELECT %s, %s AS age%s FROM %s m", columns, age, map[bool]string{true: ", m.ctid"}[s.dialect == Postgres], s.message)
 	if s.dialect == MySQL {
 		// For ORDER BY with LIMIT it is tempted to walk the primary key through all other shards.
 		b.WriteString(" FORCE INDEX (" + s.message + "_order)")
@@ -355,8 +356,9 @@ func (s *Store) first(a *arguments, r outbox.Read) string {
 	limit := strconv.Itoa(r.Limit)
 	switch {
 	case r.Shard == anyShard:
-		// Most rows lie behind those to skip, and are not compared with each of them.
-		b.WriteString(" AND (id > one.top OR id <> ALL(skip.ids))")
+		// Most rows lie behind those to skip; the others are looked for by bisection, since ALL
+		// would compare each of them with each ID.
+		b.WriteString(" AND (id > one.top OR skip.ids[width_bucket(id, skip.ids)] IS DISTINCT FROM id)")
 	case s.dialect == Postgres:
 		b.WriteString(" AND id <> ALL(CAST(" + a.value(array(r.SkipIDs)) + " AS bigint[]))")
 	case len(r.SkipIDs) > 0:
@@ -388,9 +390,15 @@ func (s *Store) query(ctx context.Context, rows []outbox.Row, text func(a *argum
 	for found.Next() {
 		var r outbox.Row
 		var age int64
-		if err := scan(found, &r, &age); err != nil {
+		var place string
+		more := []any{&age, &place}
+		if s.dialect != Postgres {
+			more = more[:1]
+		}
+		if err := scan(found, &r, more...); err != nil {
 			return nil, err
 		}
+		r.Hint = hint(place)
 		r.Age = max(0, time.Duration(age)*time.Microsecond)
 		rows = append(rows, r)
 	}
@@ -421,42 +429,104 @@ func (s *Store) Settle(ctx context.Context, settlements []outbox.Settlement) ([]
 	if s.dialect == MySQL {
 		return s.settleMySQL(ctx, settlements)
 	}
-	var shards, ids []int64
+	var ids []int64
 	for _, t := range settlements {
-		for _, id := range t.IDs {
-			shards, ids = append(shards, int64(t.Shard)), append(ids, id)
-		}
+		ids = append(ids, t.IDs...)
 	}
-	var res sql.Result
+	var removed int
 	var err error
 	if s.dialect == Postgres {
-		// The pairs drive the index; a list of IDs would be looked for in each of the shards.
-		// LIMIT keeps the planner from turning that around: after a vacuum of the empty table it
-		// takes the table for empty until the next one, and would compare each row with each pair.
-		// What the subquery finds stays where it is, since no row is ever updated.
-		//
-		// The commit does not wait for the disk: a server that crashes right then has the last
-		// of these rows again, and they are published twice, as after a crash of the relay.
-		query := "DELETE FROM " + s.message + " m WHERE ctid = ANY (ARRAY(SELECT r.ctid" +
-			" FROM unnest(CAST('" + array(shards) + "' AS integer[]), CAST('" + array(ids) + "' AS bigint[])) AS d (shard, id)" +
-			" CROSS JOIN LATERAL (SELECT f.ctid FROM " + s.message + " f WHERE f.shard = d.shard AND f.id = d.id LIMIT 1) AS r" +
-			" WHERE d.shard IN (" + s.current(settlements) + " FOR SHARE) AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'))"
-		if s.cfg.Archive {
-			query = "WITH gone AS (" + query + " RETURNING m.*) " + s.toArchive("gone")
-		}
-		res, err = s.db.ExecContext(ctx, query)
+		removed, err = s.settlePostgres(ctx, settlements, ids)
 	} else {
-		res, err = s.settleSQLite(ctx, " WHERE id IN ("+join(ids)+") AND shard IN ("+s.current(settlements)+")")
+		removed, err = s.settleSQLite(ctx, " WHERE id IN ("+join(ids)+") AND shard IN ("+s.current(settlements)+")")
 	}
-	if err != nil {
+	if err != nil || removed == len(ids) {
 		return nil, err
-	}
-	if n, err := res.RowsAffected(); err == nil && n == int64(len(ids)) {
-		return nil, nil
 	}
 	// Some rows were not there, or not ours.
 	current, err := s.currentShards(ctx, s.db, settlements, "")
 	return lost(settlements, current), err
+}
+
+// settlePostgres removes rows from where they were read, which takes half of what it takes
+// to find them by the index. No row is ever updated, but rewriting the table moves them; what
+// is not there any more is found by the index, in the same transaction.
+//
+// The commit does not wait for the disk: a server that crashes right then has the last
+// of these rows again, and they are published twice, as after a crash of the relay.
+func (s *Store) settlePostgres(ctx context.Context, settlements []outbox.Settlement, ids []int64) (removed int, err error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	remove := func(where string) error {
+		query := "DELETE FROM " + s.message + " m WHERE " + where + " AND shard + 0 = ANY (ARRAY(" + s.current(settlements) + " FOR SHARE))" +
+			" AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'"
+		if s.cfg.Archive {
+			query = "WITH gone AS (" + query + " RETURNING m.*) " + s.toArchive("gone")
+		}
+		n, err := s.count(tx.ExecContext(ctx, query))
+		removed += n
+		return err
+	}
+	// After a vacuum of the empty table the planner takes it for empty until the next one, and
+	// any way through an index for cheap. The sums leave it none but by the places.
+	if places := places(settlements); places != "" {
+		if err := remove("ctid = ANY ((SELECT CAST('{" + places + "}' AS tid[]))::tid[]) AND id + 0 = ANY (CAST('" + array(ids) + "' AS bigint[]))"); err != nil {
+			return 0, err
+		}
+	}
+	if removed < len(ids) {
+		var shards []int64
+		for _, t := range settlements {
+			shards = append(shards, slices.Repeat([]int64{int64(t.Shard)}, len(t.IDs))...)
+		}
+		// The pairs drive the index; a list of IDs would be looked for in each of the shards.
+		// LIMIT keeps the planner from turning that around, and comparing each row with each pair.
+		if err := remove("ctid = ANY (ARRAY(SELECT r.ctid" +
+			" FROM unnest(CAST('" + array(shards) + "' AS integer[]), CAST('" + array(ids) + "' AS bigint[])) AS d (shard, id)" +
+			" CROSS JOIN LATERAL (SELECT f.ctid FROM " + s.message + " f WHERE f.shard = d.shard AND f.id = d.id LIMIT 1) AS r))"); err != nil {
+			return 0, err
+		}
+	}
+	return removed, tx.Commit()
+}
+
+// hint makes a hint of PostgreSQL's text for the place of a row, "(block,item)". Items count
+// from 1, so no hint is zero.
+func hint(place string) uint64 {
+	block, item, _ := strings.Cut(strings.Trim(place, "()"), ",")
+	b, err := strconv.ParseUint(block, 10, 32)
+	if err != nil {
+		return 0
+	}
+	i, err := strconv.ParseUint(item, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return b<<16 | i
+}
+
+// places is the list of the places that are known, as in an array.
+func places(settlements []outbox.Settlement) string {
+	var b []byte
+	for _, t := range settlements {
+		for _, h := range t.Hints {
+			if h == 0 {
+				continue
+			}
+			if len(b) > 0 {
+				b = append(b, ',')
+			}
+			b = append(b, `"(`...)
+			b = strconv.AppendUint(b, h>>16, 10)
+			b = append(b, ',')
+			b = strconv.AppendUint(b, h&0xffff, 10)
+			b = append(b, `)"`...)
+		}
+	}
+	return string(b)
 }
 
 // toArchive copies rows of from, a table or a query's name with what follows it.
@@ -464,23 +534,22 @@ func (s *Store) toArchive(from string) string {
 	return "INSERT INTO " + s.archive + " (" + columns + ", enqueued, published) SELECT " + columns + ", enqueued, " + s.dialect.Now() + " FROM " + from
 }
 
-func (s *Store) settleSQLite(ctx context.Context, where string) (sql.Result, error) {
+func (s *Store) settleSQLite(ctx context.Context, where string) (removed int, err error) {
 	if !s.cfg.Archive {
-		return s.db.ExecContext(ctx, "DELETE FROM "+s.message+where)
+		return s.count(s.db.ExecContext(ctx, "DELETE FROM "+s.message+where))
 	}
 	tx, err := s.begin(ctx)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer tx.Rollback()
 	if _, err := tx.ExecContext(ctx, s.toArchive(s.message+where)); err != nil {
-		return nil, err
+		return 0, err
 	}
-	res, err := tx.ExecContext(ctx, "DELETE FROM "+s.message+where)
-	if err != nil {
-		return nil, err
+	if removed, err = s.count(tx.ExecContext(ctx, "DELETE FROM "+s.message+where)); err != nil {
+		return 0, err
 	}
-	return res, tx.Commit()
+	return removed, tx.Commit()
 }
 
 // settleMySQL locks the leases, then deletes by primary key. Read committed, because under
@@ -697,16 +766,22 @@ func (s *Store) Discard(ctx context.Context, id, reason string) (int, error) {
 // Prune implements [outbox.Store].
 func (s *Store) Prune(ctx context.Context, age time.Duration) (int, error) {
 	old := s.dialect.Now() + " - " + strconv.FormatInt(age.Microseconds(), 10)
-	n, err := s.count(s.exec(ctx, "DELETE FROM "+s.parked+" WHERE discarded > 0 AND discarded <= "+old))
+	n, err := s.prune(ctx, s.parked, "id", "discarded > 0 AND discarded <= "+old)
 	if err != nil || !s.cfg.Archive {
 		return n, err
 	}
-	first := " WHERE published <= " + old + " ORDER BY published LIMIT " + strconv.Itoa(maxPruned)
+	archived, err := s.prune(ctx, s.archive, "published, id", "published <= "+old)
+	return n + archived, err
+}
+
+// prune deletes rows of a table in parts, in the order of its key.
+func (s *Store) prune(ctx context.Context, table, key, where string) (n int, err error) {
+	first := " WHERE " + where + " ORDER BY " + key + " LIMIT " + strconv.Itoa(maxPruned)
 	if s.dialect != MySQL {
-		first = " WHERE (published, id) IN (SELECT published, id FROM " + s.archive + first + ")"
+		first = " WHERE (" + key + ") IN (SELECT " + key + " FROM " + table + first + ")"
 	}
 	for {
-		part, err := s.count(s.exec(ctx, "DELETE FROM "+s.archive+first))
+		part, err := s.count(s.exec(ctx, "DELETE FROM "+table+first))
 		if n += part; err != nil || part < maxPruned {
 			return n, err
 		}

@@ -96,6 +96,9 @@ func (s *Store) steps() []string {
 		// Version 2: the archive, of which each process says for itself whether it is used. Its
 		// key is the order in which it is pruned, so one index is enough.
 		"CREATE TABLE {p}archive (\n\tid BIGINT NOT NULL," + message + "\n\tpublished BIGINT NOT NULL,\n\tPRIMARY KEY (published, id)\n)" + s.dialect.TableOptions() + ";\n",
+
+		// Version 3: an operator decides by the message's ID.
+		"CREATE INDEX {p}parked_message ON {p}parked (message_id);\n",
 	}
 	replace := []string{"{p}", s.cfg.Prefix + "outbox_", "{shards}", fmt.Sprint(s.cfg.Shards)}
 	for from, to := range types {

@@ -59,6 +59,7 @@ var broken = map[string]struct {
 	"leases last too long": {"a lease that ran out is free", func(s *outboxmem.Store) outbox.Store {
 		return request{s, func(r *outbox.LeaseRequest) { r.TTL = time.Hour }}
 	}},
+	"believes hints": {"Settle removes rows", func(s *outboxmem.Store) outbox.Store { return believer{s} }},
 	"settles nothing": {"Settle removes rows", func(s *outboxmem.Store) outbox.Store {
 		return settler{s, func(*outbox.Settlement) bool { return false }}
 	}},
@@ -146,6 +147,25 @@ type reader struct {
 func (s reader) Read(ctx context.Context, reads []outbox.Read) ([]outbox.Row, error) {
 	rows, err := s.Store.Read(ctx, reads)
 	return s.change(reads, rows), err
+}
+
+type believer struct{ *outboxmem.Store }
+
+func (s believer) Read(ctx context.Context, reads []outbox.Read) ([]outbox.Row, error) {
+	rows, err := s.Store.Read(ctx, reads)
+	for i := range rows {
+		rows[i].Hint = uint64(rows[i].ID)
+	}
+	return rows, err
+}
+
+func (s believer) Settle(ctx context.Context, list []outbox.Settlement) ([]int, error) {
+	for i := range list {
+		for j, h := range list[i].Hints {
+			list[i].IDs[j] = int64(h)
+		}
+	}
+	return s.Store.Settle(ctx, list)
 }
 
 type topicOnly struct{ *outboxmem.Store }

@@ -458,10 +458,22 @@ func (s *suite) settle() {
 	l := s.own("relay")
 	s.put("k", "t", 5)
 	rows := s.read(outbox.Read{Limit: 10})
-	s.settled(outbox.Settlement{Lease: of(l, 0), IDs: []int64{rows[1].ID, rows[3].ID}})
+	s.settled(settlement(of(l, 0), rows[1], rows[3]))
 	s.want("Read after Settle", names(s.read(outbox.Read{Limit: 10})), []string{"m1", "m3", "m5"})
 	s.settled(outbox.Settlement{Lease: of(l, 0), IDs: []int64{rows[1].ID, rows[0].ID}})
 	s.want("Read after settling a row that is gone with one that is not", s.all(), []string{"m3", "m5"})
+
+	// Hints out of date: those of other rows, of a row that is gone, of none, and of one in two places.
+	s.put("k", "t", 4)
+	more := s.read(outbox.Read{Limit: 10})
+	stale := settlement(of(l, 0), more[:4]...)
+	stale.Hints = []uint64{more[4].Hint, rows[0].Hint, 1 << 40, more[3].Hint}
+	s.settled(stale)
+	s.want("Read after Settle with hints out of date", s.all(), []string{"m8", "m9"})
+	none := settlement(of(l, 0), more[4], more[5])
+	none.Hints = nil
+	s.settled(none)
+	s.want("Read after Settle without hints", s.all(), []string{})
 
 	// Many rows of many shards at once.
 	var many []outbox.Row
@@ -473,12 +485,21 @@ func (s *suite) settle() {
 	for n := range s.Store.Shards() {
 		t := outbox.Settlement{Lease: of(l, n)}
 		for _, r := range s.read(outbox.Read{Shard: n, Limit: 1000}) {
-			t.IDs = append(t.IDs, r.ID)
+			t.IDs, t.Hints = append(t.IDs, r.ID), append(t.Hints, r.Hint)
 		}
 		settlements = append(settlements, t)
 	}
 	s.settled(settlements...)
 	s.want("depth after settling everything", must[outbox.Stats](s, "Stats")(s.Store.Stats(s.ctx)).Depth, 0)
+}
+
+// settlement is that of rows as they were read.
+func settlement(l outbox.Lease, rows ...outbox.Row) outbox.Settlement {
+	t := outbox.Settlement{Lease: l}
+	for _, r := range rows {
+		t.IDs, t.Hints = append(t.IDs, r.ID), append(t.Hints, r.Hint)
+	}
+	return t
 }
 
 func (s *suite) fence() {
@@ -488,23 +509,19 @@ func (s *suite) fence() {
 	other := s.Store.Shards() - 1
 	s.commit(outbox.Row{Shard: 0, Message: s.message("", "t")}, outbox.Row{Shard: other, Message: s.message("", "t")})
 	rows := s.read(outbox.Read{Shard: 0, Limit: 1}, outbox.Read{Shard: other, Limit: 1})
-	ids := make(map[int][]int64)
-	for _, r := range rows {
-		ids[r.Shard] = append(ids[r.Shard], r.ID)
-	}
-	lost := must[[]int](s, "Settle")(s.Store.Settle(s.ctx, []outbox.Settlement{{Lease: of(old, 0), IDs: ids[0]}}))
+	lost := must[[]int](s, "Settle")(s.Store.Settle(s.ctx, []outbox.Settlement{settlement(of(old, 0), rows[0])}))
 	s.want("shards lost under the old epoch", lost, []int{0})
 	s.want("Read after it", s.all(), []string{"m1"})
 	if other > 0 {
-		lost = must[[]int](s, "Settle")(s.Store.Settle(s.ctx, []outbox.Settlement{{Lease: of(now, other), IDs: ids[other]}, {Lease: of(old, 0), IDs: ids[0]}}))
+		lost = must[[]int](s, "Settle")(s.Store.Settle(s.ctx, []outbox.Settlement{settlement(of(now, other), rows[1]), settlement(of(old, 0), rows[0])}))
 		s.want("shards lost when one of two is old", lost, []int{0})
 		s.want("Read after it", s.all(), []string{"m1"})
 		s.want("Read of the other shard", len(s.read(outbox.Read{Shard: other, Limit: 1})), 0)
 	}
-	gone := must[bool](s, "Park")(s.Store.Park(s.ctx, of(old, 0), outbox.Parking{ID: ids[0][0], Reason: "no"}))
+	gone := must[bool](s, "Park")(s.Store.Park(s.ctx, of(old, 0), outbox.Parking{ID: rows[0].ID, Reason: "no"}))
 	s.want("Park under the old epoch, lost", gone, true)
 	s.want("Read after it", s.all(), []string{"m1"})
-	s.settled(outbox.Settlement{Lease: of(now, 0), IDs: ids[0]})
+	s.settled(settlement(of(now, 0), rows[0]))
 	s.want("Read after a Settle under the new epoch", s.all(), []string{})
 }
 
