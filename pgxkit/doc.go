@@ -35,6 +35,8 @@
 // process ends before it has sent it, and always where no one calls [Listener.Run]. The
 // relay's polling is the guarantee.
 //
+// A Listener does not wake its own process: see there if that has two outboxes on one store.
+//
 // LISTEN needs a session of its own: give the Listener the server's address, not that of
 // a pooler in transaction mode.
 //

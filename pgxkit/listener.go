@@ -42,6 +42,11 @@ const answer = 5 * time.Second
 // Listener passes wake-ups between processes through PostgreSQL: it is the Notifier of an
 // outbox's Config. It has one connection while somebody is subscribed, and one more
 // from the first Notify on.
+//
+// What is notified through a listener does not come back to its own subscribers: an outbox
+// wakes its own relays by itself, and others that share the listener would look at their tables
+// for nothing. So a process uses one outbox.Outbox for a store. Two, of which one enqueues and the
+// other has the relay, need a listener each, or the relay finds the messages by its polling.
 type Listener struct {
 	conn *pgx.ConnConfig
 	cfg  ListenerConfig
@@ -92,7 +97,7 @@ func NewListener(conn *pgx.ConnConfig, cfg ListenerConfig) (*Listener, error) {
 	}, nil
 }
 
-// Notify implements [outbox.Notifier].
+// Notify implements [outbox.Notifier]: it wakes the subscribers of all other listeners.
 func (l *Listener) Notify() { signal(l.notify) }
 
 // Subscribe implements [outbox.Notifier].
