@@ -347,7 +347,7 @@ func TestStorm(t *testing.T) {
 	drizzle(t, shop.url)
 	before := runtime.NumGoroutine()
 	accepted := weather(t, shop.url, length)
-	verifyWithin(t, check.Files(data), accepted, stormPatience)
+	shop.verifies(check.Files(data), accepted)
 	after, most := 0, before+100
 	deadline := time.Now().Add(stormPatience)
 	for after = runtime.NumGoroutine(); after > most && time.Now().Before(deadline); after = runtime.NumGoroutine() {
@@ -375,7 +375,7 @@ func TestStackStorm(t *testing.T) {
 	}
 	accepted := weather(t, shop.url, length)
 	t.Logf("%d processes were started again", shop.restarts.Load())
-	verifyWithin(t, shop.look, accepted, stormPatience)
+	shop.verifies(shop.look, accepted)
 	if before != nil {
 		shop.recovers(t, before)
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/load"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/reporting"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 	"github.com/dovetail-go/dovetail/messaging"
@@ -79,6 +80,10 @@ func removeStack(t *testing.T, settings map[string]string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = db.Close() }()
+	builds := int64(1)
+	if err := db.QueryRowContext(ctx, "SELECT MAX(build) FROM "+name+"_reporting.builds").Scan(&builds); err != nil {
+		t.Logf("reporting has not begun: %v", err)
+	}
 	for _, service := range assembly.Backends {
 		if _, err := db.ExecContext(ctx, "DROP SCHEMA IF EXISTS "+name+"_"+service+" CASCADE"); err != nil {
 			t.Error(err)
@@ -96,8 +101,10 @@ func removeStack(t *testing.T, settings map[string]string) {
 			}
 		}
 	}
-	if err := broker.Remove(ctx, "reporting.1"); err != nil {
-		t.Error(err)
+	for build := range builds {
+		if err := broker.Remove(ctx, reporting.Reader(build+1).Group); err != nil {
+			t.Error(err)
+		}
 	}
 	conn, err := amqp091.Dial(settings[stack.RabbitMQVar])
 	if err != nil {
@@ -142,7 +149,7 @@ func openStackWith(t *testing.T, instances map[string]int, settings map[string]s
 		Getenv: func(name string) string { return settings[name] },
 		Log:    slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Ready:  func(url string) { ready <- url },
-		Started: func(i stack.Instance) {
+		Started: func(i stack.Instance, _, _ int) {
 			shop.mu.Lock()
 			defer shop.mu.Unlock()
 			if shop.processes[i.Instance].PID != 0 {
@@ -306,7 +313,7 @@ func testKilledStack(t *testing.T, shop *stackShop) {
 		accepted = append(accepted, r.Accepted...)
 	}
 	t.Logf("%d orders accepted, %d processes started again", len(accepted), shop.restarts.Load())
-	verify(t, shop.look, accepted)
+	shop.seenBy(t).verifies(shop.look, accepted)
 }
 
 // testStackConsole is an operator before the shop of many processes: each instance is on the map, one is stopped and

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -116,17 +115,14 @@ type checker struct{ db map[string]*sql.DB }
 
 func newChecker(open func(service string) (*sql.DB, error)) (*checker, error) {
 	c := &checker{db: map[string]*sql.DB{}}
-	names := assembly.Backends
-	for i := 0; i < len(names); i++ {
-		db, err := open(names[i])
+	for _, name := range assembly.Backends {
+		db, err := open(name)
 		if err != nil {
 			c.close()
 			return nil, fmt.Errorf("check: %w", err)
 		}
-		c.db[names[i]] = db
-		if names[i] == "order" && platform.DialectOf(db) == platform.SQLite {
-			names = append(slices.Clip(names), "journal") // the stack's is in its broker
-		}
+		db.SetMaxOpenConns(2) // two records of one service are read side by side
+		c.db[name] = db
 	}
 	return c, nil
 }
@@ -141,17 +137,13 @@ func (c *checker) close() {
 type order struct {
 	id, customer, status string
 	total                int64
-}
-
-// payment is the payment of an order, as payment or its provider knows it.
-type payment struct {
-	order, status string
-	amount        int64
+	confirmed            bool // at some time
 }
 
 func (c *checker) check(ctx context.Context, accepted []string) ([]Invariant, error) {
-	orders, err := collect(ctx, c.db["order"], `SELECT id, customer_id, status, total FROM orders`, func(o *order) []any {
-		return []any{&o.id, &o.customer, &o.status, &o.total}
+	orders, err := collect(ctx, c.db["order"], `SELECT id, customer_id, status, total,
+		EXISTS (SELECT 1 FROM eventsource_event WHERE stream = 'order-' || id AND event_type = 'order.confirmed.v1') FROM orders`, func(o *order) []any {
+		return []any{&o.id, &o.customer, &o.status, &o.total, &o.confirmed}
 	})
 	if err != nil {
 		return nil, err
@@ -292,68 +284,6 @@ func (c *checker) shipments(ctx context.Context, i *Invariant, orders []order) e
 	return nil
 }
 
-func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) {
-	i := Invariant{Number: 2, Name: "captured money is that of the confirmed orders; payment and provider agree, charge by charge"}
-	payments, err := collect(ctx, c.db["payment"], `SELECT order_id, status, amount FROM payments`, scanPayment)
-	if err != nil {
-		return i, err
-	}
-	charges, err := collect(ctx, c.db["provider"], `SELECT key, status, amount FROM charges`, scanPayment)
-	if err != nil {
-		return i, err
-	}
-	ours, theirs := map[string]payment{}, map[string]payment{}
-	for _, p := range payments {
-		ours[p.order] = p
-	}
-	for _, p := range charges {
-		theirs[p.order] = p
-	}
-	var captured, wanted int64
-	known := map[string]bool{}
-	for _, o := range orders {
-		known[o.id] = true
-		p, charge := ours[o.id], theirs[o.id]
-		switch {
-		case o.status == "confirmed", o.status == "dispatched":
-			wanted += o.total
-			if p.status != "captured" || p.amount != o.total || charge.status != "captured" || charge.amount != o.total {
-				i.unsettled("order %s over %d is to be paid; payment: %s %d, provider: %s %d", o.id, o.total, p.status, p.amount, charge.status, charge.amount)
-			}
-		case o.status == "pending":
-		case slices.Contains([]string{"captured", "authorised", "authorising", "voiding"}, p.status), slices.Contains([]string{"captured", "authorised"}, charge.status):
-			i.unsettled("order %s is %s; payment: %s, provider: %s, want the money given back", o.id, o.status, p.status, charge.status)
-		}
-	}
-	for _, p := range payments {
-		if p.status == "captured" {
-			captured += p.amount
-		}
-		if theirs := theirs[p.order]; settled(p.status) && theirs.status != p.status && (theirs.status != "" || p.status != "voided") {
-			i.unsettled("payment of order %s is %s here and %q at the provider", p.order, p.status, theirs.status)
-		}
-	}
-	for _, charge := range charges {
-		if !known[charge.order] {
-			i.unsettled("the provider has a charge for order %s, which does not exist", charge.order)
-		}
-		if p := ours[charge.order]; p.amount != charge.amount && charge.status != "voided" {
-			i.unsettled("order %s: the provider has a charge of %d, payment one of %d", charge.order, charge.amount, p.amount)
-		}
-	}
-	if captured != wanted {
-		i.unsettled("captured %d, confirmed orders are worth %d", captured, wanted)
-	}
-	i.Checked = fmt.Sprintf("%d payments, %d charges, %d captured", len(payments), len(charges), captured)
-	return i, nil
-}
-
-func settled(status string) bool {
-	return slices.Contains([]string{"captured", "voided", "refunded", "declined"}, status)
-}
-
-func scanPayment(p *payment) []any { return []any{&p.order, &p.status, &p.amount} }
-
 type stock struct {
 	product                            string
 	initial, available, reserved, sold int64
@@ -411,44 +341,6 @@ func (c *checker) stock(ctx context.Context, orders []order) (Invariant, error) 
 	return i, nil
 }
 
-type account struct {
-	customer                      string
-	limit, reserved, reservations int64
-}
-
-func (c *checker) credit(ctx context.Context, orders []order) (Invariant, error) {
-	i := Invariant{Number: 4, Name: "credit: what is reserved is that of the orders in flight, within the limit"}
-	rows, err := collect(ctx, c.db["customer"], `SELECT c.id, c.credit_limit, c.credit_reserved,
-		COALESCE((SELECT SUM(r.amount) FROM credit_reservations r WHERE r.customer_id = c.id AND r.status = 'reserved'), 0) FROM customers c`,
-		func(a *account) []any { return []any{&a.customer, &a.limit, &a.reserved, &a.reservations} })
-	if err != nil {
-		return i, err
-	}
-	for _, a := range rows {
-		if a.reserved != a.reservations || a.reserved > a.limit || a.reserved < 0 {
-			i.violated("customer %s: limit %d, reserved %d, reservations %d", a.customer, a.limit, a.reserved, a.reservations)
-		}
-		if a.reserved != 0 {
-			i.unsettled("customer %s: %d are still reserved", a.customer, a.reserved)
-		}
-	}
-	reservations, err := collect(ctx, c.db["customer"], `SELECT order_id, status FROM credit_reservations`, scanState)
-	if err != nil {
-		return i, err
-	}
-	states := map[string]string{}
-	for _, r := range reservations {
-		states[r.order] = r.status
-	}
-	for _, o := range orders {
-		if (o.status == "confirmed" || o.status == "dispatched") && states[o.id] != "settled" || o.status == "rejected" && states[o.id] == "settled" {
-			i.unsettled("order %s is %s, its credit is %q", o.id, o.status, states[o.id])
-		}
-	}
-	i.Checked = fmt.Sprintf("%d customers, %d reservations", len(rows), len(reservations))
-	return i, nil
-}
-
 func (c *checker) mails(ctx context.Context, _ []order) (Invariant, error) {
 	i := Invariant{Number: 5, Name: "one mail per event per customer"}
 	type repeated struct {
@@ -490,191 +382,6 @@ func (c *checker) mails(ctx context.Context, _ []order) (Invariant, error) {
 	}
 	i.Checked = fmt.Sprintf("%d mails to %d customers", total, len(registered))
 	return i, nil
-}
-
-// applied compares what was published with what each group has marked as applied. Marks are kept
-// for days; the look back is shorter.
-func (c *checker) applied(ctx context.Context, _ []order) (Invariant, error) {
-	i := Invariant{Number: 6, Name: "every event published is applied once by every group, those of an order in order"}
-	type event struct{ id, topic string }
-	scan := func(e *event) []any { return []any{&e.id, &e.topic} }
-	since := time.Now().Add(-24 * time.Hour).UnixMicro()
-	var events []event
-	var err error
-	if journal := c.db["journal"]; journal != nil {
-		events, err = collect(ctx, journal, fmt.Sprintf(`SELECT id, topic FROM messages WHERE at > %d`, since), scan)
-	} else {
-		// On servers there is no table of everything; the order service's events are their messages too.
-		events, err = collect(ctx, c.db["order"], fmt.Sprintf(`SELECT event_id, REPLACE(event_type, '.v1', '') FROM eventsource_event WHERE recorded > %d`, since), scan)
-	}
-	if err != nil {
-		return i, err
-	}
-	if err := c.inOrder(ctx, &i, since); err != nil {
-		return i, err
-	}
-	groups := 0
-	for service, listeners := range assembly.Listeners() {
-		type mark struct{ group, id string }
-		marks, err := collect(ctx, c.db[service], `SELECT consumer, id FROM idempotency_inbox UNION ALL SELECT consumer, message_id FROM dead_letters`,
-			func(m *mark) []any { return []any{&m.group, &m.id} })
-		if err != nil {
-			return i, err
-		}
-		marked := map[mark]bool{}
-		for _, m := range marks {
-			marked[m] = true
-		}
-		for _, l := range listeners {
-			groups++
-			for _, e := range events {
-				if slices.Contains(l.Topics, e.topic) && !marked[mark{l.Group, e.id}] {
-					i.unsettled("%s has not applied event %s of %s", l.Group, e.id, e.topic)
-				}
-			}
-		}
-	}
-	i.Checked = fmt.Sprintf("%d events, %d groups", len(events), groups)
-	return i, nil
-}
-
-// inOrder compares the order in which the events of each order were published with that in which they happened. The
-// stack's log is in its broker, where nobody who checks databases looks.
-func (c *checker) inOrder(ctx context.Context, i *Invariant, since int64) error {
-	if c.db["journal"] == nil {
-		return nil
-	}
-	type place struct {
-		id string
-		at int64
-	}
-	published, err := collect(ctx, c.db["journal"], fmt.Sprintf(`SELECT id, position FROM messages WHERE at > %d`, since), func(p *place) []any { return []any{&p.id, &p.at} })
-	if err != nil {
-		return err
-	}
-	places := map[string]int64{}
-	for _, p := range published {
-		places[p.id] = p.at
-	}
-	type event struct{ stream, id string }
-	events, err := collect(ctx, c.db["order"], fmt.Sprintf(`SELECT stream, event_id FROM eventsource_event WHERE recorded > %d ORDER BY stream, version`, since), func(e *event) []any { return []any{&e.stream, &e.id} })
-	if err != nil {
-		return err
-	}
-	last := event{}
-	for _, e := range events {
-		// One that is not there yet is on its way, or too old to be kept.
-		if e.stream == last.stream && places[e.id] != 0 && places[e.id] < places[last.id] {
-			i.violated("%s: event %s was published before event %s, which came first", e.stream, e.id, last.id)
-		}
-		if places[e.id] != 0 {
-			last = e
-		}
-	}
-	return nil
-}
-
-// reporting compares the figures that were read from the stream with the order service's own
-// books, which nobody has told reporting.
-func (c *checker) reporting(ctx context.Context, orders []order) (Invariant, error) {
-	i := Invariant{Number: 7, Name: "reporting has counted what happened, each event once"}
-	type figures struct{ placed, confirmed, dispatched, rejected, cancelled, revenue int64 }
-	scan := func(f *figures) []any {
-		return []any{&f.placed, &f.confirmed, &f.dispatched, &f.rejected, &f.cancelled, &f.revenue}
-	}
-	got, err := collect(ctx, c.db["reporting"], `SELECT COALESCE(SUM(placed), 0), COALESCE(SUM(confirmed), 0), COALESCE(SUM(dispatched), 0),
-		COALESCE(SUM(rejected), 0), COALESCE(SUM(cancelled), 0), COALESCE(SUM(revenue), 0)
-		FROM days WHERE build = (SELECT MAX(build) FROM builds WHERE status = 'serving')`, scan)
-	if err != nil {
-		return i, err
-	}
-	want, err := collect(ctx, c.db["order"], `SELECT COALESCE(SUM(CASE WHEN event_type = 'order.placed.v1' THEN 1 ELSE 0 END), 0), COALESCE(SUM(CASE WHEN event_type = 'order.confirmed.v1' THEN 1 ELSE 0 END), 0),
-		COALESCE(SUM(CASE WHEN event_type = 'order.dispatched.v1' THEN 1 ELSE 0 END), 0), COALESCE(SUM(CASE WHEN event_type = 'order.rejected.v1' THEN 1 ELSE 0 END), 0),
-		COALESCE(SUM(CASE WHEN event_type = 'order.cancelled.v1' THEN 1 ELSE 0 END), 0), 0 FROM eventsource_event`, scan)
-	if err != nil {
-		return i, err
-	}
-	for _, o := range orders {
-		if o.status == "confirmed" || o.status == "dispatched" {
-			want[0].revenue += o.total
-		}
-	}
-	if got[0] != want[0] {
-		i.unsettled("reporting counts %+v, order has %+v", got[0], want[0])
-	}
-	if err := c.sales(ctx, &i, orders); err != nil {
-		return i, err
-	}
-	i.Checked = fmt.Sprintf("%d orders placed, %d in revenue", got[0].placed, got[0].revenue)
-	return i, nil
-}
-
-// sales compares what reporting has counted by day, by product and by order with what order and inventory have.
-func (c *checker) sales(ctx context.Context, i *Invariant, orders []order) error {
-	const serving = ` WHERE build = (SELECT MAX(build) FROM builds WHERE status = 'serving')`
-	type figure struct {
-		of    string
-		count int64
-	}
-	scan := func(f *figure) []any { return []any{&f.of, &f.count} }
-	compare := func(what string, got, want map[string]int64) {
-		for of := range want {
-			if got[of] != want[of] {
-				i.unsettled("reporting counts %d %s of %s, want %d", got[of], what, of, want[of])
-			}
-		}
-		for of, n := range got {
-			if _, ok := want[of]; !ok && n != 0 {
-				i.unsettled("reporting counts %d %s of %s, want none", n, what, of)
-			}
-		}
-	}
-	figures := func(service, query string) (map[string]int64, error) {
-		rows, err := collect(ctx, c.db[service], query, scan)
-		out := map[string]int64{}
-		for _, r := range rows {
-			out[r.of] += r.count
-		}
-		return out, err
-	}
-
-	got, err := figures("reporting", `SELECT day, placed + confirmed + dispatched + rejected + cancelled FROM days`+serving)
-	if err != nil {
-		return err
-	}
-	numbers, err := figures("order", `SELECT CAST(happened / 86400000000000 AS TEXT), COUNT(*) FROM eventsource_event GROUP BY happened / 86400000000000`)
-	if err != nil {
-		return err
-	}
-	want := map[string]int64{}
-	for number, n := range numbers {
-		days, err := strconv.ParseInt(number, 10, 64)
-		if err != nil {
-			return err
-		}
-		want[time.Unix(days*86400, 0).UTC().Format(time.DateOnly)] = n
-	}
-	compare("events", got, want)
-
-	if got, err = figures("reporting", `SELECT product_id, quantity FROM products`+serving); err != nil {
-		return err
-	}
-	if want, err = figures("inventory", `SELECT product_id, sold FROM stock WHERE sold <> 0`); err != nil {
-		return err
-	}
-	compare("sold pieces", got, want)
-
-	if got, err = figures("reporting", `SELECT order_id, 1 FROM sold`+serving); err != nil {
-		return err
-	}
-	want = map[string]int64{}
-	for _, o := range orders {
-		if o.status == "confirmed" || o.status == "dispatched" {
-			want[o.id] = 1
-		}
-	}
-	compare("sales", got, want)
-	return nil
 }
 
 // state is what one service says of an order.

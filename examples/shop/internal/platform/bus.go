@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
@@ -32,6 +33,7 @@ type Broker interface {
 type Bus struct {
 	service string
 	db      *sql.DB
+	log     *slog.Logger
 	outbox  *outbox.Outbox
 	relay   *outbox.Relay
 	// handlers are those of On, by group; atOnce is how many messages each of them has in hand.
@@ -52,7 +54,7 @@ type Bus struct {
 // NewBus creates the tables of outbox, inbox and barrier in the service's database.
 func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	dialect := DialectOf(env.DB)
-	store, err := outboxsql.New(env.DB, dialect, outboxsql.Config{})
+	store, err := outboxsql.New(env.DB, dialect, outboxsql.Config{Archive: true})
 	if err != nil {
 		return nil, err
 	}
@@ -77,11 +79,11 @@ func NewBus(ctx context.Context, env Env) (*Bus, error) {
 	if err := guard.Migrate(ctx, env.DB); err != nil {
 		return nil, err
 	}
-	if err := CreateTables(ctx, env.DB, deadLetterSchema); err != nil {
+	if err := CreateTables(ctx, env.DB, deadLetterSchema+appliedSchema); err != nil {
 		return nil, err
 	}
 	b := &Bus{
-		service: env.Name, db: env.DB, outbox: box, Inbox: inbox, Barrier: guard,
+		service: env.Name, db: env.DB, log: env.Log, outbox: box, Inbox: inbox, Barrier: guard,
 		tracing: env.Tracing(), metrics: newBusMetrics(promkit.NewInbox(inbox)),
 		handlers: map[string]messaging.Handler{}, atOnce: 2,
 	}
@@ -133,7 +135,7 @@ func (b *Bus) Stats(ctx context.Context) (outbox.Stats, error) { return b.outbox
 
 // Run publishes, and forgets what is too old to come again, until ctx ends.
 func (b *Bus) Run(ctx context.Context) error {
-	return RunAll(ctx, b.relay.Run, b.Inbox.Run, func(ctx context.Context) error { return b.Barrier.Run(ctx, b.db) })
+	return RunAll(ctx, b.relay.Run, b.Inbox.Run, func(ctx context.Context) error { return b.Barrier.Run(ctx, b.db) }, b.forget)
 }
 
 // Consumer is a subscription with the handler that serves it.
@@ -150,6 +152,9 @@ func (b *Bus) On(group string, topics []string, apply func(ctx context.Context, 
 	handler := idempotency.Consumer(b.db, b.tracing.Inbox(b.metrics.inbox), func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
 		if err := apply(ctx, tx, d); err != nil {
 			return fmt.Errorf("%s: %s: %w", b.service, d.Message.Type, err)
+		}
+		if err := b.Applied(ctx, tx, d); err != nil {
+			return err
 		}
 		if applied, ok := ctx.Value(appliedKey{}).(*bool); ok {
 			*applied = true

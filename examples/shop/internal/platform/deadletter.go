@@ -115,7 +115,7 @@ func (b *Bus) replay(w http.ResponseWriter, r *http.Request) error {
 	}
 	// The inbox knows if it was applied after all.
 	again := messaging.Chain(handler, messaging.Recover())
-	if err := again.Handle(ctx, &messaging.Delivery{Message: m, Group: group, Attempt: 1, Redelivered: true}); err != nil {
+	if err := again.Handle(context.WithValue(ctx, replayKey{}, true), &messaging.Delivery{Message: m, Group: group, Attempt: 1, Redelivered: true}); err != nil {
 		return &Error{Status: http.StatusConflict, Code: "failed-again", Detail: err.Error()}
 	}
 	if _, err := b.db.ExecContext(ctx, `DELETE FROM dead_letters WHERE consumer = $1 AND message_id = $2`, group, id); err != nil {

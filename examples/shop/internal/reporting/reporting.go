@@ -159,7 +159,10 @@ const batch = 64
 // follow reads the stream from its beginning, or from where it was, and goes on with it.
 func (s *Service) follow(ctx context.Context, b build) error {
 	apply := idempotency.BatchConsumer(s.env.DB, s.bus.Inbox, func(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
-		return s.apply(ctx, tx, b.Build, d)
+		if err := s.apply(ctx, tx, b.Build, d); err != nil {
+			return err
+		}
+		return s.bus.Applied(ctx, tx, d)
 	})
 	handler, err := messaging.Batch(messaging.BatchConfig{Size: batch}, s.env.Tracing().Batch(apply))
 	if err != nil {
@@ -172,10 +175,15 @@ func (s *Service) follow(ctx context.Context, b build) error {
 			}
 		}))
 	}
-	return s.env.Broker.Subscribe(ctx, messaging.Subscription{
-		Group: fmt.Sprintf("reporting.%d", b.Build), Topics: []string{"order.*"}, From: messaging.FromFirst(),
+	return s.env.Broker.Subscribe(ctx, Reader(b.Build), handler)
+}
+
+// Reader is the subscription of a build.
+func Reader(build int64) messaging.Subscription {
+	return messaging.Subscription{
+		Group: fmt.Sprintf("reporting.%d", build), Topics: []string{"order.*"}, From: messaging.FromFirst(),
 		Ordered: true, Concurrency: batch, MaxDeliveries: -1, // a figure that leaves something out is worth nothing
-	}, handler)
+	}
 }
 
 // apply adds one event to the figures of a build.
@@ -345,7 +353,8 @@ func (s *Service) compare(ctx context.Context) error {
 				return err
 			}
 		}
-		return nil
+		_, err := tx.ExecContext(ctx, `DELETE FROM applied WHERE consumer = $1`, Reader(old.Build).Group)
+		return err
 	})
 }
 
