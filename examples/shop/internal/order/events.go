@@ -14,8 +14,8 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 )
 
-// streamPoll is how often a stream looks for news without having been told of any: what another
-// instance does to an order is not told here. StreamKeep is how often it says that it is still there.
+// streamPoll is how often a stream looks for news without having been told of any: word of what another instance does
+// may be lost. StreamKeep is how often it says that it is still there.
 const (
 	streamPoll = 500 * time.Millisecond
 	streamKeep = 15 * time.Second
@@ -44,7 +44,7 @@ func (s *Service) stream(w http.ResponseWriter, r *http.Request, v view) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	control := http.NewResponseController(w)
-	poll, keep := time.NewTicker(streamPoll), time.NewTicker(streamKeep)
+	poll, keep := time.NewTicker(s.poll), time.NewTicker(s.keep)
 	defer poll.Stop()
 	defer keep.Stop()
 
@@ -98,6 +98,13 @@ func (s *Service) stream(w http.ResponseWriter, r *http.Request, v view) error {
 // cancelPrefix and an order's ID name the saga that takes the order back.
 const cancelPrefix = "cancel-"
 
+// tell wakes those who watch the order of a saga, here and at the other instances.
+func (s *Service) tell(sagaID string) {
+	order := strings.TrimPrefix(sagaID, cancelPrefix)
+	s.watchers.tell(order)
+	s.env.News.Tell(order)
+}
+
 // watchers are the streams that want to know at once when something has happened to an order.
 type watchers struct {
 	mu      sync.Mutex
@@ -126,11 +133,11 @@ func (w *watchers) watch(order string) (news <-chan struct{}, stop func()) {
 	}
 }
 
-// tell wakes those who watch the order of a saga.
-func (w *watchers) tell(sagaID string) {
+// tell wakes those who watch an order here.
+func (w *watchers) tell(order string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for ch := range w.byOrder[strings.TrimPrefix(sagaID, cancelPrefix)] {
+	for ch := range w.byOrder[order] {
 		select {
 		case ch <- struct{}{}:
 		default:

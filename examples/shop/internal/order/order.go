@@ -62,11 +62,12 @@ type Service struct {
 	once   func(http.Handler) http.Handler
 	place  *saga.Definition[placeOrder]
 	cancel *saga.Definition[cancelOrder]
-	// watchers are told what this instance does to an order.
-	watchers watchers
-	steps    *promkit.Steps
-	requests *promkit.Requests
-	took     *prometheus.HistogramVec
+	// watchers are told what any instance does to an order. Poll and keep are streamPoll and streamKeep.
+	watchers   watchers
+	poll, keep time.Duration
+	steps      *promkit.Steps
+	requests   *promkit.Requests
+	took       *prometheus.HistogramVec
 }
 
 // Acknowledged payments are what payment has told of them: no part of an order's own history.
@@ -104,7 +105,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{
-		env: env, bus: bus, stock: stockpb.NewStockClient(inventory), steps: promkit.NewSteps(), requests: promkit.NewRequests(),
+		env: env, bus: bus, poll: streamPoll, keep: streamKeep, stock: stockpb.NewStockClient(inventory), steps: promkit.NewSteps(), requests: promkit.NewRequests(),
 		took: platform.Histogram("shop_order_duration_seconds", "Time from the acceptance of an order to its end, by how it ended.", "outcome"),
 	}
 	for _, outcome := range []string{statusConfirmed, statusRejected, statusCancelled} {
@@ -135,11 +136,11 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 			},
 			StepEnd: func(ctx context.Context, e saga.StepEnd) {
 				s.steps.Hook(ctx, e)
-				s.watchers.tell(e.Saga)
+				s.tell(e.Saga)
 			},
 			Ended: func(e saga.Ended) {
 				s.ended(e)
-				s.watchers.tell(e.Saga)
+				s.tell(e.Saga)
 			},
 		}),
 		// A customer waits: what is down is asked again soon after it may be back.
@@ -207,7 +208,7 @@ func (s *Service) Consumers() []platform.Consumer {
 		if err := apply.Handle(ctx, d); err != nil {
 			return err
 		}
-		s.watchers.tell(d.Message.Key)
+		s.tell(d.Message.Key)
 		return nil
 	})
 	return []platform.Consumer{c}
@@ -215,7 +216,7 @@ func (s *Service) Consumers() []platform.Consumer {
 
 // Run implements [platform.Service].
 func (s *Service) Run(ctx context.Context) error {
-	return platform.RunAll(ctx, s.bus.Run, s.engine.Run)
+	return platform.RunAll(ctx, s.bus.Run, s.engine.Run, func(ctx context.Context) error { return s.env.News.Run(ctx, s.watchers.tell) })
 }
 
 // Collectors are what the service shows of its blocks, beside what every service does.

@@ -58,6 +58,8 @@ type Env struct {
 	Quotas func(name string, limit ratelimit.Limit) (Quota, error)
 	// Cache is where answers are kept that all instances share. Nil leaves them to each process.
 	Cache cache.Store
+	// News passes word between the instances of the service. Nil where there is only one.
+	News *News
 	// Lease is how long after the death of a process another takes over its work. Zero leaves it
 	// to each block.
 	Lease time.Duration

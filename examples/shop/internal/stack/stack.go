@@ -141,6 +141,9 @@ func Run(ctx context.Context, p Process) error {
 		if env.Replica != nil {
 			defer func() { _ = env.Replica.Close() }()
 		}
+		if env.News, err = s.news(p.Service, env.DB, log); err != nil {
+			return err
+		}
 	}
 	if withBroker(p.Service) {
 		broker, err := s.broker(ctx, p.Instance, p.Gate, log)
@@ -266,6 +269,18 @@ func (s Settings) replica(service string) (*sql.DB, error) {
 		return nil, fmt.Errorf("%s: %w", ReplicaVar, err)
 	}
 	return db, nil
+}
+
+// news is what the instances of a service tell each other. Nil for services whose people watch nothing live.
+func (s Settings) news(service string, db *sql.DB, log *slog.Logger) (*platform.News, error) {
+	if service != "order" {
+		return nil, nil
+	}
+	news, err := platform.NewNews(db, s.Postgres, s.Schema(service), log)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", PostgresVar, err)
+	}
+	return news, nil
 }
 
 // Look opens a service's schema for reading.
