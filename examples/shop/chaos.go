@@ -49,6 +49,9 @@ It exits with 1 if a fault could not be brought about, or did not end.`,
 			if storm.For < time.Second {
 				return usage(cmd, "--for is %v, want 1s or more", storm.For)
 			}
+			if storm.Patience <= 0 {
+				return usage(cmd, "--patience is %v, want more than 0", storm.Patience)
+			}
 			for _, k := range storm.Kinds {
 				if !slices.Contains(chaos.Names(), k) {
 					return usage(cmd, "--kinds: there is no fault %q, want some of %s", k, strings.Join(chaos.Names(), ","))
@@ -75,6 +78,9 @@ It exits with 1 if a fault could not be brought about, or did not end.`,
 			if storm.URL, err = shopURL(cmd, storm.URL); err != nil {
 				return err
 			}
+			storm.Waiting = func(err error) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the shop at %s, for %v at most: %v\n", storm.URL, storm.Patience, err)
+			}
 			stop := showStorm(cmd, &storm, asJSON)
 			report, err := storm.Rage(cmd.Context())
 			stop()
@@ -94,6 +100,7 @@ It exits with 1 if a fault could not be brought about, or did not end.`,
 	}
 	cmd.Flags().StringVar(&storm.URL, "addr", "http://127.0.0.1:8080", "URL of the shop")
 	cmd.Flags().DurationVar(&storm.For, "for", time.Minute, "how long it goes on")
+	cmd.Flags().DurationVar(&storm.Patience, "patience", time.Minute, "how long to wait for the shop to answer before it begins")
 	cmd.Flags().StringSliceVar(&storm.Kinds, "kinds", nil, "the kinds of faults, separated by commas (default all): "+strings.Join(chaos.Names(), ", "))
 	cmd.Flags().Uint64Var(&storm.Seed, "seed", 0, "what happens and when; the same seed brings the same again (default a random one, which is printed)")
 	cmd.Flags().StringVar(&storm.Email, "operator", "operator@shop.example", "address of the operator's account")

@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -101,11 +102,15 @@ func TestExitCodes(t *testing.T) {
 		{"health --help", 0, "readyz"},
 		{"health --listen nowhere", 2, "host:port"},
 		{"health a b", 2, "at most 1"},
+		{"health till", 2, "inventory"},
 		{"health --listen " + strings.TrimPrefix(nothing, "http://"), 1, "refused"},
 		{"health --listen " + stranger.Listener.Addr().String(), 1, "not ready"},
 
 		{"lambda --help", 0, "Lambda"},
 		{"lambda --nope", 2, "--nope"},
+		{"lambda", 2, "1 arg"},
+		{"lambda till", 2, "inventory"},
+		{"lambda order", 1, stack.PostgresVar},
 
 		{"load --help", 0, "Ctrl-C"},
 		{"load --orders none", 2, "none"},
@@ -127,6 +132,9 @@ func TestExitCodes(t *testing.T) {
 		{"chaos --for 1ms", 2, "1s or more"},
 		{"chaos --operator stranger@shop.example --data " + empty, 2, stack.OperatorPasswordVar},
 		{"chaos --addr shop.example --data " + empty, 2, "URL"},
+		{"chaos --patience 0", 2, "more than 0"},
+		{"chaos --patience 100ms --data " + empty + " --addr " + nothing, 1, "waiting for the shop at " + nothing + ", for 100ms at most"},
+		{"chaos --patience 100ms --data " + empty + " --addr " + stranger.URL, 1, "404"},
 
 		{"doctor --help", 0, `"findings"`},
 		{"doctor --nope", 2, "--nope"},
@@ -136,7 +144,12 @@ func TestExitCodes(t *testing.T) {
 		{"doctor --timeout 2m --listen 127.0.0.1:0 --data " + empty + "/new", 0, "can be made"},
 		{"doctor --listen 127.0.0.1:0 --data " + text, 1, "FAIL  data-folder"},
 
+		{"completion --help", 0, "fish"},
+		{"completion", 2, "1 arg"},
+		{"completion powershell", 0, "Register-ArgumentCompleter"},
 		{"completion bash", 0, "__start_shop"},
+		{"completion nope", 2, "nope"},
+		{"completion bash extra", 2, "1 arg"},
 		{"completion --nope", 2, "--nope"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
@@ -223,6 +236,42 @@ var errNotYet = errorString("not yet")
 type errorString string
 
 func (e errorString) Error() string { return string(e) }
+
+// TestOpenTells reads the line of JSON by which a program learns that the shop is open, and who may sign in.
+func TestOpenTells(t *testing.T) {
+	cmd := exec.Command(buildShop(t), "--json", "--data", t.TempDir(), "--listen", "127.0.0.1:0")
+	cmd.Stderr = t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var open struct {
+		Event, URL string
+		ReadyIn    int64 `json:"ready_in_ms"`
+		Accounts   []struct{ Email, Password, Role string }
+	}
+	err = json.NewDecoder(out).Decode(&open)
+	if err != nil || open.Event != "open" || open.ReadyIn < 1 || len(open.Accounts) != len(embedded.DemoAccounts) {
+		t.Errorf("said %+v (%v), want where it is, after how long, and the demo accounts", open, err)
+	}
+	for _, a := range open.Accounts { // who they say they are
+		if got := (&api{t, open.URL, ""}).as(a.Email, a.Password).account(); got.Role != a.Role {
+			t.Errorf("%s is %q, want %q", a.Email, got.Role, a.Role)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(out); err != nil || len(rest) > 0 {
+		t.Errorf("said %s too (%v), want one line", rest, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v, want exit code 0", err)
+	}
+}
 
 // TestVerbsAgainstAShop runs each command against a shop that is well, and one that is not.
 func TestVerbsAgainstAShop(t *testing.T) {

@@ -13,19 +13,45 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/chaos"
 )
 
+func completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "completion SHELL",
+		Short: "Print what teaches your shell to complete this command",
+		Long: `Completion prints a script for bash, zsh, fish or powershell. Loaded into the shell, it completes commands, flags and what
+follows them: services, faults, files. Bash needs its package bash-completion, zsh "autoload -U compinit; compinit".`,
+		Example: `  source <(shop completion bash)          # in this shell; in ~/.bashrc for all
+  shop completion zsh > "${fpath[1]}/_shop"
+  shop completion fish > ~/.config/fish/completions/shop.fish`,
+		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			root, out := cmd.Root(), cmd.OutOrStdout()
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(out, true)
+			case "zsh":
+				return root.GenZshCompletion(out)
+			case "fish":
+				return root.GenFishCompletion(out, true)
+			}
+			return root.GenPowerShellCompletionWithDesc(out)
+		},
+	}
+}
+
 // complete teaches the shell what can follow: "shop completion --help" says how it is asked.
 func complete(root *cobra.Command) {
 	services := append(slices.Clone(assembly.Backends), assembly.Gateway)
 	for _, cmd := range append(root.Commands(), root) {
 		switch {
-		case cmd.Name() == "run":
+		case slices.Contains([]string{"run", "health", "lambda"}, cmd.Name()):
 			cmd.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 				if len(args) > 0 {
 					return nil, cobra.ShellCompDirectiveNoFileComp
 				}
 				return services, cobra.ShellCompDirectiveNoFileComp
 			}
-		case cmd.ValidArgsFunction == nil:
+		case cmd.ValidArgsFunction == nil && cmd.ValidArgs == nil:
 			cmd.ValidArgsFunction = cobra.NoFileCompletions
 		}
 		for flag, values := range map[string]cobra.CompletionFunc{

@@ -44,8 +44,13 @@ there is TLS: the gateway has its own certificate, or none.`,
 				return err
 			}
 			secure := os.Getenv(stack.TLSCertVar) != ""
-			if len(args) == 1 && args[0] == assembly.Gateway {
-				secure = os.Getenv(stack.PublicTLSCertVar) != ""
+			if len(args) == 1 {
+				if err := stack.CheckService(args[0]); err != nil {
+					return usage(cmd, "%w", err)
+				}
+				if args[0] == assembly.Gateway {
+					secure = os.Getenv(stack.PublicTLSCertVar) != ""
+				}
 			}
 			return health(cmd.Context(), addr, secure, timeout)
 		},

@@ -28,6 +28,9 @@ process that lives, so run shop run SERVICE too for every service with a databas
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			service := args[0]
+			if err := stack.CheckService(service); err != nil {
+				return usage(cmd, "%w", err)
+			}
 			settings, err := stack.Load(service, os.Getenv)
 			if err != nil {
 				return err

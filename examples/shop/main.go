@@ -31,6 +31,11 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 )
 
+// started is when this process began, but for the runtime and the packages before this one.
+var started = time.Now()
+
+func sinceStart() time.Duration { return time.Since(started) }
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := command().ExecuteContext(ctx)
@@ -107,7 +112,8 @@ With --stack the same services run on PostgreSQL, RabbitMQ, Redis and Consul, ea
 
 Every command ends with 0 if all is well, with 1 if something is wrong, and with 2 if it was not understood.
 
-With --json it prints one line of JSON for each thing that happens, as shop up --json does; the log stays on standard error.`,
+With --json it prints one line of JSON once it is open: {"event": "open", "url": "http://...", "ready_in_ms": 700, "accounts": [{"email": ...,
+"password": ..., "role": ...}]}; with --stack those of shop up --json. The log stays on standard error.`,
 		Example: `  shop doctor                            # can it run here?
   shop                                   # then open the printed address
   shop load --orders 2000                # in a second terminal: drive it
@@ -135,7 +141,13 @@ With --json it prints one line of JSON for each thing that happens, as shop up -
 			cfg.Issuer, cfg.TLSCert, cfg.TLSKey = settings.Issuer, settings.PublicTLSCert, settings.PublicTLSKey
 			cfg.Ready = func(url string) { welcome(cmd.OutOrStdout(), url) }
 			if asJSON {
-				cfg.Ready = func(url string) { lines{cmd.OutOrStdout()}.tell(event{Event: "open", URL: url}) }
+				cfg.Ready = func(url string) {
+					open := event{Event: "open", URL: url, ReadyIn: sinceStart().Milliseconds()}
+					for _, a := range embedded.DemoAccounts {
+						open.Accounts = append(open.Accounts, demoAccount{a.Email, a.Password, a.Role})
+					}
+					lines{cmd.OutOrStdout()}.tell(open)
+				}
 			}
 			return embedded.Run(cmd.Context(), cfg)
 		},
@@ -148,14 +160,14 @@ With --json it prints one line of JSON for each thing that happens, as shop up -
 	root.Flags().BoolVar(&asJSON, "json", false, "print what happens as lines of JSON")
 	o.add(root)
 	addLogFlag(root)
-	root.AddCommand(upCommand(), runCommand(), healthCommand(), lambdaCommand(), loadCommand(), checkCommand(), chaosCommand(), doctorCommand())
+	root.AddCommand(upCommand(), runCommand(), healthCommand(), lambdaCommand(), loadCommand(), checkCommand(), chaosCommand(), doctorCommand(), completionCommand())
 	complete(root)
 	strict(root)
 	return root
 }
 
 func welcome(w io.Writer, url string) {
-	fmt.Fprintf(w, "The shop is open: %s\n\nDemo accounts:\n", url)
+	fmt.Fprintf(w, "The shop is open: %s\nIt was ready after %.1f s.\n\nDemo accounts:\n", url, sinceStart().Seconds())
 	for _, a := range embedded.DemoAccounts {
 		fmt.Fprintf(w, "  %-22s %-20s %s\n", a.Email, a.Password, a.Role)
 	}

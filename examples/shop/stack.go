@@ -89,7 +89,7 @@ drains all of them on Ctrl-C. "shop --stack" is the same. make stack installs an
 the settings to shop-data/stack.env; shop doctor --stack says whether all that is needed is there.
 
 With --json it prints a line of JSON for each thing that happens: {"event": "started", "service": "order", "instance": "order-1",
-"addr": "127.0.0.1:1234", "pid": 42} for each process that is up, {"event": "open", "url": "http://..."} once every service answers,
+"addr": "127.0.0.1:1234", "pid": 42} for each process that is up, {"event": "open", "url": "http://...", "ready_in_ms": 4000} once every service answers,
 {"event": "ended", "service": ..., "instance": ..., "error": "...", "again_in_ms": 200} for one that died and is started again, and
 {"event": "closed"} when all are drained. The log stays on standard error.`,
 		Example: `  make stack && shop up --instances order=2,inventory=2,payment=2
@@ -129,8 +129,8 @@ func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logge
 	}
 	err = stack.Up(cmd.Context(), stack.UpConfig{
 		Listen: listen, Instances: o.instances, Getenv: getenv, Env: env, Output: cmd.ErrOrStderr(), Log: log,
-		Started: func(i stack.Instance) {
-			log.Info("started", "service", i.Service, "instance", i.Instance, "addr", i.Addr, "pid", i.PID)
+		Started: func(i stack.Instance, up, all int) {
+			log.Info("started", "service", i.Service, "instance", i.Instance, "addr", i.Addr, "pid", i.PID, "up", fmt.Sprintf("%d of %d", up, all))
 			told.tell(event{Event: "started", Instance: &i})
 		},
 		Ended: func(i stack.Instance, err error, again time.Duration) {
@@ -141,9 +141,10 @@ func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logge
 			told.tell(e)
 		},
 		Ready: func(url string) {
-			told.tell(event{Event: "open", URL: url})
-			fmt.Fprintf(out, "The shop is open: %s\n\nThe passwords of admin@shop.example and operator@shop.example are yours (%s, %s).\nThe interface is described at %s/openapi.yaml. Ctrl-C stops the shop.\n",
-				url, stack.AdminPasswordVar, stack.OperatorPasswordVar, url)
+			took := sinceStart()
+			told.tell(event{Event: "open", URL: url, ReadyIn: took.Milliseconds()})
+			fmt.Fprintf(out, "The shop is open: %s\nIt was ready after %.1f s.\n\nThe passwords of admin@shop.example and operator@shop.example are yours (%s, %s).\nThe interface is described at %s/openapi.yaml. Ctrl-C stops the shop.\n",
+				url, took.Seconds(), stack.AdminPasswordVar, stack.OperatorPasswordVar, url)
 		},
 	})
 	if err == nil {
@@ -156,6 +157,10 @@ func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logge
 type event struct {
 	Event string `json:"event"`
 	URL   string `json:"url,omitempty"`
+	// ReadyIn is how long after the start of this process the shop was open.
+	ReadyIn int64 `json:"ready_in_ms,omitempty"`
+	// Accounts are those of the demo, which only the shop in one process has.
+	Accounts []demoAccount `json:"accounts,omitempty"`
 	*stack.Instance
 	Error   string `json:"error,omitempty"`
 	AgainIn int64  `json:"again_in_ms,omitempty"`
@@ -163,6 +168,13 @@ type event struct {
 
 // lines are told to somebody's program. It is for use by many goroutines as far as w is: a line is one write.
 type lines struct{ w io.Writer }
+
+// demoAccount is one of the embedded shop's.
+type demoAccount struct {
+	Email    string `json:"email"`
+	Password string `json:"password"`
+	Role     string `json:"role"`
+}
 
 func (l lines) tell(what event) { _ = json.NewEncoder(l.w).Encode(what) }
 
@@ -189,7 +201,7 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			service := args[0]
-			if err := stack.CheckInstances(map[string]int{service: 1}); err != nil {
+			if err := stack.CheckService(service); err != nil {
 				return usage(cmd, "%w", err)
 			}
 			settings, err := stack.Load(service, os.Getenv)

@@ -149,7 +149,7 @@ func openStackWith(t *testing.T, instances map[string]int, settings map[string]s
 		Getenv: func(name string) string { return settings[name] },
 		Log:    slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Ready:  func(url string) { ready <- url },
-		Started: func(i stack.Instance) {
+		Started: func(i stack.Instance, _, _ int) {
 			shop.mu.Lock()
 			defer shop.mu.Unlock()
 			if shop.processes[i.Instance].PID != 0 {

@@ -4,6 +4,7 @@
 package chaos
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,10 @@ type Storm struct {
 	Kinds []string
 	// Seed decides what happens and when: the same seed, in a shop with the same instances, is the same storm.
 	Seed uint64
+	// Patience is how long to wait at the very beginning for a shop that does not answer. Zero means a minute.
+	Patience time.Duration
+	// Waiting, if not nil, is called once, with the reason, if the shop does not answer at the very beginning.
+	Waiting func(err error)
 	// Struck, if not nil, is told of each fault when it has begun, or could not.
 	Struck func(Strike)
 }
@@ -158,7 +163,10 @@ func (s Storm) Rage(ctx context.Context) (*StormReport, error) {
 			return nil, fmt.Errorf("there is no fault %q, want some of %s", k, strings.Join(Names(), ", "))
 		}
 	}
-	c := &client{url: s.URL, email: s.Email, passwords: s.Passwords, patience: impatience, http: &http.Client{Timeout: 10 * time.Second}}
+	c := &client{
+		url: s.URL, email: s.Email, passwords: s.Passwords, patience: cmp.Or(s.Patience, impatience), waiting: s.Waiting,
+		http: &http.Client{Timeout: 10 * time.Second},
+	}
 	defer c.http.CloseIdleConnections()
 	if err := c.signIn(ctx); err != nil {
 		return nil, err
@@ -170,7 +178,7 @@ func (s Storm) Rage(ctx context.Context) (*StormReport, error) {
 	if err := c.call(ctx, http.MethodGet, "", nil, &shop); err != nil {
 		return nil, err
 	}
-	c.patience = patience
+	c.patience, c.waiting = patience, nil
 	if len(s.Kinds) > 0 {
 		shop.Kinds = slices.DeleteFunc(shop.Kinds, func(k Kind) bool { return !slices.Contains(s.Kinds, k.Kind) })
 	}
@@ -229,12 +237,19 @@ type client struct {
 	passwords  []string
 	http       *http.Client
 	patience   time.Duration
+	waiting    func(err error) // nil once it was told
 	token      string
 }
 
 // try repeats what brought no answer for as long as the client has patience.
 func (c *client) try(ctx context.Context, fn func(ctx context.Context) error) error {
-	r, err := retry.New(retry.Config{Attempts: -1, Base: 100 * time.Millisecond, Max: time.Second, Elapsed: c.patience, Budget: retry.Unlimited})
+	again := retry.Hooks{Retry: func(r retry.Retrying) {
+		if c.waiting != nil {
+			c.waiting(r.Err)
+			c.waiting = nil
+		}
+	}}
+	r, err := retry.New(retry.Config{Attempts: -1, Base: 100 * time.Millisecond, Max: time.Second, Elapsed: c.patience, Budget: retry.Unlimited, Hooks: again})
 	if err != nil {
 		return err
 	}
@@ -251,6 +266,9 @@ func (c *client) signIn(ctx context.Context) error {
 		if err == nil {
 			c.token = session.Token
 			return nil
+		}
+		if refused := (*platform.Error)(nil); !errors.As(err, &refused) || refused.Status != http.StatusUnauthorized {
+			break // another password is no better
 		}
 	}
 	return fmt.Errorf("sign in as %s: %w", c.email, err)

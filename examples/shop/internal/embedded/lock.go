@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // lock keeps a second shop away from the same data: each would hold the other's messages in
@@ -21,12 +22,21 @@ func lock(data string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("data folder %s: another shop runs on it", data)
+	for tries := 1; ; tries++ {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if tries == looks {
+			_ = f.Close()
+			return nil, fmt.Errorf("data folder %s: another shop runs on it", data)
+		}
+		time.Sleep(10 * time.Millisecond) // it may be one that only looks; see held
 	}
-	return func() { _ = f.Close() }, nil
 }
+
+// looks is how often the lock is tried, against those who hold it for a moment to look at it.
+const looks = 20
 
 // held reports whether a shop runs on the data. It makes nothing, and takes the lock for a moment with others who look.
 func held(data string) (bool, error) {

@@ -262,8 +262,8 @@ func LoadEntrance(getenv func(name string) string) (Settings, error) {
 // Load reads the settings of one service. The error names every variable that is missing or wrong, and what
 // is wanted of it. It never shows a value: many of them are secrets.
 func Load(service string, getenv func(name string) string) (Settings, error) {
-	if service != assembly.Gateway && !slices.Contains(assembly.Backends, service) {
-		return Settings{}, fmt.Errorf("there is no service %q, want one of %s, %s", service, assembly.Gateway, strings.Join(assembly.Backends, ", "))
+	if err := CheckService(service); err != nil {
+		return Settings{}, err
 	}
 	s, err := load(getenv, func(v variable) bool { return v.neededBy != nil && v.neededBy(service) })
 	if s.Consul == "" && s.DiscoveryFile == "" && s.DiscoveryDNS == "" {

@@ -45,8 +45,9 @@ type UpConfig struct {
 	Output io.Writer
 	// Log is nil for slog.Default().
 	Log *slog.Logger
-	// Started, if not nil, is called each time a process has started and says where it listens.
-	Started func(Instance)
+	// Started, if not nil, is called each time a process has started and says where it listens, with how many of all were
+	// up at some time.
+	Started func(i Instance, up, all int)
 	// Ended, if not nil, is called each time a process has ended by itself, with why, and how long it will be until it is
 	// started again. The instance is the one that was started, without an address if it never was up.
 	Ended func(i Instance, err error, again time.Duration)
@@ -126,11 +127,19 @@ func Up(ctx context.Context, cfg UpConfig) error {
 	return u.run(ctx, settings)
 }
 
+// CheckService refuses the name of what is no service.
+func CheckService(name string) error {
+	if !slices.Contains(services(), name) {
+		return fmt.Errorf("there is no service %q, want one of %s", name, strings.Join(services(), ", "))
+	}
+	return nil
+}
+
 // CheckInstances refuses numbers of processes that Up cannot start.
 func CheckInstances(instances map[string]int) error {
 	for service, n := range instances {
-		if !slices.Contains(services(), service) {
-			return fmt.Errorf("instances: there is no service %q, want %s", service, strings.Join(services(), ", "))
+		if err := CheckService(service); err != nil {
+			return fmt.Errorf("instances: %w", err)
 		}
 		if n < 1 || n > 20 {
 			return fmt.Errorf("instances: %s=%d, want 1 to 20", service, n)
@@ -328,9 +337,15 @@ func (u *up) process(ctx context.Context, service, name string) error {
 		}
 		u.mu.Lock()
 		u.states[name].Instance, u.states[name].wasUp = said, true
+		up, all := 0, len(u.states)
+		for _, s := range u.states {
+			if s.wasUp {
+				up++
+			}
+		}
 		u.mu.Unlock()
 		if u.Started != nil {
-			u.Started(said)
+			u.Started(said, up, all)
 		}
 	}
 	return cmd.Wait()
