@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -508,54 +507,65 @@ func TestRunAlone(t *testing.T) {
 		}
 		t.Run(service, func(t *testing.T) { alone(t, service, service+"-7", try) })
 	}
-	replica := replicaOf(t, settings)
 	t.Run("catalog with a replica", func(t *testing.T) {
+		primary, standby := testserver.Postgres(t)
 		alone(t, "catalog", "catalog-8", func(t *testing.T, a *api) {
-			shows(t, a, "p-replica", "Only in the replica")
-			a.want(http.StatusNotFound, a.send("GET", "/products/p-001", nil, nil), nil)
-		}, stack.ReplicaVar+"="+replica)
+			shows(t, a, "p-001", "Dovetail saw, small")
+			testStandby(t, a, primary, standby, settings[stack.NameVar]+"_catalog")
+		}, stack.PostgresVar+"="+primary, stack.ReplicaVar+"="+standby)
 	})
 }
 
-// replicaOf makes what stands for a read replica of catalog's database, and differs from it so that one can tell.
-func replicaOf(t *testing.T, settings map[string]string) (dsn string) {
-	t.Helper()
-	name := settings[stack.NameVar]
-	u, err := url.Parse(settings[stack.PostgresVar])
-	if err != nil {
-		t.Fatal(err)
-	}
-	primary, err := sql.Open("pgx", u.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if _, err := primary.ExecContext(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
-			t.Error(err)
+// testStandby changes the catalogue while its standby stands still: it shows what the standby has, goes on with what
+// it writes, and shows the change when that has arrived.
+func testStandby(t *testing.T, a *api, primary, standby, schema string) {
+	open := func(url string) *sql.DB {
+		db, err := sql.Open("pgx", url)
+		if err != nil {
+			t.Fatal(err)
 		}
-		_ = primary.Close()
-	})
-	if _, err := primary.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
-		t.Fatal(err)
+		t.Cleanup(func() { _ = db.Close() })
+		return db
 	}
-	u.Path = "/" + name
-	db, err := sql.Open("pgx", u.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = db.Close() }()
-	schema := name + "_catalog"
-	for _, statement := range []string{
-		"CREATE SCHEMA " + schema,
-		"CREATE TABLE " + schema + ".listing_1 (id TEXT, name TEXT, category TEXT, price BIGINT)",
-		"CREATE TABLE " + schema + ".availability (product_id TEXT, available BIGINT)",
-		"INSERT INTO " + schema + ".listing_1 VALUES ('p-replica', 'Only in the replica', 'None', 100)",
-	} {
+	writes, reads := open(primary), open(standby)
+	do := func(db *sql.DB, statement string) {
+		t.Helper()
 		if _, err := db.ExecContext(t.Context(), statement); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return u.String()
+	var streams int
+	if err := writes.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM pg_stat_replication WHERE state = 'streaming'").Scan(&streams); err != nil || streams != 1 {
+		t.Fatalf("%d standbys stream (%v), want 1", streams, err)
+	}
+	do(reads, "SELECT pg_wal_replay_pause()")
+	eventually(t, func() error { // it stops at its next record
+		var state string
+		if err := reads.QueryRowContext(t.Context(), "SELECT pg_get_wal_replay_pause_state()").Scan(&state); err != nil || state != "paused" {
+			return fmt.Errorf("replay is %s (%v), want it paused", state, err)
+		}
+		return nil
+	})
+	do(writes, "UPDATE "+schema+".listing_1 SET name = 'Dovetail saw, of today' WHERE id = 'p-001'")
+	name := func() string {
+		t.Helper()
+		var p product
+		a.want(http.StatusOK, a.send("GET", "/products/p-001", nil, nil), &p)
+		return p.Name
+	}
+	if got := name(); got != "Dovetail saw, small" {
+		t.Errorf("the product is called %q, want what the standby has", got)
+	}
+	if got := a.send("GET", "/readyz", nil, nil); got.status != http.StatusOK {
+		t.Errorf("GET /readyz = %d %s, want 200", got.status, got.body)
+	}
+	do(reads, "SELECT pg_wal_replay_resume()")
+	eventually(t, func() error {
+		if got := name(); got != "Dovetail saw, of today" {
+			return fmt.Errorf("the product is called %q, want what the primary has", got)
+		}
+		return nil
+	})
 }
 
 // TestRunSaysWhatIsMissing starts services without what they need.

@@ -3,8 +3,9 @@
 
 //go:build unix
 
-// Package testserver runs servers that speak TLS and nothing else, each for one test: on a free port of 127.0.0.1, with
-// its data in a folder of its own, gone when the test ends.
+// Package testserver runs servers that the shared ones cannot stand for, those that speak TLS and nothing else and a
+// database with a standby, each for one test: on a free port of 127.0.0.1, with its data in a folder of its own, gone
+// when the test ends.
 package testserver
 
 import (
@@ -117,10 +118,14 @@ disable_update_check = true
 	return addr
 }
 
-// need finds a program, or skips the test: fails it where the servers have to be there.
+// need finds a program by its name or by a pattern of its path, or skips the test: fails it where the servers have to
+// be there.
 func need(t testing.TB, service string, programs ...string) string {
 	t.Helper()
 	for _, program := range programs {
+		if found, _ := filepath.Glob(program); filepath.IsAbs(program) && len(found) > 0 {
+			return found[len(found)-1]
+		}
 		if found, err := exec.LookPath(program); err == nil {
 			return found
 		}
@@ -192,10 +197,8 @@ func (s server) copy(t testing.TB, file string) (path string) {
 // start runs a program until the test ends. The channel is closed when it has ended.
 func (s server) start(t testing.TB, program string, env []string, args ...string) (ended <-chan struct{}) {
 	t.Helper()
-	cmd := exec.Command(program, args...) //nolint:noctx // it ends in the clean-up
-	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, t.Output(), t.Output()
-	cmd.Env = append([]string{"HOME=" + s.dir, "LANG=C.UTF-8", "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}, env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.as, Setpgid: true}
+	cmd := s.command(program, env, args...)
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +212,15 @@ func (s server) start(t testing.TB, program string, env []string, args ...string
 		<-end
 	})
 	return end
+}
+
+// command is a program as the server's account runs it, with nothing in its environment that leads to another server.
+func (s server) command(program string, env []string, args ...string) *exec.Cmd {
+	cmd := exec.Command(program, args...) //nolint:noctx // it ends in the clean-up
+	cmd.Dir = s.dir
+	cmd.Env = append([]string{"HOME=" + s.dir, "LANG=C.UTF-8", "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}, env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.as, Setpgid: true}
+	return cmd
 }
 
 // await waits until a server answers, on a machine that may be very busy.
