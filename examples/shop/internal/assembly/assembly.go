@@ -48,7 +48,7 @@ type Config struct {
 func New(ctx context.Context, env platform.Env, cfg Config) (platform.Service, error) {
 	switch env.Name {
 	case Gateway:
-		return gateway.New(env, Backends)
+		return gateway.New(env, Backends, groups())
 	case "provider":
 		return provider.New(ctx, env)
 	case "customer":
@@ -87,6 +87,17 @@ var listeners = map[string][]messaging.Subscription{
 
 // Listeners returns every group by the service whose it is.
 func Listeners() map[string][]messaging.Subscription { return listeners }
+
+// groups returns the names of all groups.
+func groups() (names []string) {
+	for _, subscriptions := range listeners {
+		for _, s := range subscriptions {
+			names = append(names, s.Group)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
 
 // Declare declares all groups of all services.
 func Declare(ctx context.Context, broker messaging.Declarer) error {

@@ -171,3 +171,22 @@ func (l *listing) shows(ctx context.Context, id string) {
 func asShown(e changed) Product {
 	return Product{ID: e.ProductID, Name: e.Name, Category: e.Category, Price: e.Price, Currency: kernel.Currency}
 }
+
+// Readers tell the console how far the listing is.
+func (s *Service) Readers(ctx context.Context) ([]platform.Reader, error) {
+	st, err := s.listing.projector.Stats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := platform.Reader{
+		Stream: "products", Reader: fmt.Sprintf("%s, revision %d", st.ID.Name, st.ID.Revision), Status: "building",
+		Position: int64(st.Cursor), End: int64(st.Head), BehindSeconds: st.Behind.Seconds(),
+	}
+	switch {
+	case st.Parked > 0:
+		r.Status = "stopped"
+	case st.Serves:
+		r.Status = "serving"
+	}
+	return []platform.Reader{r}, nil
+}

@@ -163,7 +163,7 @@ func (s *shop) open(ctx context.Context, front net.Listener) (err error) {
 	if s.stream, err = platform.OpenSQLite(filepath.Join(s.data, "journal.db")); err != nil {
 		return err
 	}
-	if s.broker, err = journal.Open(ctx, s.stream, broker, s.keepDeadLetter); err != nil {
+	if s.broker, err = journal.Open(ctx, s.stream, memory{broker}, s.keepDeadLetter); err != nil {
 		return err
 	}
 	if s.auth, err = platform.NewAuth(s.url, "http://customer/.well-known/jwks.json", s.token, &http.Client{Transport: s.transport, Timeout: 5 * time.Second}); err != nil {
@@ -193,6 +193,23 @@ func (s *shop) open(ctx context.Context, front net.Listener) (err error) {
 		}
 	}
 	return assembly.Declare(ctx, s.broker)
+}
+
+// memory is the broker in memory, with what the console asks of it.
+type memory struct{ *messagingmem.Broker }
+
+// Queues implements [platform.Queues].
+func (m memory) Queues(_ context.Context, groups ...string) ([]platform.Queue, error) {
+	known := map[string]messagingmem.GroupStats{}
+	for _, g := range m.Stats().Groups {
+		known[g.Group] = g
+	}
+	out := make([]platform.Queue, len(groups))
+	for i, group := range groups {
+		g := known[group]
+		out[i] = platform.Queue{Group: group, Waiting: int64(g.Ready + g.Held), InHand: int64(g.InFlight + g.Delayed), Consumers: g.Subscribers}
+	}
+	return out, nil
 }
 
 // callsAtOnce bounds what one service has under way with another.

@@ -59,8 +59,8 @@ var (
 	entryLimit = ratelimit.Limit{Rate: 20, Burst: 600}
 )
 
-// New returns the gateway of the named services.
-func New(env platform.Env, services []string) (*Service, error) {
+// New returns the gateway of the named services, whose consumers are these groups.
+func New(env platform.Env, services, groups []string) (*Service, error) {
 	addresses, err := env.Quota("address", addressLimit)
 	if err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ func New(env platform.Env, services []string) (*Service, error) {
 		return nil, err
 	}
 	exchange, err := newExchange()
-	s := &Service{env: env, services: services, quota: quota, entries: entries, exchange: exchange, shown: shown, guard: guard, catalogue: products, console: newConsole(env, services)}
+	s := &Service{env: env, services: services, quota: quota, entries: entries, exchange: exchange, shown: shown, guard: guard, catalogue: products, console: newConsole(env, services, groups)}
 	if env.Control != nil {
 		s.invariants = newInvariants(env.Control)
 	}
@@ -165,7 +165,7 @@ func (s *Service) Consumers() []platform.Consumer { return nil }
 func (s *Service) Run(ctx context.Context) error {
 	work := []func(context.Context) error{s.catalogue.listen, s.console.run}
 	if s.invariants != nil {
-		work = append(work, s.invariants.run)
+		work = append(work, s.invariants.run, s.console.desk)
 	}
 	return platform.RunAll(ctx, work...)
 }
@@ -323,15 +323,14 @@ func (s *Service) stock(w http.ResponseWriter, r *http.Request) error {
 	}{out.GetProductId(), out.GetAvailable(), out.GetRevision()})
 }
 
-// owner passes a request on to the service that this part of its path names: a consumer is named after its
-// service, and a part of it after a dot.
+// owner passes a request on to the service that this part of its path names, or whose consumer it names.
 func (s *Service) owner(part string) http.Handler {
 	to := map[string]http.Handler{}
 	for _, service := range s.services {
 		to[service] = s.proxy(service, "/ops/api", "/ops")
 	}
 	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
-		service, _, _ := strings.Cut(r.PathValue(part), ".")
+		service := serviceOf(r.PathValue(part))
 		if to[service] == nil {
 			return platform.NotFound(part, r.PathValue(part))
 		}

@@ -68,17 +68,26 @@ func (i *invariants) run(ctx context.Context) error {
 func (i *invariants) check(ctx context.Context) (state invariantState, err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/ops/api/invariants", nil)
+	answer, err := asked(ctx, i.control, "/ops/api/invariants")
 	if err != nil {
 		return state, err
 	}
-	w := &buffered{header: http.Header{}, status: http.StatusOK}
-	i.control.ServeHTTP(w, r)
-	if w.status != http.StatusOK {
-		return state, fmt.Errorf("control says %d", w.status)
-	}
-	err = json.Unmarshal(w.Bytes(), &state)
+	err = json.Unmarshal(answer, &state)
 	return state, err
+}
+
+// asked returns what control answers at a path.
+func asked(ctx context.Context, control http.Handler, path string) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	w := &buffered{header: http.Header{}, status: http.StatusOK}
+	control.ServeHTTP(w, r)
+	if w.status != http.StatusOK {
+		return nil, fmt.Errorf("control says %d", w.status)
+	}
+	return w.Bytes(), nil
 }
 
 // buffered keeps an answer.

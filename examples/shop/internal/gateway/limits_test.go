@@ -24,7 +24,7 @@ import (
 func whole(t *testing.T, o http.RoundTripper) http.Handler {
 	t.Helper()
 	env := platform.Env{Name: "gateway", Instance: "gateway-1", Caller: &platform.Caller{Client: &http.Client{Transport: o}}, Log: slog.New(slog.DiscardHandler)}
-	s, err := New(env, []string{"catalog"})
+	s, err := New(env, []string{"catalog"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestAccessLog(t *testing.T) {
 		Name: "gateway", Caller: &platform.Caller{Client: &http.Client{Transport: &origin{}}},
 		Log: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
-	s, err := New(env, nil)
+	s, err := New(env, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@
 package gateway
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -24,6 +25,7 @@ const (
 	watchedEvery   = time.Second
 	unwatchedEvery = 5 * time.Second
 	remembered     = 300
+	checkedEvery   = 5 * time.Second // a check of the invariants is a look at every database
 	lookBudget     = time.Second
 	streamKeep     = 15 * time.Second
 )
@@ -35,6 +37,8 @@ type sample struct {
 	Services []serviceState `json:"services"`
 	Calls    []callState    `json:"calls"`
 	Flows    []flow         `json:"flows"`
+	Groups   []groupState   `json:"groups"`
+	Readers  []readerState  `json:"readers"`
 	Totals   totals         `json:"totals"`
 }
 
@@ -78,6 +82,28 @@ type flow struct {
 	Messages uint64  `json:"messages"` // since the start
 }
 
+// groupState is how far a group of consumers is behind what it was told.
+type groupState struct {
+	Service string `json:"service"`
+	Group   string `json:"group"`
+	// Known tells that the broker was asked, and has answered. Otherwise Behind is what instances have in hand.
+	Known bool `json:"known"`
+	// Behind is how many messages the group has not finished, those included that it has begun.
+	Behind int64 `json:"behind"`
+	// OldestSeconds is the age of the oldest of them that an instance has begun, or for how long none has been
+	// finished, if that is longer: nobody knows the age of what nobody takes.
+	OldestSeconds float64 `json:"oldest_seconds"`
+	// DelaySeconds is the time from the last event to the commit of what was made of it, the longest of all instances.
+	DelaySeconds float64 `json:"delay_seconds"`
+	Consumers    int     `json:"consumers"`
+}
+
+// readerState is how far a reader of a service is in a stream of events.
+type readerState struct {
+	Service string `json:"service"`
+	platform.Reader
+}
+
 // totals are what the charts show.
 type totals struct {
 	rate                  // of the gateway
@@ -85,6 +111,8 @@ type totals struct {
 	Confirmed     float64 `json:"confirmed"`
 	OutboxSeconds float64 `json:"outbox_seconds"` // the age of the oldest message that waits anywhere
 	OutboxWaiting int64   `json:"outbox_waiting"`
+	Behind        int64   `json:"behind"`         // of all groups together
+	BehindSeconds float64 `json:"behind_seconds"` // the age of the oldest
 	Parked        int64   `json:"parked"`
 	DeadLetters   int64   `json:"dead_letters"`
 	Sagas         float64 `json:"sagas"` // under way
@@ -97,19 +125,50 @@ type moment struct {
 	Totals totals    `json:"totals"`
 }
 
-// console asks every instance of every service what it has done, once for all who watch.
+// console asks every instance of every service what it has done, the broker what waits, and whoever controls the shop
+// what goes on there: once for all who watch.
 type console struct {
 	caller   *platform.Caller
+	queues   platform.Queues // nil if the broker cannot tell
 	services []string
+	groups   []string
+	control  http.Handler // nil if nobody controls the whole shop
 
 	mu       sync.Mutex
 	past     []moment
 	last     sample
-	watchers map[chan struct{}]bool // each has something in it when there is a new sample
+	told     map[string]news        // the newest of each kind, by name
+	n        uint64                 // of the last news
+	watchers map[chan struct{}]bool // each has something in it when there is news
 	begun    chan struct{}          // has something in it when the first watcher came
 
-	before map[string]seen // by instance; the goroutine of run has it alone
+	// The goroutine of run has these alone.
+	before map[string]seen // by instance
 	looked time.Time
+	stands map[string]stand // by group
+}
+
+// news is what watchers are told of one kind.
+type news struct {
+	n    uint64
+	data []byte // JSON, on one line
+}
+
+// The kinds of news, in the order in which they are told.
+const (
+	kindTraffic    = "traffic"
+	kindChanged    = "changed" // what is not in the stream may be another than it was
+	kindFaults     = "faults"
+	kindLoad       = "load"
+	kindInvariants = "invariants"
+)
+
+var kinds = []string{kindTraffic, kindChanged, kindFaults, kindLoad, kindInvariants}
+
+// stand is since when a group that has something to do has finished nothing.
+type stand struct {
+	handled uint64
+	since   time.Time
 }
 
 // seen is what an instance said when it last answered.
@@ -118,10 +177,11 @@ type seen struct {
 	at time.Time
 }
 
-func newConsole(env platform.Env, services []string) *console {
+func newConsole(env platform.Env, services, groups []string) *console {
+	queues, _ := env.Broker.(platform.Queues)
 	return &console{
-		caller: env.Caller, services: append([]string{env.Name}, services...),
-		watchers: map[chan struct{}]bool{}, begun: make(chan struct{}, 1), before: map[string]seen{},
+		caller: env.Caller, queues: queues, services: append([]string{env.Name}, services...), groups: groups, control: env.Control,
+		told: map[string]news{}, watchers: map[chan struct{}]bool{}, begun: make(chan struct{}, 1), before: map[string]seen{}, stands: map[string]stand{},
 	}
 }
 
@@ -152,11 +212,39 @@ func (c *console) run(ctx context.Context) error {
 func (c *console) publish(s sample) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	changed := s.busy() || c.last.busy() || s.differs(c.last)
 	c.last = s
 	c.past = append(c.past, moment{s.At, s.Totals})
 	if over := len(c.past) - remembered; over > 0 {
 		c.past = append(c.past[:0], c.past[over:]...)
 	}
+	c.tell(kindTraffic, s)
+	if changed {
+		c.tell(kindChanged, map[string]time.Time{"at": s.At})
+	}
+}
+
+// busy tells that something is under way: whatever shows it may be another the next time.
+func (s sample) busy() bool {
+	return s.Totals.Sagas > s.Totals.Stuck || s.Totals.OutboxWaiting > 0 || s.Totals.Behind > 0 ||
+		slices.ContainsFunc(s.Flows, func(f flow) bool { return f.Rate > 0 || f.Failed > 0 }) ||
+		slices.ContainsFunc(s.Readers, func(r readerState) bool { return r.Status == "building" })
+}
+
+// differs tells that something was decided or given up since another sample.
+func (s sample) differs(o sample) bool {
+	a, b := s.Totals, o.Totals
+	return a.Sagas != b.Sagas || a.Stuck != b.Stuck || a.Parked != b.Parked || a.DeadLetters != b.DeadLetters
+}
+
+// tell has watchers told of what is new. The console is locked.
+func (c *console) tell(kind string, v any) {
+	data, err := json.Marshal(v)
+	if err != nil || bytes.Equal(data, c.told[kind].data) {
+		return
+	}
+	c.n++
+	c.told[kind] = news{c.n, data}
 	for w := range c.watchers {
 		select {
 		case w <- struct{}{}:
@@ -181,11 +269,66 @@ func (c *console) watch() (news chan struct{}, stop func()) {
 	}
 }
 
-// latest returns the last sample and what the charts show of those before.
-func (c *console) latest() (sample, []moment) {
+// since returns the news of a kind that are newer than number n.
+func (c *console) since(kind string, n uint64) (news, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.last, slices.Clone(c.past)
+	told := c.told[kind]
+	return told, told.n > n
+}
+
+// desk asks, while somebody watches, what goes on where the whole shop is controlled, until ctx ends.
+func (c *console) desk(ctx context.Context) error {
+	return platform.RunAll(ctx,
+		func(ctx context.Context) error { return c.relay(ctx, kindFaults, "/ops/api/chaos", watchedEvery) },
+		func(ctx context.Context) error { return c.relay(ctx, kindLoad, "/ops/api/load", watchedEvery) },
+		func(ctx context.Context) error {
+			return c.relay(ctx, kindInvariants, "/ops/api/invariants", checkedEvery)
+		},
+	)
+}
+
+// relay tells watchers what control says at a path. What it does not say they hear the next time.
+func (c *console) relay(ctx context.Context, kind, path string, every time.Duration) error {
+	for {
+		c.mu.Lock()
+		watched := len(c.watchers) > 0
+		if !watched {
+			delete(c.told, kind) // who comes next is not told what was
+		}
+		c.mu.Unlock()
+		pause := watchedEvery
+		if watched {
+			pause = every
+			asking, cancel := context.WithTimeout(ctx, checkTimeout)
+			answer, err := asked(asking, c.control, path)
+			cancel()
+			if err == nil {
+				c.mu.Lock()
+				c.tell(kind, json.RawMessage(answer))
+				c.mu.Unlock()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// latest returns the last sample.
+func (c *console) latest() sample {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last
+}
+
+// pastNow returns what the charts show of the past, and the number of the last news.
+func (c *console) pastNow() ([]moment, uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.past), c.n
 }
 
 // ownName is what an instance calls itself, in the name by which it is found: shops that share a registry put their own
@@ -236,15 +379,81 @@ func (c *console) look(ctx context.Context) sample {
 			}
 		})
 	}
+	var queues []platform.Queue // none if the broker cannot tell, or does not answer
+	if c.queues != nil && len(c.groups) > 0 {
+		asking.Go(func() { queues, _ = c.queues.Queues(ctx, c.groups...) })
+	}
 	asking.Wait()
 	now := time.Now().UTC()
-	s := sample{At: now, Seconds: watchedEvery.Seconds(), Services: []serviceState{}, Calls: []callState{}, Flows: []flow{}}
+	s := sample{
+		At: now, Seconds: watchedEvery.Seconds(), Services: []serviceState{}, Calls: []callState{}, Flows: []flow{}, Groups: []groupState{}, Readers: []readerState{},
+	}
 	if !c.looked.IsZero() {
 		s.Seconds = max(now.Sub(c.looked).Seconds(), 0.001)
 	}
 	c.looked = now
 	c.sum(&s, answers)
+	c.behind(&s, answers, queues)
 	return s
+}
+
+// behind puts together how far the groups are behind, and the readers of streams.
+func (c *console) behind(s *sample, answers []*answer, queues []platform.Queue) {
+	groups := map[string]*groupState{}
+	for _, name := range c.groups {
+		groups[name] = &groupState{Service: serviceOf(name), Group: name}
+	}
+	readers := map[string][]platform.Reader{}
+	for _, a := range answers {
+		if a.traffic == nil {
+			continue
+		}
+		readers[a.service] = a.traffic.Readers
+		for _, in := range a.traffic.Groups {
+			g := groups[in.Group]
+			if g == nil { // it reads a stream
+				continue
+			}
+			g.Behind += in.InHand
+			g.OldestSeconds = max(g.OldestSeconds, in.OldestSeconds)
+			g.DelaySeconds = max(g.DelaySeconds, in.DelaySeconds)
+		}
+	}
+	for _, q := range queues {
+		if g := groups[q.Group]; g != nil {
+			g.Known, g.Behind, g.Consumers = true, q.Waiting+max(q.InHand, g.Behind), q.Consumers
+		}
+	}
+	handled := map[string]uint64{}
+	for _, f := range s.Flows {
+		handled[f.Group] += f.Messages
+	}
+	for _, name := range c.groups {
+		g := groups[name]
+		stood, standing := c.stands[name]
+		switch {
+		case g.Behind == 0:
+			delete(c.stands, name)
+		case !standing || stood.handled != handled[name]:
+			c.stands[name] = stand{handled[name], s.At}
+		default:
+			g.OldestSeconds = max(g.OldestSeconds, s.At.Sub(stood.since).Seconds())
+		}
+		s.Totals.Behind += g.Behind
+		s.Totals.BehindSeconds = max(s.Totals.BehindSeconds, g.OldestSeconds)
+		s.Groups = append(s.Groups, *g)
+	}
+	for _, service := range c.services {
+		for _, r := range readers[service] {
+			s.Readers = append(s.Readers, readerState{service, r})
+		}
+	}
+}
+
+// serviceOf is whose a group is: it is named after its service, and a part of it after a dot.
+func serviceOf(group string) string {
+	service, _, _ := strings.Cut(group, ".")
+	return service
 }
 
 // sum puts the answers together: what each instance has done since it answered before. One that does not answer is
@@ -414,12 +623,12 @@ func worse(a, b platform.BreakerState) platform.BreakerState {
 
 // now answers with the last sample.
 func (c *console) now(w http.ResponseWriter, _ *http.Request) error {
-	s, _ := c.latest()
 	w.Header().Set("Cache-Control", "no-store")
-	return platform.WriteJSON(w, http.StatusOK, s)
+	return platform.WriteJSON(w, http.StatusOK, c.latest())
 }
 
-// live streams the samples to one who watches: first what the charts show of the past, then each as it comes.
+// live streams what is new to one who watches: first what the charts show of the past, then the newest of each kind,
+// then each as it comes. Who reads too slowly misses what was replaced meanwhile, and nothing else.
 func (c *console) live(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
@@ -430,11 +639,23 @@ func (c *console) live(w http.ResponseWriter, r *http.Request) error {
 	defer keep.Stop()
 
 	// The stream has begun: from here on its end is the only answer left.
-	s, past := c.latest()
-	if send(w, "past", past) != nil || send(w, "traffic", s) != nil || control.Flush() != nil {
+	past, last := c.pastNow()
+	if send(w, "past", past) != nil {
 		return nil
 	}
+	heard := map[string]uint64{kindChanged: last} // the page that opens has just looked
 	for {
+		for _, kind := range kinds {
+			if told, ok := c.since(kind, heard[kind]); ok {
+				heard[kind] = told.n
+				if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", kind, told.data); err != nil {
+					return nil
+				}
+			}
+		}
+		if control.Flush() != nil {
+			return nil
+		}
 		select {
 		case <-r.Context().Done():
 			return nil
@@ -445,13 +666,6 @@ func (c *console) live(w http.ResponseWriter, r *http.Request) error {
 				return nil
 			}
 		case <-news:
-			s, _ := c.latest()
-			if send(w, "traffic", s) != nil {
-				return nil
-			}
-		}
-		if control.Flush() != nil {
-			return nil
 		}
 	}
 }

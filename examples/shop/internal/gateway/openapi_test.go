@@ -35,7 +35,7 @@ func TestDescriptionHasEveryRouteAndNoOther(t *testing.T) {
 			described = append(described, method+" "+path)
 		}
 	}
-	s, err := New(platform.Env{Log: slog.Default(), Caller: &platform.Caller{Client: &http.Client{Transport: http.DefaultTransport}}}, nil)
+	s, err := New(platform.Env{Log: slog.Default(), Caller: &platform.Caller{Client: &http.Client{Transport: http.DefaultTransport}}}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

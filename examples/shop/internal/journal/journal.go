@@ -213,6 +213,14 @@ func (l *Log) read(ctx context.Context, s messaging.Subscription, h messaging.Ha
 	return last - from, err
 }
 
+// Queues implements [platform.Queues] where the next broker does. Groups that read the log have no queue.
+func (l *Log) Queues(ctx context.Context, groups ...string) ([]platform.Queue, error) {
+	if q, ok := l.next.(platform.Queues); ok {
+		return q.Queues(ctx, groups...)
+	}
+	return nil, errors.ErrUnsupported
+}
+
 func matches(s messaging.Subscription, topic string) bool {
 	for _, pattern := range s.Topics {
 		if messaging.Match(pattern, topic) {

@@ -128,19 +128,27 @@ func (b *Bus) collectors() []prometheus.Collector {
 
 // Delayed counts an event that a consumer has just dealt with.
 func (b *Bus) Delayed(consumer string, m *messaging.Message) {
-	b.metrics.delays.WithLabelValues(consumer).Observe(max(time.Since(m.Time), 0).Seconds())
+	delay := max(time.Since(m.Time), 0)
+	b.metrics.delays.WithLabelValues(consumer).Observe(delay.Seconds())
+	b.hands.delayed(consumer, delay)
 	b.consumed.add(m.Topic, consumer, false)
 }
 
 // watched is the handler of a consumer, timed and counted by what becomes of the message.
 func (b *Bus) watched(c Consumer) messaging.Handler {
-	settled := b.metrics.messages.Hooks().Settled
-	return messaging.Chain(c.Handler, messaging.Observe(func(ctx context.Context, h messaging.Handled) {
+	settled, group := b.metrics.messages.Hooks().Settled, c.Subscription.Group
+	handler := messaging.Chain(c.Handler, messaging.Observe(func(ctx context.Context, h messaging.Handled) {
 		if h.Err != nil {
-			b.consumed.add(h.Delivery.Message.Topic, c.Subscription.Group, true)
+			b.consumed.add(h.Delivery.Message.Topic, group, true)
 		}
-		settled(messaging.Settled{Delivery: h.Delivery, Decision: messaging.Decide(ctx, h.Err, h.Delivery.Attempt, c.Subscription), Took: h.Took})
+		decision := messaging.Decide(ctx, h.Err, h.Delivery.Attempt, c.Subscription)
+		b.hands.settle(group, h.Delivery.Message, decision)
+		settled(messaging.Settled{Delivery: h.Delivery, Decision: decision, Took: h.Took})
 	}))
+	return messaging.HandlerFunc(func(ctx context.Context, d *messaging.Delivery) error {
+		b.hands.take(group, d.Message)
+		return handler.Handle(ctx, d)
+	})
 }
 
 // deadLetterCollector counts the dead letters of each consumer.

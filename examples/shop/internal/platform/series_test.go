@@ -140,7 +140,7 @@ func TestSeriesOfTheGatewayStayBounded(t *testing.T) {
 		Name: "gateway", Instance: "gateway-1", Auth: auth, Log: slog.New(slog.DiscardHandler),
 		Caller: &platform.Caller{Client: &http.Client{Transport: guarded}, Guards: guarded, Token: "service-token"},
 	}
-	service, err := gateway.New(env, []string{"customer", "order", "catalog", "notification"})
+	service, err := gateway.New(env, []string{"customer", "order", "catalog", "notification"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

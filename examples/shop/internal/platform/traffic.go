@@ -32,6 +32,10 @@ type Traffic struct {
 	// Published and Consumed count messages by topic, Consumed by group too.
 	Published []Messages `json:"published"`
 	Consumed  []Messages `json:"consumed"`
+	// Groups are the service's consumers.
+	Groups []GroupState `json:"groups"`
+	// Readers read streams of events. All instances tell of the same.
+	Readers []Reader `json:"readers,omitempty"`
 	// Outbox is nil for a service that says nothing.
 	Outbox *OutboxState `json:"outbox,omitempty"`
 	// Gauges are what the service has to say of itself by name, such as how many sagas are under way.
@@ -234,10 +238,19 @@ func showTraffic(mux *http.ServeMux, requests *tallies, env Env, s Service) {
 	mux.Handle("GET /ops/traffic", env.Auth.Require(Handle(func(w http.ResponseWriter, r *http.Request) error {
 		t := Traffic{
 			Service: env.Name, Instance: env.Instance, Started: started,
-			Requests: requests.get(""), Calls: env.Caller.traffic(), Published: []Messages{}, Consumed: []Messages{},
+			Requests: requests.get(""), Calls: env.Caller.traffic(), Published: []Messages{}, Consumed: []Messages{}, Groups: []GroupState{},
 		}
 		if bus := busOf(s); bus != nil {
 			t.Published, t.Consumed, t.Outbox = bus.published.list(), bus.consumed.list(), bus.state(r.Context())
+			t.Groups = bus.groups()
+		}
+		if reads, ok := s.(interface {
+			Readers(ctx context.Context) ([]Reader, error)
+		}); ok {
+			var err error
+			if t.Readers, err = reads.Readers(r.Context()); err != nil {
+				return err
+			}
 		}
 		if gauges, ok := s.(interface {
 			Gauges(ctx context.Context) (map[string]float64, error)

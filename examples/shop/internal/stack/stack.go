@@ -151,7 +151,7 @@ func Run(ctx context.Context, p Process) error {
 			return err
 		}
 		defer func() { _ = broker.Close() }()
-		env.Broker = p.Gate.Broker(broker, false)
+		env.Broker = p.Gate.Broker(rabbit{broker}, false)
 		env.Collectors = append(env.Collectors, promkit.Client("rabbitmq", func() promkit.ClientStats {
 			s := broker.Stats()
 			return promkit.ClientStats{
@@ -310,6 +310,19 @@ func (s Settings) broker(ctx context.Context, instance string, gate *platform.Ga
 		return nil, fmt.Errorf("%s: %w", RabbitMQVar, err)
 	}
 	return client, nil
+}
+
+// rabbit is RabbitMQ, with what the console asks of it.
+type rabbit struct{ *rabbitkit.Client }
+
+// Queues implements [platform.Queues]: the broker does not say what is in hand, the instances do.
+func (r rabbit) Queues(ctx context.Context, groups ...string) ([]platform.Queue, error) {
+	backlogs, err := r.Backlog(ctx, groups...)
+	out := make([]platform.Queue, len(backlogs))
+	for i, b := range backlogs {
+		out[i] = platform.Queue{Group: b.Group, Waiting: int64(b.Waiting), Consumers: b.Subscribers}
+	}
+	return out, err
 }
 
 // redisOptions are those of the variable, with the authorities of our servers.

@@ -16,7 +16,7 @@ const plans = [
   { title: 'Orders', unit: perSecond, series: [['placed', 'b', (t) => t.placed], ['confirmed', 'a', (t) => t.confirmed]] },
   { title: 'Sagas under way', unit: figure, series: [['running', 'a', (t) => t.sagas], ['stuck', 'bad', (t) => t.stuck]] },
   { title: 'Oldest in an outbox', unit: seconds, series: [['age', 'a', (t) => t.outbox_seconds]] },
-  { title: 'Messages that wait', unit: figure, series: [['outboxes', 'b', (t) => t.outbox_waiting], ['dead', 'bad', (t) => t.dead_letters]] },
+  { title: 'Messages that wait', unit: figure, series: [['outboxes', 'b', (t) => t.outbox_waiting], ['queues', 'a', (t) => t.behind], ['dead', 'bad', (t) => t.dead_letters]] },
 ];
 
 export class Charts {

@@ -1,9 +1,10 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What the operators' pages have in common: they look again and again, and decide with a reason.
+// What the operators' pages have in common: who may see them, what is wrong, lists that are written anew, and decisions with
+// a reason.
 
-import { Problem, api, wait } from './api.js';
+import { Problem, api } from './api.js';
 import { $, set } from './dom.js';
 import { clearProblem, submitting } from './fields.js';
 import { sentence } from './format.js';
@@ -39,34 +40,6 @@ export function trouble(what) {
   const text = what instanceof Problem ? sentence(what.message) : what;
   set($('connection'), text);
   $('connection').hidden = !text;
-}
-
-// every looks at once and then again and again while the page can be seen. A look that fails says so; one that
-// is not allowed is the last. The returned function looks now.
-export function every(milliseconds, look) {
-  let wake = () => {};
-  const now = () => wake();
-  (async () => {
-    let failing = false;
-    for (;;) {
-      if (!document.hidden) {
-        try {
-          await look();
-          if (failing) trouble('');
-          failing = false;
-        } catch (err) {
-          if (!(err instanceof Problem)) throw err;
-          failing = true;
-          trouble(err);
-          if (err.status === 403 || err.status === 404) return;
-        }
-      }
-      const early = new AbortController();
-      wake = () => early.abort();
-      await wait(milliseconds, early.signal);
-    }
-  })();
-  return now;
 }
 
 // fill replaces the items only if they differ, so that a selection or the focus survives the next look.

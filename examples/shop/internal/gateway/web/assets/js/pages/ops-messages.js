@@ -7,18 +7,63 @@ import { Problem, api } from '../api.js';
 import { $, part, set, stamp } from '../dom.js';
 import { sentence, when, whole } from '../format.js';
 import { frame, say } from '../frame.js';
-import { decide, every, fill, operators, trouble } from '../operator.js';
+import { hear, keep, listen } from '../live.js';
+import { decide, fill, operators, trouble } from '../operator.js';
 import { clock, figure, span } from '../units.js';
 
-async function waiting() {
-  const [traffic, dead, parked] = await Promise.all([api('GET', '/ops/api/traffic'), api('GET', '/ops/api/dead-letters'), api('GET', '/ops/api/parked')]);
-  fill($('boxes'), (traffic.services ?? []).filter((s) => s.outbox), ({ service, outbox }) => stamp('box-row', {
+// tables shows what the stream brings.
+function tables({ services, flows, groups, readers }) {
+  if (!services) return; // nobody has looked yet
+  fill($('boxes'), services.filter((s) => s.outbox), ({ service, outbox }) => stamp('box-row', {
     service, waiting: whole(outbox.waiting), oldest: span(outbox.oldest_seconds), parked: whole(outbox.parked), dead: whole(outbox.dead_letters),
   }));
-  const flows = (traffic.flows ?? []).toSorted((a, b) => a.topic.localeCompare(b.topic) || Number(Boolean(a.group)) - Number(Boolean(b.group)) || a.service.localeCompare(b.service));
-  fill($('flows'), flows, (f) => stamp('flow-row', {
+  fill($('groups'), groups, (g) => {
+    const row = stamp('group-row', {
+      group: g.group, service: g.service, behind: whole(g.behind) + (g.known ? '' : ' or more'), oldest: g.behind ? span(g.oldest_seconds) : '–', delay: span(g.delay_seconds),
+      consumers: g.known ? whole(g.consumers) : '–',
+    });
+    row.dataset.state = g.known && g.consumers === 0 ? 'nobody' : g.behind > 0 && g.oldest_seconds > stuck ? 'behind' : 'well';
+    return row;
+  });
+  fill($('readers'), readers, (r) => {
+    const row = stamp('reader-row', {
+      stream: `${r.stream} (${r.service})`, reader: r.reader, status: r.status, position: r.position < 0 ? '–' : whole(r.position) + (r.end ? ` of ${whole(r.end)}` : ''),
+      applied: r.applied ? whole(r.applied) : '–', behind: behind(r, readers), note: r.note ? sentence(`differs: ${r.note}`) : '',
+    });
+    part(row, 'status').dataset.status = r.status;
+    return row;
+  });
+  $('rebuild').disabled = !readers.some((r) => r.service === 'reporting') || readers.some((r) => r.service === 'reporting' && r.status === 'building');
+  const sorted = flows.toSorted((a, b) => a.topic.localeCompare(b.topic) || Number(Boolean(a.group)) - Number(Boolean(b.group)) || a.service.localeCompare(b.service));
+  fill($('flows'), sorted, (f) => stamp('flow-row', {
     topic: f.topic, service: f.service, does: f.group ? `hears, as ${f.group}` : 'says', rate: figure(f.rate), failed: f.group ? figure(f.failed) : '–', messages: whole(f.messages),
   }));
+  ready();
+}
+
+const stuck = 10; // seconds after which what waits catches the eye
+
+// behind says how far a reader is behind: in events or time, or behind the one that serves.
+function behind({ service, status, position, end, applied, behind_seconds: seconds }, readers) {
+  if (end) return seconds ? `${whole(end - position)}, ${span(seconds)}` : 'nothing';
+  const serves = readers.find((r) => r.service === service && r.status === 'serving');
+  return status === 'building' && serves ? `${whole(Math.max(0, serves.applied - (applied ?? 0)))} than the one that serves` : '–';
+}
+
+async function rebuild() {
+  $('rebuild').disabled = true;
+  try {
+    await api('POST', '/ops/api/reporting/rebuild');
+    say('The figures are counted anew, beside those that serve.');
+  } catch (err) {
+    if (!(err instanceof Problem)) throw err;
+    $('rebuild').disabled = false;
+    say(sentence(err.message));
+  }
+}
+
+async function waiting() {
+  const [dead, parked] = await Promise.all([api('GET', '/ops/api/dead-letters'), api('GET', '/ops/api/parked')]);
   letters('dead', dead.items.flatMap((s) => s.items ?? []), (d) => ({
     what: `${d.message?.Type || 'message'} for ${d.consumer}`, again: 'Replay', reason: sentence(d.reason),
     when: `${d.message_id} · given up ${when(d.at)} after ${d.attempts} ${d.attempts === 1 ? 'attempt' : 'attempts'}`,
@@ -43,7 +88,7 @@ const pathOf = (p) => `/ops/api/parked/${encodeURIComponent(p.service)}/${encode
 
 // ready shows the page when every part of it is there, so that nothing moves down.
 function ready() {
-  $('all').hidden = !$('boxes').dataset.shown || !$('events').dataset.shown;
+  $('all').hidden = !['boxes', 'dead', 'events'].every((list) => $(list).dataset.shown);
 }
 
 function letters(list, items, words) {
@@ -127,8 +172,12 @@ let lookNow = () => {};
 if (operators()) {
   frame();
   $('order').value = new URLSearchParams(location.search).get('order') ?? '';
-  lookNow = every(2000, waiting);
-  const eventsNow = every(2000, events);
+  hear('traffic', tables);
+  keep(async () => tables(await api('GET', '/ops/api/traffic')));
+  lookNow = keep(waiting, 'changed');
+  const eventsNow = keep(events, 'changed');
+  listen();
+  $('rebuild').addEventListener('click', rebuild);
   $('order').addEventListener('input', () => {
     older = [];
     eventsNow();

@@ -8,7 +8,8 @@ import { bar } from '../bars.js';
 import { $, part, set, stamp } from '../dom.js';
 import { sentence, when } from '../format.js';
 import { frame, say } from '../frame.js';
-import { decide, every, fill, operators } from '../operator.js';
+import { keep, listen } from '../live.js';
+import { decide, fill, operators } from '../operator.js';
 import { drawPlan } from '../plan-drawing.js';
 import { account } from '../session.js';
 import { clock, span } from '../units.js';
@@ -58,7 +59,8 @@ if (operators()) {
   $('to-order').href = `/orders/${encodeURIComponent(order)}`;
   $('to-trace').href = `/ops/traces?order=${encodeURIComponent(order)}`;
   $('to-events').href = `/ops/messages?order=${encodeURIComponent(order)}`;
-  const now = every(1000, look);
+  const now = keep(look, 'changed');
+  listen();
   for (const [verb, title, what, done] of [
     ['retry', 'Retry', 'The current step is tried again at once.', 'It tries again.'],
     ['skip', 'Skip this step', 'The current step counts as done, because somebody has done it by hand or can do without.', 'The step counts as done.'],

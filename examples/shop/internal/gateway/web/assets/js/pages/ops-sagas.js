@@ -7,7 +7,8 @@ import { api } from '../api.js';
 import { $, part, set, stamp } from '../dom.js';
 import { sentence, whole } from '../format.js';
 import { frame } from '../frame.js';
-import { every, fill, operators } from '../operator.js';
+import { keep, listen } from '../live.js';
+import { fill, operators } from '../operator.js';
 import { clock } from '../units.js';
 
 const page = 100; // what the API gives at once
@@ -49,7 +50,8 @@ if (operators()) {
   const asked = new URLSearchParams(location.search);
   $('stuck').checked = asked.get('stuck') === 'true';
   $('status').value = asked.get('status') ?? '';
-  const now = every(2000, look);
+  const now = keep(look, 'changed');
+  listen();
   const again = () => {
     older = [];
     now();

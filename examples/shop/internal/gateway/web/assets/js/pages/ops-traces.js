@@ -3,31 +3,35 @@
 
 // The traces of an order as waterfalls, over all services.
 
-import { Problem, api } from '../api.js';
+import { api } from '../api.js';
 import { bar } from '../bars.js';
 import { $, part, set, stamp } from '../dom.js';
 import { frame } from '../frame.js';
-import { fill, operators, trouble } from '../operator.js';
+import { hear, keep, listen } from '../live.js';
+import { fill, operators } from '../operator.js';
 import { clock, span } from '../units.js';
 
 const deepest = 8; // that there is a style for
 
-async function look(order) {
+const youth = 60_000; // ms after its last span in which a trace may get more
+
+const asked = () => new URLSearchParams(location.search).get('order') ?? '';
+
+let shown; // the order whose traces are on the page
+let last = Infinity; // when the last of their spans ended; there may be one at any time if there is none
+
+async function look() {
+  const order = asked();
   if (!order) {
     set($('hint'), 'Say which order; the sagas and the events lead here too.');
     return;
   }
-  set($('hint'), 'Asking every service …');
-  try {
-    const { items } = await api('GET', `/ops/api/traces?order=${encodeURIComponent(order)}`);
-    trouble('');
-    set($('hint'), items.length ? '' : 'No service remembers a trace of that order. Each keeps the latest only.');
-    fill($('traces'), items, show);
-  } catch (err) {
-    if (!(err instanceof Problem)) throw err;
-    set($('hint'), '');
-    trouble(err);
-  }
+  if (order !== shown) set($('hint'), 'Asking every service …');
+  const { items } = await api('GET', `/ops/api/traces?order=${encodeURIComponent(order)}`);
+  shown = order;
+  last = items.length ? Math.max(...items.flatMap(({ spans }) => spans.map((s) => time(s.end)))) : Infinity;
+  set($('hint'), items.length ? '' : 'No service remembers a trace of that order. Each keeps the latest only.');
+  fill($('traces'), items, show);
 }
 
 function show({ trace_id: trace, spans }) {
@@ -77,6 +81,7 @@ function row(s, depth, begun, all) {
   const failed = s.status === 'error' || Boolean(s.error);
   const node = stamp('span', { service: s.service, name: nameOf(s), took: span(took / 1000), error: s.error ?? '' });
   node.querySelector('.name').classList.add(`depth-${Math.min(depth, deepest)}`);
+  node.querySelector('details').dataset.key = s.span_id;
   part(node, 'bar').append(bar(time(s.start) - begun, took, all, { 'data-status': failed ? 'error' : 'ok' }));
   const facts = { instance: s.instance, kind: s.kind, status: s.status, start: clock(s.start, true), span: s.span_id, ...s.attributes };
   for (const link of s.links ?? []) facts.link = typeof link === 'string' ? link : JSON.stringify(link);
@@ -88,16 +93,19 @@ function row(s, depth, begun, all) {
 
 if (operators()) {
   frame();
-  const asked = () => new URLSearchParams(location.search).get('order') ?? '';
+  $('order').value = asked();
+  const now = keep(look);
   const go = () => {
     $('order').value = asked();
-    look(asked());
+    last = Infinity;
+    now();
   };
+  hear('changed', ({ at }) => { if (asked() && Date.parse(at) - last < youth) now(); });
+  listen();
   $('find').addEventListener('submit', (event) => {
     event.preventDefault();
     history.pushState(null, '', `/ops/traces?order=${encodeURIComponent($('order').value.trim())}`);
     go();
   });
   addEventListener('popstate', go);
-  go();
 }

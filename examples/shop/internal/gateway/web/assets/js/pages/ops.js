@@ -1,17 +1,17 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The overview of the console: map and charts from one stream; invariants, load and chaos beside them.
+// The overview of the console: map and charts; invariants, load and chaos beside them.
 
-import { Problem, api } from '../api.js';
+import { Problem, api, wait } from '../api.js';
 import { Charts } from '../charts.js';
 import { $, part, set, stamp } from '../dom.js';
 import { submitting } from '../fields.js';
 import { sentence, whole } from '../format.js';
-import { frame } from '../frame.js';
+import { frame, say } from '../frame.js';
+import { hear, keep, listen } from '../live.js';
 import { ServiceMap } from '../map.js';
-import { every, fill, operators, trouble } from '../operator.js';
-import { follow } from '../stream.js';
+import { fill, operators } from '../operator.js';
 import { clock, figure, perSecond, span } from '../units.js';
 
 const pause = $('pause');
@@ -20,12 +20,9 @@ const paused = () => pause.getAttribute('aria-pressed') === 'true';
 let map;
 let charts;
 
-function hear({ name, data }) {
-  trouble('');
-  if (name === 'past') charts.past(JSON.parse(data));
-  if (name !== 'traffic' || paused()) return;
-  const sample = JSON.parse(data);
-  if (!sample.services) return; // nobody has looked yet
+function traffic(sample) {
+  countDown();
+  if (paused() || !sample.services) return; // nobody has looked yet
   map.show(sample);
   charts.add(sample);
   tables(sample);
@@ -55,8 +52,7 @@ function tables({ services, calls }) {
 
 // Invariants
 
-async function invariants() {
-  const { resting, items } = await api('GET', '/ops/api/invariants');
+function invariants({ resting, items }) {
   const broken = items.filter((i) => !i.ok).length;
   set($('verdict'), broken ? `${broken} broken` : 'all hold');
   $('verdict').dataset.status = broken ? 'down' : 'ready';
@@ -72,24 +68,32 @@ async function invariants() {
 
 // Load
 
-let wanted; // while the slider moves, what it says and the server does not know yet
+let wanted; // where the slider is, as long as the server does not know
 
-async function load() {
-  const now = wanted === undefined ? await api('GET', '/ops/api/load') : await setLoad();
+function load(now) {
   for (const dd of $('load-figures').querySelectorAll('dd')) set(dd, whole(now[dd.dataset.is] ?? 0));
-  if (wanted === undefined && document.activeElement !== $('rate')) showRate(now.rate);
+  if (wanted !== undefined || document.activeElement === $('rate')) return;
+  if ($('rate').valueAsNumber !== now.rate) $('rate').value = now.rate;
+  set($('rate-value'), figure(now.rate));
 }
 
 async function setLoad() {
-  const rate = wanted;
-  const now = await api('PUT', '/ops/api/load', { body: { rate } });
-  if (wanted === rate) wanted = undefined;
-  return now;
-}
-
-function showRate(rate) {
-  if ($('rate').valueAsNumber !== rate) $('rate').value = rate;
-  set($('rate-value'), figure(Number(rate)));
+  const telling = wanted !== undefined;
+  wanted = $('rate').valueAsNumber;
+  set($('rate-value'), figure(wanted));
+  while (!telling && wanted !== undefined) {
+    const rate = wanted;
+    try {
+      const now = await api('PUT', '/ops/api/load', { body: { rate } });
+      if (wanted === rate) wanted = undefined;
+      load(now);
+    } catch (err) {
+      if (!(err instanceof Problem)) throw err;
+      say(sentence(err.message));
+      if (err.unsure) await wait(1000);
+      else wanted = undefined;
+    }
+  }
 }
 
 // Chaos
@@ -97,8 +101,7 @@ function showRate(rate) {
 let kinds = [];
 let instances = [];
 
-async function chaos() {
-  const answer = await api('GET', '/ops/api/chaos');
+function chaos(answer) {
   if (kinds.length === 0) {
     ({ kinds, instances } = answer);
     $('kind').append(...kinds.map((k) => new Option(k.title, k.kind)));
@@ -114,6 +117,10 @@ async function chaos() {
     part(row, 'end').addEventListener('click', () => end(`/ops/api/chaos/${f.id}`));
     return row;
   });
+  countDown();
+}
+
+function countDown() {
   for (const row of $('faults').children) {
     const left = Math.max(0, Math.ceil((Date.parse(row.dataset.ends) - Date.now()) / 1000));
     set(part(row, 'left'), left ? `${left} s left` : 'ending');
@@ -151,16 +158,34 @@ async function begin() {
       ...(kind.target === 'service' && { service: $('service').value }), ...(kind.amount && { amount: Number($('amount').value) }),
     },
   });
-  await chaos();
+  look();
 }
 
 async function end(path) {
   try {
     await api('DELETE', path);
-    await chaos();
   } catch (err) {
     if (!(err instanceof Problem)) throw err;
-    if (err.status !== 404) trouble(err); // it has ended by itself
+    if (err.status !== 404) say(sentence(err.message)); // otherwise it has ended by itself
+  }
+  look();
+}
+
+// What the stream brings later is there at once, and without a stream now and then. Where nobody controls the whole shop
+// the page says so instead.
+
+let look = () => {};
+
+async function desk() {
+  try {
+    chaos(await api('GET', '/ops/api/chaos'));
+    load(await api('GET', '/ops/api/load'));
+    invariants(await api('GET', '/ops/api/invariants'));
+  } catch (err) {
+    if (err.status !== 404) throw err;
+    for (const sheet of document.querySelectorAll('.desk')) sheet.hidden = true;
+    set($('no-desk-why'), sentence(err.message));
+    $('no-desk').hidden = false;
   }
 }
 
@@ -173,19 +198,13 @@ if (operators()) {
     map.still = paused();
     set(pause, paused() ? 'Go on' : 'Pause');
   });
-  $('rate').addEventListener('input', () => {
-    wanted = $('rate').valueAsNumber;
-    set($('rate-value'), figure(wanted));
-  });
+  $('rate').addEventListener('input', setLoad);
   $('kind').addEventListener('change', chosen);
   submitting($('chaos'), begin);
   $('end-all').addEventListener('click', () => end('/ops/api/chaos'));
-  every(5000, invariants);
-  every(1000, load);
-  every(1000, chaos);
-  const leaving = new AbortController();
-  addEventListener('pagehide', () => leaving.abort());
-  addEventListener('pageshow', (event) => { if (event.persisted) location.reload(); });
-  follow('/ops/api/live', { on: hear, lost: () => trouble('The connection is lost; connecting again …'), signal: leaving.signal })
-    .catch((err) => { if (err instanceof Problem) trouble(err); else throw err; });
+  hear('past', (moments) => charts.past(moments));
+  for (const [name, show] of Object.entries({ traffic, faults: chaos, load, invariants })) hear(name, show);
+  keep(async () => traffic(await api('GET', '/ops/api/traffic')));
+  look = keep(desk);
+  listen();
 }
