@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/dovetail-go/dovetail/conformance/internal/testdb"
+	"github.com/dovetail-go/dovetail/fault"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/outbox"
 	"github.com/dovetail-go/dovetail/outbox/outboxsql"
@@ -105,6 +106,25 @@ func (p *taker) Publish(context.Context, ...*messaging.Message) error {
 	return nil
 }
 
+// fussy refuses each tenth message for good, when it comes for the first time.
+type fussy struct {
+	taker
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+func (p *fussy) Publish(ctx context.Context, msgs ...*messaging.Message) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if first := !p.seen[msgs[0].ID]; first {
+		p.seen[msgs[0].ID] = true
+		if len(p.seen)%10 == 0 {
+			return fault.Permanent(errors.New("not on a first date"))
+		}
+	}
+	return p.taker.Publish(ctx, msgs...)
+}
+
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 // start runs a relay until the test ends.
@@ -150,15 +170,17 @@ func eventually(t *testing.T, what string, cond func() bool) {
 }
 
 // With lock timeouts of a moment, whoever waits for another fails. Every isolation level: a
-// claim under InnoDB's repeatable read keeps producers waiting until it commits.
+// claim under InnoDB's repeatable read keeps producers waiting until it commits. Rows are archived,
+// parked, put back by an operator and pruned meanwhile.
 func TestProducersAndRelaysNeverWaitForEachOther(t *testing.T) {
 	for _, name := range []string{"postgres", "mysql"} {
 		for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead} {
 			t.Run(name+" "+level.String(), func(t *testing.T) {
 				impatient := map[string]string{"postgres": "SET lock_timeout = 1000", "mysql": "SET innodb_lock_wait_timeout = 1"}[name]
-				pools := testdb.OpenN(t, name, 2)
-				open(t, pools[0], name, outboxsql.Config{})
-				for _, db := range pools {
+				config := outboxsql.Config{Archive: true}
+				pools := testdb.OpenN(t, name, 3) // of the relays, the producers, and the operator, who has patience
+				open(t, pools[0], name, config)
+				for _, db := range pools[:2] {
 					// Every connection of the pool, as long as it lives.
 					db.SetMaxOpenConns(6)
 					db.SetMaxIdleConns(6)
@@ -177,18 +199,37 @@ func TestProducersAndRelaysNeverWaitForEachOther(t *testing.T) {
 						c.Close()
 					}
 				}
-				box, err := outbox.New(open(t, pools[0], name, outboxsql.Config{}), outbox.Config{})
+				box, err := outbox.New(open(t, pools[0], name, config), outbox.Config{})
 				if err != nil {
 					t.Fatal(err)
 				}
-				producer, err := outbox.New(open(t, pools[1], name, outboxsql.Config{}), outbox.Config{})
+				producer, err := outbox.New(open(t, pools[1], name, config), outbox.Config{})
 				if err != nil {
 					t.Fatal(err)
 				}
-				pub := &taker{}
+				operator, err := outbox.New(open(t, pools[2], name, config), outbox.Config{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				pub := &fussy{seen: make(map[string]bool)}
 				cfg := outbox.RelayConfig{Poll: 10 * time.Millisecond, Batch: 10, Logger: slog.New(slog.NewTextHandler(waits{t}, nil))}
 				start(t, box, pub, cfg)
 				start(t, box, pub, cfg)
+
+				ctx, cancel := context.WithCancel(t.Context())
+				var operating sync.WaitGroup
+				defer operating.Wait()
+				defer cancel()
+				operating.Go(func() {
+					for ctx.Err() == nil {
+						_, err := operator.RetryAll(ctx)
+						if _, pruned := operator.Prune(ctx, 0); ctx.Err() == nil && errors.Join(err, pruned) != nil {
+							t.Errorf("the operator: %v", errors.Join(err, pruned))
+							return
+						}
+						time.Sleep(5 * time.Millisecond)
+					}
+				})
 
 				// One transaction stays open over everything, with rows in the table.
 				long, err := pools[1].BeginTx(t.Context(), &sql.TxOptions{Isolation: level})

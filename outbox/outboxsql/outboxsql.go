@@ -760,7 +760,7 @@ func (s *Store) Retry(ctx context.Context, id string) (int, error) {
 
 // Discard implements [outbox.Store].
 func (s *Store) Discard(ctx context.Context, id, reason string) (int, error) {
-	return s.count(s.exec(ctx, "UPDATE "+s.parked+" SET discarded = "+s.dialect.Now()+", discard_reason = ?, blocks = 0 WHERE message_id = ? AND discarded = 0", valid(reason), id))
+	return s.change(ctx, "UPDATE "+s.parked+" SET discarded = "+s.dialect.Now()+", discard_reason = ?, blocks = 0 WHERE message_id = ? AND discarded = 0", valid(reason), id)
 }
 
 // Prune implements [outbox.Store].
@@ -781,7 +781,7 @@ func (s *Store) prune(ctx context.Context, table, key, where string) (n int, err
 		first = " WHERE (" + key + ") IN (SELECT " + key + " FROM " + table + first + ")"
 	}
 	for {
-		part, err := s.count(s.exec(ctx, "DELETE FROM "+table+first))
+		part, err := s.change(ctx, "DELETE FROM "+table+first)
 		if n += part; err != nil || part < maxPruned {
 			return n, err
 		}
@@ -810,6 +810,20 @@ func (s *Store) begin(ctx context.Context) (*sql.Tx, error) {
 		return s.db.BeginTx(ctx, nil)
 	}
 	return s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+}
+
+// change makes one change in a transaction of begin: under MySQL's repeatable read it would lock
+// the gaps into which relays insert.
+func (s *Store) change(ctx context.Context, query string, args ...any) (n int, err error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	if n, err = s.count(tx.ExecContext(ctx, s.dialect.Rebind(query), args...)); err != nil {
+		return 0, err
+	}
+	return n, tx.Commit()
 }
 
 func (s *Store) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
