@@ -51,10 +51,12 @@
 // other, and so are their messages. Enqueue before that lock and the order of two concurrent
 // transactions is open. Messages without a key have no order.
 //
-// A relay that stands still for longer than its lease (a stopped process, a frozen machine)
+// A relay that stands still for longer than its lease (a stopped process, a paused container)
 // loses its shards to others. What it had handed to the broker just before may land late,
 // once, after newer messages of the key: at most one message of each key. It cannot
-// remove or park rows any more; each such write carries the epoch of its lease.
+// remove or park rows any more; each such write carries the epoch of its lease. After a machine
+// was suspended it can be several, since the clock of Linux that deadlines are measured by was
+// suspended as well: the relay notices with its first write. All of these are repetitions.
 //
 // Progress: no row waits for an unrelated transaction, however long that is open, because
 // rows are claimed and removed, not read past by a cursor. No transaction is open while the
