@@ -14,5 +14,6 @@
 //	cd chaos && go test ./...
 //
 // Tests are short by default. DOVETAIL_CHAOS=long runs them for minutes and with
-// a hundred thousand messages. Linux only.
+// a hundred thousand messages. With -v each prints what it did and found; docs/proof.md
+// keeps the last reports. Linux only.
 package chaos
