@@ -25,6 +25,7 @@ import (
 
 	"github.com/aws/aws-lambda-go/events"
 
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 )
@@ -270,8 +271,8 @@ func TestLambdaGateway(t *testing.T) {
 	})
 }
 
-// TestLambdaService has a service with a database answer events.
-func TestLambdaService(t *testing.T) {
+// TestLambdaServices has every service with a database answer events: whether it is ready, and one thing of its own.
+func TestLambdaServices(t *testing.T) {
 	settings := maps.Clone(stackSettings(t))
 	nobody := filepath.Join(t.TempDir(), "services.json")
 	if err := os.WriteFile(nobody, []byte(`{"services": {}}`), 0o600); err != nil {
@@ -279,18 +280,44 @@ func TestLambdaService(t *testing.T) {
 	}
 	delete(settings, stack.ConsulVar)
 	settings[stack.DiscoveryFileVar], settings[stack.PublicURLVar] = nobody, "https://shop.example"
-	fn := startFunction(t, "customer", settings)
-	got := fn.send(t, "POST", "/customers", nil, `{"name":"Ada","email":"ada@shop.example","password":"a-password"}`, time.Minute)
-	if got.StatusCode != 201 {
-		t.Fatalf("POST /customers = %d %s, want 201", got.StatusCode, got.Body)
+	asService := map[string]string{"Authorization": "Bearer " + settings[stack.ServiceTokenVar]}
+	asked := map[string][]struct {
+		method, path, body string
+		status             int
+		says               string
+	}{
+		"customer": {
+			{"POST", "/customers", `{"name":"Ada","email":"ada@shop.example","password":"a-password"}`, 201, `"id"`},
+			{"POST", "/sessions", `{"email":"ada@shop.example","password":"a-password"}`, 200, `"token"`},
+		},
+		"catalog":      {{"GET", "/products?q=saw", "", 200, `"items"`}},
+		"order":        {{"GET", "/ops/sagas", "", 200, `"items"`}},
+		"inventory":    {{"GET", "/ops/outbox", "", 200, `"waiting"`}},
+		"payment":      {{"GET", "/payments/none", "", 404, "application/problem+json"}},
+		"shipping":     {{"GET", "/shipments/none", "", 404, "application/problem+json"}},
+		"notification": {{"GET", "/mails", "", 200, `"items"`}},
+		"reporting":    {{"GET", "/ops/reporting", "", 200, `"serving"`}},
+		"provider":     {{"GET", "/v1/charges/none", "", 404, "application/problem+json"}},
 	}
-	got = fn.send(t, "POST", "/sessions", nil, `{"email":"ada@shop.example","password":"a-password"}`, time.Minute)
-	if got.StatusCode != 200 || !strings.Contains(got.Body, `"token"`) {
-		t.Errorf("POST /sessions = %d %s, want 200 and a token", got.StatusCode, got.Body)
-	}
-	got = fn.send(t, "GET", "/readyz", nil, "", time.Minute)
-	if got.StatusCode != 200 {
-		t.Errorf("GET /readyz = %d %s, want 200", got.StatusCode, got.Body)
+	for _, service := range assembly.Backends {
+		t.Run(service, func(t *testing.T) {
+			fn := startFunction(t, service, settings)
+			if got := fn.send(t, "GET", "/readyz", nil, "", time.Minute); got.StatusCode != 200 {
+				t.Errorf("GET /readyz = %d %s, want 200", got.StatusCode, got.Body)
+			}
+			if len(asked[service]) == 0 {
+				t.Fatal("it is asked for nothing of its own")
+			}
+			for _, ask := range asked[service] {
+				got := fn.send(t, ask.method, ask.path, asService, ask.body, time.Minute)
+				if said := got.Headers["Content-Type"] + " " + got.Body; got.StatusCode != ask.status || !strings.Contains(said, ask.says) {
+					t.Errorf("%s %s = %d %s, want %d and %s", ask.method, ask.path, got.StatusCode, said, ask.status, ask.says)
+				}
+			}
+			if got := fn.send(t, "GET", "/ops/breakers", nil, "", time.Minute); got.StatusCode != 401 {
+				t.Errorf("GET /ops/breakers by a stranger = %d, want 401", got.StatusCode)
+			}
+		})
 	}
 }
 
