@@ -68,13 +68,17 @@ func (b *Bus) forget(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		_, err := b.outbox.Prune(ctx, PublishedFor)
-		if err == nil {
-			// No index leads there: one look at all rows in an hour is cheaper than a second index on each.
-			_, err = b.db.ExecContext(ctx, `DELETE FROM applied WHERE at < $1`, time.Now().Add(-appliedFor).UnixMicro())
-		}
-		if err != nil && ctx.Err() == nil {
+		if err := b.prune(ctx, PublishedFor, appliedFor); err != nil && ctx.Err() == nil {
 			b.log.WarnContext(ctx, "old messages stay on record", "error", err)
 		}
 	}
+}
+
+func (b *Bus) prune(ctx context.Context, published, applied time.Duration) error {
+	if _, err := b.outbox.Prune(ctx, published); err != nil {
+		return err
+	}
+	// No index leads there: one look at all rows in an hour is cheaper than a second index on each.
+	_, err := b.db.ExecContext(ctx, `DELETE FROM applied WHERE at < $1`, time.Now().Add(-applied).UnixMicro())
+	return err
 }
