@@ -58,7 +58,8 @@ func TestApplied(t *testing.T) {
 	recorded := func() (out []string) {
 		t.Helper()
 		out, err := Collect(t.Context(), db, func(row interface{ Scan(dest ...any) error }) (s string, err error) {
-			return s, row.Scan(&s)
+			err = row.Scan(&s)
+			return s, err
 		}, `SELECT consumer || ' ' || message_key || position || ': ' || message_id || CASE replayed WHEN 1 THEN ', replayed' ELSE '' END FROM applied ORDER BY message_key, position`)
 		if err != nil {
 			t.Fatal(err)
