@@ -20,6 +20,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/fetch"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
@@ -29,7 +30,7 @@ import (
 )
 
 // TestPages does in a real browser what a person does. The pictures that it takes on the way are kept in
-// the folder SHOP_PICTURES, or with -artifacts where go help testflag says.
+// the folder SHOP_PICTURES, which make test sets, or with -artifacts where go help testflag says.
 func TestPages(t *testing.T) {
 	browser := openBrowser(t)
 	shop := openShop(t).stocked()
@@ -308,22 +309,30 @@ func TestEveryPageInEveryLook(t *testing.T) {
 	order := customer.place("", lineItem{"product_id": "p-001", "quantity": 2}, lineItem{"product_id": "p-089", "quantity": 1})
 	customer.ends(order, "confirmed")
 	const operations = "/ops"
+	// What a page loads before it asks the API: the document, styles, scripts and pictures of its own.
+	const small, charts = 100 << 10, 280 << 10
 
-	pages := []struct{ name, path, ready string }{
-		{"products", "/", `document.querySelectorAll('.card:not(.blank)').length === 24 && document.querySelectorAll('#categories a').length > 1`},
-		{"product", "/products/p-089", `document.querySelector('#price').textContent !== ''`},
-		{"basket", "/basket", `document.querySelectorAll('.line').length === 2`},
-		{"sign-in", "/sign-in", `true`},
-		{"sign-up", "/sign-up", `true`},
-		{"checkout", "/checkout", `document.querySelector('#credit').textContent !== ''`},
-		{"orders", "/orders", `document.querySelectorAll('#orders li').length > 0`},
-		{"order", "/orders/" + order, `document.querySelectorAll('#steps [data-state=done]').length === 7 && document.querySelectorAll('#mails li').length > 0`},
-		{"mails", "/mails", `document.querySelectorAll('#mails li').length > 0`},
-		{"ops", operations, `document.querySelectorAll('#map .node-box[data-state]').length === 10 && document.querySelector('#verdict').textContent === 'all hold' && document.querySelector('#kind').options.length > 0`},
-		{"ops-sagas", "/ops/sagas", `document.querySelectorAll('#sagas tr').length > 0`},
-		{"ops-saga", "/ops/sagas/" + order, `document.querySelectorAll('#plan .title').length > 7 && document.querySelectorAll('#history li').length > 7`},
-		{"ops-messages", "/ops/messages", `document.querySelectorAll('#boxes tr').length > 0 && document.querySelectorAll('#events li').length > 0`},
-		{"ops-traces", "/ops/traces?order=" + order, `document.querySelectorAll('.spans li').length > 0`},
+	pages := []struct {
+		name, path, ready string
+		dialog            string // what opens one, if there is any
+		budget            float64
+	}{
+		{"products", "/", `document.querySelectorAll('.card:not(.blank)').length === 24 && document.querySelectorAll('#categories a').length > 1`, "", small},
+		{"product", "/products/p-089", `document.querySelector('#price').textContent !== ''`, "", small},
+		{"basket", "/basket", `document.querySelectorAll('.line').length === 2`, "", small},
+		{"sign-in", "/sign-in", `true`, "", small},
+		{"sign-up", "/sign-up", `true`, "", small},
+		{"sign-in-callback", "/sign-in/callback", `document.querySelector('#problem').textContent !== ''`, "", small},
+		{"not-found", "/nowhere", `true`, "", small},
+		{"checkout", "/checkout", `document.querySelector('#credit').textContent !== ''`, "", small},
+		{"orders", "/orders", `document.querySelectorAll('#orders li').length > 0`, "", small},
+		{"order", "/orders/" + order, `document.querySelectorAll('#steps [data-state=done]').length === 7 && document.querySelectorAll('#mails li').length > 0`, `document.querySelector('#cancel').click()`, small},
+		{"mails", "/mails", `document.querySelectorAll('#mails li').length > 0`, "", small},
+		{"ops", operations, `document.querySelectorAll('#map .node-box[data-state]').length === 10 && document.querySelector('#verdict').textContent === 'all hold' && document.querySelector('#kind').options.length > 0`, "", charts},
+		{"ops-sagas", "/ops/sagas", `document.querySelectorAll('#sagas tr').length > 0`, "", small},
+		{"ops-saga", "/ops/sagas/" + order, `document.querySelectorAll('#plan .title').length > 7 && document.querySelectorAll('#history li').length > 7`, `import('/assets/js/operator.js').then(({ decide }) => decide('', 'Retry', 'The current step is tried again at once.'))`, small},
+		{"ops-messages", "/ops/messages", `document.querySelectorAll('#boxes tr').length > 0 && document.querySelectorAll('#events li').length > 0`, "", small},
+		{"ops-traces", "/ops/traces?order=" + order, `document.querySelectorAll('.spans li').length > 0`, "", small},
 	}
 	for _, look := range []struct {
 		name          string
@@ -337,10 +346,15 @@ func TestEveryPageInEveryLook(t *testing.T) {
 	} {
 		t.Run(look.name, func(t *testing.T) {
 			v := visit(t, browser, shop.url)
+			v.mayComplain("/nowhere", "/api/sign-in/session")
 			v.do("set the look", chromedp.EmulateViewport(look.width, look.height), func(ctx context.Context, _ *chromedp.Target) (chromedp.Void, error) {
 				_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 					Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: look.scheme}},
 				})
+				return chromedp.Void{}, err
+			})
+			v.do("come for the first time, to each page", func(ctx context.Context, _ *chromedp.Target) (chromedp.Void, error) {
+				_, err := chromedp.Call(ctx, network.SetCacheDisabled, network.SetCacheDisabledParams{CacheDisabled: true})
 				return chromedp.Void{}, err
 			})
 			v.open("/sign-in")
@@ -358,11 +372,22 @@ func TestEveryPageInEveryLook(t *testing.T) {
 				v.until(page.name+" is ready", page.ready)
 				v.checkLook(page.name, look.scheme)
 				v.checkOutline(page.name)
-				if !strings.HasPrefix(look.name, "phone") { // the rules see no difference
+				if look.name != "phone-dark" { // the colours are those of dark, the places those of phone-light
 					v.checkRules(page.name)
 				}
+				v.checkWeight(page.name, page.budget)
 				v.tellTimes(page.name)
 				v.picture(page.name)
+				if page.dialog == "" {
+					continue
+				}
+				v.evaluate(page.dialog)
+				v.until("the dialog is open", `document.querySelector('dialog').open`)
+				v.checkLook(page.name+", asked", look.scheme)
+				v.checkRules(page.name + ", asked")
+				v.picture(page.name + "-asked")
+				v.press(kb.Escape)
+				v.until("the dialog is closed", `!document.querySelector('dialog').open`)
 			}
 		})
 	}

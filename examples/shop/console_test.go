@@ -5,6 +5,11 @@ package main
 
 import (
 	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,6 +21,8 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/check"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/gateway"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
@@ -105,6 +112,140 @@ func TestPaymentIsKilledFromTheConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	verifyWithin(t, check.Files(data), []string{order}, atLast)
+}
+
+// TestQueuesAndReadersOnTheConsole has a consumer that is gone and a rebuild of the figures, as an operator sees them.
+func TestQueuesAndReadersOnTheConsole(t *testing.T) {
+	browser := openBrowser(t)
+	shop := openShop(t).stocked()
+	v := visit(t, browser, shop.url)
+	v.open("/sign-in?to=/ops/messages")
+	v.signsIn("operator@shop.example", "dovetail-operator")
+	v.arrives("/ops/messages")
+	mails := func(is string) string {
+		return `(() => {
+			const row = [...document.querySelectorAll('#groups tr')].find((r) => r.querySelector('[data-is=group]').textContent === 'notification.orders');
+			const [behind, oldest, consumers] = ['behind', 'oldest', 'consumers'].map((name) => row?.querySelector('[data-is=' + name + ']').textContent);
+			return ` + is + `;
+		})()`
+	}
+	v.until("nothing waits for mails", mails(`behind === '0' && oldest === '–' && consumers === '1'`))
+
+	operator := shop.as("operator@shop.example", "dovetail-operator")
+	end := operator.harm("kill", "notification", 0)
+	customer := shop.newcomer()
+	for range 2 {
+		customer.ends(customer.place("", lineItem{"product_id": "p-018", "quantity": 1}), "confirmed")
+	}
+	v.until("the mails wait, for how long, and that nobody hears", mails(`Number(behind) >= 2 && oldest !== '–' && consumers === '0' && row.dataset.state === 'nobody'`))
+	v.picture("behind")
+	end()
+	v.until("the mails are written", mails(`behind === '0' && oldest === '–' && consumers === '1'`))
+
+	reader := func(name, status string) string {
+		return `[...document.querySelectorAll('#readers tr')].some((r) => r.querySelector('[data-is=reader]').textContent === ` + quote(name) +
+			` && r.querySelector('[data-is=status]').textContent === ` + quote(status) + `)`
+	}
+	v.until("the listing is up to date", reader("listing, revision 1", "serving")+` && document.querySelector('#readers [data-is=behind]').textContent === 'nothing'`)
+	v.until("the first build serves", reader("figures, build 1", "serving"))
+	v.clicks("#rebuild")
+	v.until("the second build serves", reader("figures, build 2", "serving")+" && "+reader("figures, build 1", "retired"))
+	v.until("it has counted the same", `(() => {
+		const counts = [...document.querySelectorAll('#readers tr')].filter((r) => r.textContent.includes('figures')).map((r) => r.querySelector('[data-is=applied]').textContent);
+		return counts.length === 2 && counts[0] !== '–' && counts[0] === counts[1];
+	})()`)
+	v.until("there can be another", `!document.querySelector('#rebuild').disabled`)
+	v.picture("rebuilt")
+}
+
+// TestConsoleWithTheKeyboard does a fault and decides about a saga without a mouse.
+func TestConsoleWithTheKeyboard(t *testing.T) {
+	browser := openBrowser(t)
+	shop := openShop(t).stocked()
+	v := visit(t, browser, shop.url)
+	v.open("/sign-in?to=/ops")
+	v.signsIn("operator@shop.example", "dovetail-operator")
+	v.arrives("/ops")
+	v.until("the faults are known", `document.querySelector('#kind').options.length > 0`)
+	v.tabsTo("#kind")
+	for i := 0; !v.evaluate(`return document.querySelector('#kind').value === 'kill'`); i++ {
+		if i == 20 {
+			v.fail("the arrows do not choose a fault")
+		}
+		v.press(kb.ArrowDown)
+	}
+	v.tabsTo("#service")
+	v.until("payment is proposed", `document.activeElement.value === 'payment'`)
+	v.tabsTo("#seconds")
+	v.press(kb.End, kb.Backspace, kb.Backspace, kb.Backspace, kb.Backspace, "300")
+	v.tabsTo("#begin")
+	v.press(" ")
+	v.until("payment is killed", `document.querySelector('#faults').textContent.includes('payment')`)
+	v.picture("killed")
+
+	order := shop.newcomer().place("", lineItem{"product_id": "p-019", "quantity": 1})
+	v.open("/ops/sagas/" + order)
+	v.until("the saga can be compensated", `document.querySelector('#known:not([hidden]) #cancel:not(:disabled)')`)
+	v.tabsTo("#cancel")
+	v.press(kb.Enter)
+	v.until("the reason is asked for", `document.querySelector('#decision').open && document.activeElement.id === 'why'`)
+	v.checkRules("decision")
+	v.tabsTo("#leave")
+	v.press(kb.Enter)
+	v.until("it is left", `!document.querySelector('#decision').open && document.activeElement.id === 'cancel'`)
+	v.press(kb.Enter)
+	v.until("the reason is asked for again", `document.querySelector('#decision').open && document.activeElement.id === 'why'`)
+	v.press("The customer has called")
+	v.tabsTo("#decide")
+	v.press(kb.Enter)
+	v.until("the decision is in the history", `document.querySelector('#history').textContent.includes('The customer has called')`)
+	v.picture("compensating")
+
+	v.open("/ops")
+	v.until("payment can be had back", `document.querySelector('#faults button')`)
+	v.tabsTo("#faults button")
+	v.press(kb.Enter)
+	v.until("nothing is in force", `!document.querySelector('#no-faults').hidden`)
+}
+
+// TestConsoleOfAShopThatNobodyControls is the console as it is in containers: the gateway has nobody to ask for faults,
+// load and invariants, and says so in their place.
+func TestConsoleOfAShopThatNobodyControls(t *testing.T) {
+	browser := openBrowser(t)
+	shop := openShop(t)
+	auth, err := platform.NewAuth(shop.url, shop.url+"/.well-known/jwks.json", strings.Repeat("x", 32), http.DefaultClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone, err := gateway.New(platform.Env{Name: "gateway", Auth: auth, Log: slog.New(slog.DiscardHandler), Caller: &platform.Caller{Client: &http.Client{Transport: http.DefaultTransport}}}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind, err := url.Parse(shop.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := http.NewServeMux()
+	front.Handle("/", httputil.NewSingleHostReverseProxy(behind))
+	for _, path := range []string{"chaos", "load", "invariants"} {
+		front.Handle("/ops/api/"+path, alone.Handler())
+	}
+	server := httptest.NewServer(front)
+	t.Cleanup(func() {
+		server.CloseClientConnections() // of the stream
+		server.Close()
+	})
+
+	v := visit(t, browser, server.URL)
+	v.mayComplain("status of 404")
+	v.open("/sign-in?to=/ops")
+	v.signsIn("operator@shop.example", "dovetail-operator")
+	v.arrives("/ops")
+	v.until("it is said why", `document.querySelector('#no-desk').checkVisibility() && document.querySelector('#no-desk-why').textContent.includes('nobody here controls all of it')`)
+	v.until("what cannot be is not there", `document.querySelectorAll('.desk').length === 3 && [...document.querySelectorAll('.desk')].every((e) => !e.checkVisibility())`)
+	v.until("the rest is", `document.querySelectorAll('#map .node-box[data-state=up]').length === 10`)
+	v.checkRules("ops without control")
+	v.picture("nobody-controls")
 }
 
 // breaks brings a fault about with the chaos panel.
@@ -207,6 +348,38 @@ func axePath() string {
 		return path
 	}
 	return filepath.Join("..", "..", ".services", "axe", "package", "axe.min.js")
+}
+
+// checkWeight holds a page to what makes it fast on any machine: what it loads is little and comes from the shop itself, and
+// nothing but its styles is waited for before something is shown.
+func (v *visitor) checkWeight(page string, budget float64) {
+	v.t.Helper()
+	weight, err := chromedp.Run(v.ctx, chromedp.Evaluate[struct {
+		Files, Bytes, Calls float64
+		Foreign, Blocking   []string
+	}](`(() => {
+		const all = [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')];
+		const files = all.filter((e) => e.entryType === 'navigation' || new URL(e.name).pathname.startsWith('/assets/'));
+		return {
+			Files: files.length, Bytes: files.reduce((sum, e) => sum + e.decodedBodySize, 0), Calls: all.length - files.length,
+			Foreign: all.map((e) => e.name).filter((name) => !name.startsWith(location.origin + '/')),
+			Blocking: all.filter((e) => e.renderBlockingStatus === 'blocking' && !e.name.endsWith('.css')).map((e) => e.name),
+		};
+	})()`))
+	if err != nil {
+		v.fail("%s: weight: %v", page, err)
+	}
+	const most = 32
+	if weight.Files == 0 || weight.Files > most || weight.Bytes == 0 || weight.Bytes > budget {
+		v.t.Errorf("%s loads %v files with %v bytes, want at most %d with %v", page, weight.Files, weight.Bytes, most, budget)
+	}
+	for _, name := range weight.Foreign {
+		v.t.Errorf("%s asks for %s, which is not the shop's", page, name)
+	}
+	for _, name := range weight.Blocking {
+		v.t.Errorf("%s shows nothing before it has %s", page, name)
+	}
+	v.t.Logf("%s: %v files, %v bytes, %v calls", page, weight.Files, weight.Bytes, weight.Calls)
 }
 
 // tellTimes writes how long a page took to the test's log: on a machine that does a dozen things at once they
