@@ -235,6 +235,8 @@ func TestStack(t *testing.T) {
 	t.Run("order", func(t *testing.T) { testOrder(t, shop.seenBy(t)) })
 	t.Run("key", func(t *testing.T) { testIdempotencyKey(t, shop.seenBy(t)) })
 	t.Run("bad input", func(t *testing.T) { testBadInput(t, shop.seenBy(t)) })
+	t.Run("word between instances", func(t *testing.T) { testWordBetweenInstances(t, shop) })
+	t.Run("cloud events", func(t *testing.T) { testCloudEvents(t, shop) })
 	t.Run("dead letters", func(t *testing.T) { testDeadLetters(t, shop) })
 	t.Run("a trace through the death of a service", func(t *testing.T) { testTraceThroughDeath(t, shop, exported) })
 	t.Run("killed and stopped", func(t *testing.T) { testKilledStack(t, shop) })

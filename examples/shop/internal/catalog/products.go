@@ -38,7 +38,7 @@ func decide(is changed, c command) ([]changed, error) {
 	switch c := c.(type) {
 	case add:
 		if is.Revision == 0 {
-			c.product.Revision = 1
+			c.product.Revision, c.product.Currency = 1, kernel.Currency
 			return []changed{changed(c.product)}, nil
 		}
 	case revise:
@@ -46,7 +46,8 @@ func decide(is changed, c command) ([]changed, error) {
 			return nil, errUnknown
 		}
 		next := is
-		next.InitialStock = 0 // that of its first appearance
+		next.InitialStock = 0           // that of its first appearance
+		next.Currency = kernel.Currency // older events do not say so
 		if c.draft.Name != nil {
 			next.Name = strings.TrimSpace(*c.draft.Name)
 		}
@@ -88,9 +89,8 @@ func newProducts(ctx context.Context, env platform.Env, bus *platform.Bus) (*pro
 		return nil, err
 	}
 	log, err := eventsource.New(store, eventsource.Config{
-		Inject: func(_ context.Context, h messaging.Header) { h["ce-source"] = "/shop/" + env.Name },
 		Within: eventsource.Publish(bus.Outbox(), func(stream string, e eventsource.Event) *messaging.Message {
-			return eventsource.Message(kernel.TopicProductChanged, strings.TrimPrefix(stream, streamPrefix), e)
+			return bus.Recorded(kernel.TopicProductChanged, strings.TrimPrefix(stream, streamPrefix), e)
 		}),
 	})
 	if err != nil {

@@ -71,7 +71,7 @@ func (s *Service) seed(ctx context.Context) error {
 				price := min(max(article.price*finish.percent/100, 100), 20_000)
 				e, err := s.products.codec.Encode(ctx, changed{
 					ProductID: fmt.Sprintf("p-%03d", i*len(seedArticles)+j+1), Revision: 1,
-					Name: article.name + ", " + finish.name, Category: article.category, Price: price, InitialStock: seedStock,
+					Name: article.name + ", " + finish.name, Category: article.category, Price: price, Currency: kernel.Currency, InitialStock: seedStock,
 				})
 				if err != nil {
 					return err

@@ -17,11 +17,16 @@ type reservation struct {
 	OrderID    string       `json:"order_id"`
 	CustomerID string       `json:"customer_id"`
 	Amount     kernel.Money `json:"amount"`
+	// Currency is the shop's. Empty, as an older order service leaves it, means that too.
+	Currency string `json:"currency"`
 }
 
 // reserveCredit holds the order's amount against the customer's limit. The check and the
 // change are one statement, so that two orders at once cannot both take the last of it.
 func (s *Service) reserveCredit(ctx context.Context, tx *sql.Tx, in reservation) error {
+	if in.Currency != "" && in.Currency != kernel.Currency {
+		return platform.Refused("currency", fmt.Sprintf("credit is in %s, not in %.3q", kernel.Currency, in.Currency))
+	}
 	res, err := tx.ExecContext(ctx, `UPDATE customers SET credit_reserved = credit_reserved + $1
 		WHERE id = $2 AND credit_reserved + $1 <= credit_limit`, in.Amount, in.CustomerID)
 	if err != nil {

@@ -6,9 +6,11 @@ package kernel
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/dovetail-go/dovetail/messaging"
+	"github.com/dovetail-go/dovetail/messaging/cloudevents"
 )
 
 // Topics of the shop's events. A topic says what happened; the type in the message
@@ -134,6 +136,24 @@ func (e ShipmentDispatched) Describe() (topic, key string, version int) {
 	return TopicShipmentDispatched, e.OrderID, 1
 }
 
+// CloudEvent makes a message of the named service a CloudEvent: its header gets all attributes under the names that
+// AMQP's binding gives them. RabbitMQ carries headers as they are, so whoever knows CloudEvents understands what the
+// shop tells. The error names the field that has no place in one. The header that m had is not changed.
+func CloudEvent(m *messaging.Message, source string) error {
+	whole := *m
+	whole.Header = messaging.Header{"content-type": "application/json"}
+	maps.Copy(whole.Header, m.Header)
+	if m.Key != "" {
+		whole.Header[cloudevents.Prefix+"subject"] = m.Key
+	}
+	h, err := cloudevents.AMQP.Encode(&whole, "/shop/"+source)
+	if err != nil {
+		return fmt.Errorf("kernel: event %s: %w", m.Topic, err)
+	}
+	m.Header = h
+	return nil
+}
+
 // NewMessage wraps an event as a message of the named service.
 func NewMessage(source string, e Event) (*messaging.Message, error) {
 	topic, key, version := e.Describe()
@@ -141,13 +161,9 @@ func NewMessage(source string, e Event) (*messaging.Message, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kernel: event %s: %w", topic, err)
 	}
-	return &messaging.Message{
-		ID:     NewID(),
-		Topic:  topic,
-		Key:    key,
-		Type:   fmt.Sprintf("%s.v%d", topic, version),
-		Time:   time.Now().UTC(),
-		Header: messaging.Header{"ce-source": "/shop/" + source},
-		Body:   body,
-	}, nil
+	m := &messaging.Message{ID: NewID(), Topic: topic, Key: key, Type: fmt.Sprintf("%s.v%d", topic, version), Time: time.Now().UTC(), Body: body}
+	if err := CloudEvent(m, source); err != nil {
+		return nil, err
+	}
+	return m, nil
 }

@@ -43,7 +43,7 @@ type placeOrder struct {
 func (s *Service) definePlaceOrder() (*saga.Definition[placeOrder], error) {
 	d, err := saga.New("place-order", 1,
 		saga.Call("reserve-credit", s.remote("http://customer/internal/credit/reserve", func(d *placeOrder) any {
-			return map[string]any{"order_id": d.OrderID, "customer_id": d.CustomerID, "amount": d.Total}
+			return map[string]any{"order_id": d.OrderID, "customer_id": d.CustomerID, "amount": d.Total, "currency": kernel.Currency}
 		}), saga.Undo(s.remote("http://customer/internal/credit/release", orderOf)), saga.Timeout[placeOrder](stepTimeout)),
 
 		saga.Call("reserve-stock", func(ctx context.Context, a saga.Attempt, d *placeOrder) error {

@@ -149,13 +149,10 @@ func newOrders(ctx context.Context, env platform.Env, bus *platform.Bus) (*order
 		return nil, err
 	}
 	log, err := eventsource.New(store, eventsource.Config{
-		Inject: func(ctx context.Context, h messaging.Header) {
-			h["ce-source"] = "/shop/" + env.Name
-			env.Tracing().Inject(ctx, h)
-		},
-		Hooks: env.Tracing().EventLog(),
+		Inject: env.Tracing().Inject,
+		Hooks:  env.Tracing().EventLog(),
 		Within: eventsource.Publish(bus.Outbox(), func(stream string, e eventsource.Event) *messaging.Message {
-			return eventsource.Message(topic(e.Type), strings.TrimPrefix(stream, streamPrefix), e)
+			return bus.Recorded(topic(e.Type), strings.TrimPrefix(stream, streamPrefix), e)
 		}),
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/dovetail-go/dovetail/eventsource"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/idempotency"
 	"github.com/dovetail-go/dovetail/idempotency/idempotencysql"
@@ -113,6 +114,15 @@ func (b *Bus) Emit(ctx context.Context, tx *sql.Tx, events ...kernel.Event) erro
 		msgs[i] = m
 	}
 	return b.outbox.Enqueue(ctx, tx, msgs...)
+}
+
+// Recorded returns an event of the service's own log as the message that tells others of it.
+func (b *Bus) Recorded(topic, key string, e eventsource.Event) *messaging.Message {
+	m := eventsource.Message(topic, key, e)
+	if err := kernel.CloudEvent(m, b.service); err != nil {
+		panic(err) // all that it is made of is of this program's own making
+	}
+	return m
 }
 
 // Outbox returns the outbox itself, for a block that enqueues by itself.

@@ -386,6 +386,7 @@ type day struct {
 	Rejected   int64        `json:"rejected"`
 	Cancelled  int64        `json:"cancelled"`
 	Revenue    kernel.Money `json:"revenue"`
+	Currency   string       `json:"currency"`
 }
 
 type product struct {
@@ -393,12 +394,14 @@ type product struct {
 	Name      string       `json:"name"`
 	Quantity  int64        `json:"quantity"`
 	Revenue   kernel.Money `json:"revenue"`
+	Currency  string       `json:"currency"`
 }
 
 // figures answers with what the serving build has counted.
 func (s *Service) figures(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
 	days, err := platform.Collect(ctx, s.env.DB, func(row interface{ Scan(dest ...any) error }) (d day, err error) {
+		d.Currency = kernel.Currency
 		err = row.Scan(&d.Day, &d.Placed, &d.Confirmed, &d.Dispatched, &d.Rejected, &d.Cancelled, &d.Revenue)
 		return d, err
 	}, `SELECT day, placed, confirmed, dispatched, rejected, cancelled, revenue FROM days
@@ -407,6 +410,7 @@ func (s *Service) figures(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	products, err := platform.Collect(ctx, s.env.DB, func(row interface{ Scan(dest ...any) error }) (p product, err error) {
+		p.Currency = kernel.Currency
 		err = row.Scan(&p.ProductID, &p.Name, &p.Quantity, &p.Revenue)
 		return p, err
 	}, `SELECT product_id, name, quantity, revenue FROM products
