@@ -19,7 +19,7 @@ function tables({ services, flows, groups, readers }) {
   }));
   fill($('groups'), groups, (g) => {
     const row = stamp('group-row', {
-      group: g.group, service: g.service, behind: whole(g.behind) + (g.known ? '' : ' or more'), oldest: g.behind ? span(g.oldest_seconds) : '–', delay: span(g.delay_seconds),
+      group: g.group, behind: whole(g.behind) + (g.known ? '' : ' or more'), oldest: g.behind ? span(g.oldest_seconds) : '–', delay: span(g.delay_seconds),
       consumers: g.known ? whole(g.consumers) : '–',
     });
     row.dataset.state = g.known && g.consumers === 0 ? 'nobody' : g.behind > 0 && g.oldest_seconds > stuck ? 'behind' : 'well';
