@@ -99,7 +99,7 @@ const (
 	// that more rows are read in its place.
 	slowAfter = time.Second
 	// memory is how many batches of a shard may be in memory.
-	memory = 2
+	memory = 3
 	// settleAfter is how long a confirmed row waits for others to be removed with it, while
 	// more are on their way: each removal is a transaction that waits for the disk.
 	settleAfter = 20 * time.Millisecond
@@ -510,11 +510,12 @@ func (s *scheduler) short(now time.Time) (short []*shard) {
 	low := false
 	for sh := range s.shardsHeld() {
 		if !sh.draining.IsZero() || !sh.more && sh.seen == s.wakes || now.Before(sh.skipAfter) ||
-			sh.fresh > s.cfg.Batch || s.free(sh) <= 0 || len(sh.published) >= memory*s.cfg.Batch {
+			sh.fresh > s.cfg.Batch/2 || s.free(sh) <= 0 || len(sh.published) >= memory*s.cfg.Batch {
 			continue
 		}
 		// When one has run low, the others that will soon are read along. The lower, the fewer
-		// rows in memory the store has to pass over.
+		// rows in memory the store has to pass over. With what is read, a shard has at most one and a
+		// half batches, half of its memory: what a single topic may have.
 		low = low || sh.fresh <= s.cfg.Batch/4
 		short = append(short, sh)
 	}
