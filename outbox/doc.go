@@ -106,7 +106,7 @@
 //
 // All relays of an outbox must agree on the number of shards; outboxsql checks it.
 //
-// A shard has up to two batches of messages in memory. With large bodies use a smaller
+// A shard has up to three batches of messages in memory. With large bodies use a smaller
 // Batch.
 //
 // The database's clock must not jump by more than a small part of a lease.

@@ -22,7 +22,7 @@ type RelayConfig struct {
 	// Window is how many messages may be with the publisher at the same time. One topic
 	// gets at most half of it, and half of what slower topics leave. Zero means 1024.
 	Window int
-	// Batch is how many rows of a shard are read at once. A shard has up to two batches in
+	// Batch is how many rows of a shard are read at once. A shard has up to three batches in
 	// memory. Zero means 200.
 	Batch int
 	// Poll is the longest time between two looks at the store while there is nothing to
