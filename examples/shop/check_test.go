@@ -122,7 +122,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"a dead letter without a reason", 8, harms{"catalog": `INSERT INTO dead_letters VALUES ('catalog', 'm', '{}', '', 1, 1)`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			invariants, err := check.Run(t.Context(), harmed(t, data, tt.harms), nil, 0)
+			invariants, err := check.Run(t.Context(), harmed(t, data, tt.harms), nil, 0, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -141,7 +141,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		verifyWithin(t, harmed(t, data, harms{"reporting": `UPDATE builds SET status = 'different', differences = '1 rows of days' WHERE status = 'retired'`}), nil, 0)
 	})
 	t.Run("a promised order is missing", func(t *testing.T) {
-		invariants, err := check.Run(t.Context(), check.Files(data), []string{"promised"}, 0)
+		invariants, err := check.Run(t.Context(), check.Files(data), []string{"promised"}, 0, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +150,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		}
 	})
 	t.Run("no data is an error", func(t *testing.T) {
-		if _, err := check.Run(t.Context(), check.Files(t.TempDir()), nil, time.Second); err == nil {
+		if _, err := check.Run(t.Context(), check.Files(t.TempDir()), nil, time.Second, nil); err == nil {
 			t.Error("check of an empty folder = nil, want an error")
 		}
 	})

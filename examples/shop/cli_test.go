@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -21,6 +22,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/load"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
 // ran is how a command ended that ran in this process.
@@ -321,6 +323,21 @@ func TestVerbsAgainstAShop(t *testing.T) {
 		}
 		if err := json.Unmarshal([]byte(got.out), &all); err != nil || got.code != 1 || len(all) != 8 || len(all[2].Violations) == 0 {
 			t.Errorf("exit code %d, said %s%s (%v); want 1 and what is wrong with the stock", got.code, got.out, got.err, err)
+		}
+	})
+	t.Run("on a terminal it shows what it waits for", func(t *testing.T) {
+		terminal, err := exec.LookPath("script")
+		if err != nil {
+			testserver.Missing(t, "%v: it is in the package bsdutils", err)
+		}
+		cmd := exec.CommandContext(t.Context(), terminal, "--quiet", "--return", "--command", buildShop(t)+" check --wait 3s --data "+data, "/dev/null")
+		cmd.Env = append(os.Environ(), "TERM=xterm", "COLUMNS=200")
+		out, err := cmd.CombinedOutput()
+		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != exitWrong {
+			t.Errorf("it ended with %v, want exit code %d", err, exitWrong)
+		}
+		if !bytes.Contains(out, []byte(" of 8 do not hold yet: ")) || !bytes.Contains(out, []byte("FAIL 3.")) {
+			t.Errorf("said %q, want what it waits for, and then the result", out)
 		}
 	})
 }

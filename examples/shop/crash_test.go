@@ -233,7 +233,7 @@ func verify(t *testing.T, open func(service string) (*sql.DB, error), accepted [
 // verifyWithin gives the shop that long to come to rest.
 func verifyWithin(t *testing.T, open func(service string) (*sql.DB, error), accepted []string, patience time.Duration) {
 	t.Helper()
-	invariants, err := check.Run(t.Context(), open, accepted, patience)
+	invariants, err := check.Run(t.Context(), open, accepted, patience, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -326,7 +326,9 @@ and names what breaks it.`,
 				}
 				open = settings.Look
 			}
-			invariants, err := check.Run(cmd.Context(), open, promised.Accepted, patience)
+			waiting, stop := showWaiting(cmd.ErrOrStderr(), asJSON)
+			invariants, err := check.Run(cmd.Context(), open, promised.Accepted, patience, waiting)
+			stop()
 			if err != nil {
 				return err
 			}
@@ -350,6 +352,29 @@ and names what breaks it.`,
 	cmd.Flags().DurationVar(&patience, "wait", 10*time.Second, "how long to wait for a running shop to come to rest")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return cmd
+}
+
+// showWaiting shows on a terminal what a shop has not finished yet, until stop is called.
+func showWaiting(w io.Writer, quiet bool) (waiting func([]check.Invariant), stop func()) {
+	if quiet || !isTerminal(w) {
+		return nil, func() {}
+	}
+	bar := progressbar.NewOptions(-1, progressbar.OptionSetWriter(w), progressbar.OptionSpinnerType(14), progressbar.OptionClearOnFinish())
+	waiting = func(all []check.Invariant) {
+		var first string
+		n := 0
+		for _, i := range all {
+			if i.OK() {
+				continue
+			}
+			if n++; n == 1 {
+				first = i.Violations[0]
+			}
+		}
+		bar.Describe(fmt.Sprintf("waiting for rest: %d of %d do not hold yet: %.80s", n, len(all), first))
+		_ = bar.Add(1)
+	}
+	return waiting, func() { _ = bar.Finish() }
 }
 
 func printCheck(w io.Writer, invariants []check.Invariant) {

@@ -84,8 +84,9 @@ func Files(data string) func(service string) (*sql.DB, error) {
 // Run checks the databases that open opens, one per service. It waits up to patience for the shop to come
 // to rest: no order pending, no saga running, nothing in an outbox. What is not at rest then is a violation.
 //
-// Accepted, if any, are orders that somebody was promised; each must be there.
-func Run(ctx context.Context, open func(service string) (*sql.DB, error), accepted []string, patience time.Duration) ([]Invariant, error) {
+// Accepted, if any, are orders that somebody was promised; each must be there. Waiting, if not nil, is called with what was
+// found each time that the shop was not at rest.
+func Run(ctx context.Context, open func(service string) (*sql.DB, error), accepted []string, patience time.Duration, waiting func([]Invariant)) ([]Invariant, error) {
 	c, err := newChecker(open)
 	if err != nil {
 		return nil, err
@@ -102,6 +103,9 @@ func Run(ctx context.Context, open func(service string) (*sql.DB, error), accept
 		}
 		if !slices.ContainsFunc(invariants, func(i Invariant) bool { return !i.OK() }) || time.Now().After(deadline) {
 			return invariants, nil
+		}
+		if waiting != nil {
+			waiting(invariants)
 		}
 		select {
 		case <-ctx.Done():
