@@ -149,6 +149,13 @@ func (v *visitor) decides(button, why string) {
 	v.until("the decision is taken", `!document.querySelector('#decision').open`)
 }
 
+// me is the operator as what is kept of decisions names them: by address and account.
+func (d *desk) me() string {
+	d.t.Helper()
+	a := d.operator.account()
+	return a.Email + " (" + a.ID + ")"
+}
+
 // tells waits until the saga's history on the page says who did what, and why.
 func (v *visitor) tells(verb, who, why string) {
 	v.t.Helper()
@@ -169,7 +176,7 @@ func (v *visitor) opensSaga(id string) {
 // testRetryAndSkip has inventory believe of two orders that their pieces were given back before they were sold: it
 // refuses the sale, behind the pivot, where nothing can be undone any more.
 func testRetryAndSkip(t *testing.T, v *visitor, d *desk) {
-	customer, me := d.shop.newcomer(), d.operator.me().ID
+	customer, me := d.shop.newcomer(), d.me()
 	d.change("inventory", `CREATE TRIGGER mistake AFTER INSERT ON reservations
 		BEGIN INSERT INTO saga_barrier (saga, step, op, seen, at) VALUES (NEW.order_id, 'sell-stock', 'do', 1, 1 << 60), (NEW.order_id, 'sell-stock', 'undo', 1, 1 << 60); END`)
 	again, skipped := d.order(customer, "p-020"), d.order(customer, "p-021")
@@ -219,7 +226,7 @@ func testRetryAndSkip(t *testing.T, v *visitor, d *desk) {
 }
 
 func testCompensate(t *testing.T, v *visitor, d *desk) {
-	customer, me := d.shop.newcomer(), d.operator.me().ID
+	customer, me := d.shop.newcomer(), d.me()
 	end := d.operator.harm(chaos.ProviderDown, "", 0)
 	id := d.order(customer, "p-022")
 	v.open("/ops/sagas/" + id)
@@ -308,7 +315,7 @@ func testPublishAgain(t *testing.T, v *visitor, d *desk) {
 }
 
 func testDiscard(t *testing.T, v *visitor, d *desk) {
-	me := d.operator.me().ID
+	me := d.me()
 	mended := d.mistakeInOutbox("payment", "payment.changed", `message_type = CASE WHEN CAST(body AS TEXT) LIKE '%authorised%' THEN message_type || char(10) ELSE message_type END`)
 	id := d.order(d.shop.newcomer(), "p-023")
 	d.ends(id, "confirmed")

@@ -58,9 +58,6 @@ type Service struct {
 	cost  int
 }
 
-// maxEmail is the longest mail address in bytes, RFC 5321.
-const maxEmail = 254
-
 var signInLimit = ratelimit.Limit{Rate: 10, Per: time.Minute, Burst: 10}
 
 // A customer without a password comes from another issuer, and is known by its identity there. Its address is
@@ -219,7 +216,7 @@ func validate(a Account) error {
 	if n := utf8.RuneCountInString(a.Name); n < 1 || n > 100 {
 		return platform.Invalid("name", "has %d characters, want 1 to 100", n)
 	}
-	if addr, err := mail.ParseAddress(a.Email); err != nil || addr.Address != a.Email || len(a.Email) > maxEmail {
+	if addr, err := mail.ParseAddress(a.Email); err != nil || addr.Address != a.Email || len(a.Email) > platform.MaxEmail {
 		return platform.Invalid("email", "want a mail address such as name@example.com")
 	}
 	// bcrypt reads 72 bytes and no more.
@@ -238,7 +235,7 @@ func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	email := strings.ToLower(strings.TrimSpace(in.Email))
-	if len(email) > maxEmail {
+	if len(email) > platform.MaxEmail {
 		email = "" // it has no account, and its quota needs no megabyte
 	}
 	if result := s.tries.Allow(r.Context(), email); !result.OK {
@@ -255,7 +252,7 @@ func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
 	if bcrypt.CompareHashAndPassword([]byte(hash), []byte(in.Password)) != nil || id == "" {
 		return &platform.Error{Status: http.StatusUnauthorized, Code: "bad-credentials", Detail: "the address or the password is wrong"}
 	}
-	token, expires, err := s.issuer.sign(id, role)
+	token, expires, err := s.issuer.sign(platform.Identity{Subject: id, Email: email, Role: role})
 	if err != nil {
 		return err
 	}

@@ -214,7 +214,7 @@ func (s *Service) endSignIn(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	token, expires, err := s.issuer.sign(id, person.Role)
+	token, expires, err := s.issuer.sign(platform.Identity{Subject: id, Email: person.Email, Role: person.Role})
 	if err != nil {
 		return err
 	}
@@ -280,7 +280,7 @@ func (s *Service) exchange(w http.ResponseWriter, r *http.Request) error {
 	if person.Expiry.Before(expires) {
 		expires = person.Expiry
 	}
-	token, err := s.issuer.signUntil(id, person.Role, expires)
+	token, err := s.issuer.signUntil(platform.Identity{Subject: id, Email: person.Email, Role: person.Role}, expires)
 	if err != nil {
 		return err
 	}

@@ -73,19 +73,23 @@ func signingKey(ctx context.Context, db *sql.DB) (*jose.JSONWebKey, error) {
 }
 
 // sign returns a token that says who somebody is until it expires.
-func (i *issuer) sign(subject, role string) (token string, expires time.Time, err error) {
+func (i *issuer) sign(id platform.Identity) (token string, expires time.Time, err error) {
 	expires = time.Now().Add(i.ttl)
-	token, err = i.signUntil(subject, role, expires)
+	token, err = i.signUntil(id, expires)
 	return token, expires, err
 }
 
-func (i *issuer) signUntil(subject, role string, expires time.Time) (token string, err error) {
+func (i *issuer) signUntil(id platform.Identity, expires time.Time) (token string, err error) {
+	claims := map[string]any{"role": id.Role}
+	if id.Email != "" {
+		claims["email"] = id.Email
+	}
 	return jwt.Signed(i.signer).
 		Claims(jwt.Claims{
-			Issuer: i.url, Subject: subject, Audience: jwt.Audience{platform.Audience},
+			Issuer: i.url, Subject: id.Subject, Audience: jwt.Audience{platform.Audience},
 			IssuedAt: jwt.NewNumericDate(time.Now()), Expiry: jwt.NewNumericDate(expires), ID: kernel.NewID(),
 		}).
-		Claims(map[string]any{"role": role}).
+		Claims(claims).
 		Serialize()
 }
 

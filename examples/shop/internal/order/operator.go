@@ -165,7 +165,7 @@ func (s *Service) decide(verb func(ctx context.Context, id string, by saga.By) e
 			return err
 		}
 		id := r.PathValue("id")
-		err = verb(r.Context(), id, saga.By{Who: who(r), Why: why})
+		err = verb(r.Context(), id, saga.By{Who: platform.Who(r.Context()), Why: why})
 		switch {
 		case errors.Is(err, saga.ErrNotFound):
 			return platform.NotFound("saga", id)
@@ -182,14 +182,6 @@ func (s *Service) decide(verb func(ctx context.Context, id string, by saga.By) e
 		}
 		return platform.WriteJSON(w, http.StatusOK, viewOf(now))
 	}
-}
-
-// who makes a request: a person, or another service.
-func who(r *http.Request) string {
-	if id := platform.IdentityOf(r.Context()); id.Subject != "" {
-		return id.Subject
-	}
-	return "service"
 }
 
 // recordedView is an event in its place in the log.

@@ -218,7 +218,7 @@ func (b *Bus) discardParked(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	id := r.PathValue("message")
-	err = b.outbox.Discard(r.Context(), id, fmt.Sprintf("%s (by %s)", why, IdentityOf(r.Context()).Subject))
+	err = b.outbox.Discard(r.Context(), id, fmt.Sprintf("%s (by %s)", why, Who(r.Context())))
 	if errors.Is(err, outbox.ErrNotParked) {
 		return NotFound("parked message", id)
 	}

@@ -30,9 +30,14 @@ const (
 type Identity struct {
 	// Subject is the customer's ID; empty for a service.
 	Subject string
+	// Email is the customer's address when it signed in, if it was known.
+	Email string
 	// Role is one of the Role constants.
 	Role string
 }
+
+// MaxEmail is the longest mail address in bytes, RFC 5321.
+const MaxEmail = 254
 
 type identityKey struct{}
 
@@ -40,6 +45,19 @@ type identityKey struct{}
 func IdentityOf(ctx context.Context) Identity {
 	id, _ := ctx.Value(identityKey{}).(Identity)
 	return id
+}
+
+// Who returns who makes a request, in the words that are kept of a decision: another service, or a person by address, which
+// people know, and by account, which stays the same.
+func Who(ctx context.Context) string {
+	id := IdentityOf(ctx)
+	switch {
+	case id.Subject == "":
+		return "service"
+	case id.Email == "":
+		return id.Subject
+	}
+	return id.Email + " (" + id.Subject + ")"
 }
 
 // Auth tells who makes a request: a person by a signed token of the shop's
@@ -90,12 +108,13 @@ func (a *Auth) identify(r *http.Request) (Identity, error) {
 		return Identity{}, err
 	}
 	var claims struct {
-		Role string `json:"role"`
+		Email string `json:"email"`
+		Role  string `json:"role"`
 	}
 	if err := token.Claims(&claims); err != nil {
 		return Identity{}, oidckit.ErrClaim
 	}
-	return Identity{Subject: token.Subject, Role: claims.Role}, nil
+	return Identity{Subject: token.Subject, Email: claims.Email, Role: claims.Role}, nil
 }
 
 // NotIdentified says why the bearer of a request was not let in, and challenges it where another token may help.

@@ -24,6 +24,14 @@ import (
 // Algorithms are those that another issuer may sign with.
 var Algorithms = []string{"RS256", "PS256", "ES256", "EdDSA"}
 
+// signatures are the same, as they are read.
+var signatures = func() (list []jose.SignatureAlgorithm) {
+	for _, name := range Algorithms {
+		list = append(list, jose.SignatureAlgorithm(name))
+	}
+	return list
+}()
+
 // IssuerConfig names an OpenID Connect issuer whose people may use the shop, such as a user pool of Amazon
 // Cognito. The zero value names none.
 type IssuerConfig struct {
@@ -116,11 +124,7 @@ func (i *Issuer) Issued(raw string) bool {
 	if i == nil {
 		return false
 	}
-	algorithms := make([]jose.SignatureAlgorithm, len(Algorithms))
-	for n, name := range Algorithms {
-		algorithms[n] = jose.SignatureAlgorithm(name)
-	}
-	token, err := jwt.ParseSigned(raw, algorithms)
+	token, err := jwt.ParseSigned(raw, signatures)
 	if err != nil {
 		return false
 	}
@@ -188,7 +192,7 @@ func (c claims) profile() (p Person) {
 	}
 	email := strings.ToLower(strings.TrimSpace(c.Email))
 	addr, err := mail.ParseAddress(email)
-	if verified := c.EmailVerified == true || c.EmailVerified == "true"; verified && err == nil && addr.Address == email && len(email) <= 254 {
+	if verified := c.EmailVerified == true || c.EmailVerified == "true"; verified && err == nil && addr.Address == email && len(email) <= MaxEmail {
 		p.Email = email
 	}
 	return p
