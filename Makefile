@@ -2,7 +2,7 @@
 # make help lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down stack bench bench-blocks fuzz
+.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down stack bench bench-blocks fuzz sim chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -50,3 +50,10 @@ bench-blocks: ## benchmarks in the packages (PKG=./retry for one, COUNT=10 for b
 
 fuzz: ## every fuzz test for FUZZTIME each (30s)
 	@scripts/fuzz $(or $(FUZZTIME),30s)
+
+sim: ## the simulations, each of SEEDS=100000 courses, with a report
+	DOVETAIL_SIM_SEEDS=$(or $(SEEDS),100000) go test -v -timeout 0 -run 'TestSimulation$$' ./outbox ./idempotency
+
+chaos: ## processes and servers killed for about half an hour, with the checkers' reports (PKG=./outbox for one)
+	@scripts/services up postgres mariadb rabbitmq
+	@eval "$$(scripts/services env)" && cd chaos && DOVETAIL_CHAOS=long go test -v -timeout 0 -parallel 1 $(or $(PKG),./outbox ./rabbit ./saga)
