@@ -114,7 +114,8 @@ func TestPaymentIsKilledFromTheConsole(t *testing.T) {
 	verifyWithin(t, check.Files(data), []string{order}, atLast)
 }
 
-// TestQueuesAndReadersOnTheConsole has a consumer that is gone and a rebuild of the figures, as an operator sees them.
+// TestQueuesAndReadersOnTheConsole has a consumer that is gone and a rebuild of the figures, as an operator sees them,
+// and pages that are open while something happens.
 func TestQueuesAndReadersOnTheConsole(t *testing.T) {
 	browser := openBrowser(t)
 	shop := openShop(t).stocked()
@@ -156,6 +157,21 @@ func TestQueuesAndReadersOnTheConsole(t *testing.T) {
 	})()`)
 	v.until("there can be another", `!document.querySelector('#rebuild').disabled`)
 	v.picture("rebuilt")
+
+	// Pages that are open are told of what changes.
+	v.open("/ops/sagas")
+	v.until("the sagas are listed", `document.querySelectorAll('#sagas tr').length > 0`)
+	order := customer.place("pm_slow", lineItem{"product_id": "p-018", "quantity": 1})
+	v.until("the new saga is listed", `document.querySelector('#sagas').textContent.includes(`+quote(order)+`)`)
+	v.open("/ops/traces?order=" + order)
+	v.until("the trace goes on while the order does", `document.querySelector('#traces').textContent.includes('place-order/settle-credit')`)
+	v.open("/ops/sagas/" + order)
+	v.shows("#status", "completed")
+	v.open("/ops/messages?order=" + order)
+	v.until("its events are listed", `document.querySelectorAll('#events li').length >= 2`)
+	other := customer.place("", lineItem{"product_id": "p-018", "quantity": 1})
+	v.evaluate(`const order = document.querySelector('#order'); order.value = ''; order.dispatchEvent(new Event('input'))`)
+	v.until("the events of the next are told", `document.querySelector('#events').textContent.includes(`+quote(other)+`)`)
 }
 
 // TestConsoleWithTheKeyboard does a fault and decides about a saga without a mouse.
