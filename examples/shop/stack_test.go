@@ -331,6 +331,10 @@ func testStackConsole(t *testing.T, shop *stackShop) {
 	v.clicks(".tables summary")
 	v.until("the table names the instances", `['payment-1', 'payment-2', 'order-1', 'order-2', 'shipping-1'].every((i) => document.querySelector('#services').textContent.includes(i))`)
 	v.until("the table shows the breakers", `document.querySelectorAll('#calls tr').length > 0`)
+	v.open("/ops/messages")
+	v.until("the broker says of every queue who hears it", `document.querySelectorAll('#groups tr').length >= 6 && [...document.querySelectorAll('#groups [data-is=consumers]')].every((c) => Number(c.textContent) >= 1)`)
+	v.open("/ops")
+	v.until("every service is on the map again", allUp)
 
 	v.breaks("pause", "payment-1", 300) // the test ends it
 	v.breaks("kill", "inventory-2", 300)
