@@ -100,7 +100,8 @@ func TestEventsOfAShop(t *testing.T) {
 			if err := row.Scan(&text); err != nil {
 				return m, err
 			}
-			return m, json.Unmarshal([]byte(text), &m)
+			err = json.Unmarshal([]byte(text), &m)
+			return m, err
 		}, `SELECT message FROM messages`)
 		if err != nil {
 			return err

@@ -186,13 +186,8 @@ func Exclusively(ctx context.Context, db *sql.DB, fn func(tx *sql.Tx) error) err
 // AddColumn gives a table of a service a column, if it was made when there was none yet.
 func AddColumn(ctx context.Context, db *sql.DB, table, column, definition string) error {
 	if err := Exclusively(ctx, db, func(tx *sql.Tx) error {
-		// Of all ways to ask for a table's columns, one that both dialects know. A query that fails would end the transaction.
-		rows, err := tx.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 0")
-		if err != nil {
-			return err
-		}
-		columns, err := rows.Columns()
-		if err := errors.Join(err, rows.Close()); err != nil || slices.Contains(columns, column) {
+		there, err := columns(ctx, tx, table)
+		if err != nil || slices.Contains(there, column) {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, "ALTER TABLE "+table+" ADD COLUMN "+column+" "+definition)
@@ -201,6 +196,17 @@ func AddColumn(ctx context.Context, db *sql.DB, table, column, definition string
 		return fmt.Errorf("column %s.%s: %w", table, column, err)
 	}
 	return nil
+}
+
+// columns returns the names of a table's columns, asked for in a way that both dialects know.
+func columns(ctx context.Context, tx *sql.Tx, table string) ([]string, error) {
+	rows, err := tx.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 0")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	names, err := rows.Columns()
+	return names, errors.Join(err, rows.Err())
 }
 
 // CreateTables runs a service's own schema, statement by statement, each of which must be

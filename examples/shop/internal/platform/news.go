@@ -130,11 +130,10 @@ func (n *News) listen(ctx context.Context, heard func(key string)) error {
 			delay = shortestAway
 			heard(key)
 		})
-		if ctx.Err() != nil {
-			return nil
+		if ctx.Err() == nil {
+			n.log.WarnContext(ctx, "what other instances tell is not heard; streams are behind by a poll", "channel", n.channel, "error", err)
+			away(ctx, delay/2+rand.N(delay/2))
 		}
-		n.log.WarnContext(ctx, "what other instances tell is not heard; streams are behind by a poll", "channel", n.channel, "error", err)
-		away(ctx, delay/2+rand.N(delay/2))
 	}
 	return nil
 }
