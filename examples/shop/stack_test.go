@@ -29,6 +29,7 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/load"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/reporting"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
@@ -240,6 +241,18 @@ func TestStack(t *testing.T) {
 	t.Run("dead letters", func(t *testing.T) { testDeadLetters(t, shop) })
 	t.Run("a trace through the death of a service", func(t *testing.T) { testTraceThroughDeath(t, shop, exported) })
 	t.Run("killed and stopped", func(t *testing.T) { testKilledStack(t, shop) })
+	t.Run("false figures", func(t *testing.T) {
+		testFalseFigures(shop.seenBy(t), shop.look, func(statement string) {
+			db, err := platform.OpenPostgres(t.Context(), shop.settings[stack.PostgresVar], shop.settings[stack.NameVar]+"_reporting")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = db.Close() }()
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
 	t.Run("console", func(t *testing.T) { testStackConsole(t, shop) })
 }
 
