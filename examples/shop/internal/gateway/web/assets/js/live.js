@@ -5,7 +5,7 @@
 // they show, or word that something has changed, upon which they read again. Only while there is no stream do
 // they read again and again.
 
-import { Problem, wait } from './api.js';
+import { Problem, api, wait } from './api.js';
 import { trouble } from './operator.js';
 import { follow } from './stream.js';
 
@@ -54,6 +54,20 @@ export function keep(look, ...names) {
     }
   })();
   return now;
+}
+
+// hearTraffic calls show with what happens in the shop, as the stream tells it, at first and without a stream as it is asked for.
+export function hearTraffic(show) {
+  let told = 0;
+  hear('traffic', (sample) => {
+    told++;
+    show(sample);
+  });
+  keep(async () => {
+    const before = told;
+    const sample = await api('GET', '/ops/api/traffic');
+    if (told === before) show(sample); // what the stream has told meanwhile is newer
+  });
 }
 
 // listen opens the stream, for as long as the page is open.

@@ -7,7 +7,7 @@ import { Problem, api } from '../api.js';
 import { $, part, set, stamp } from '../dom.js';
 import { sentence, when, whole } from '../format.js';
 import { frame, say } from '../frame.js';
-import { hear, keep, listen } from '../live.js';
+import { hearTraffic, keep, listen } from '../live.js';
 import { decide, fill, operators, trouble } from '../operator.js';
 import { clock, figure, span } from '../units.js';
 
@@ -172,8 +172,7 @@ let lookNow = () => {};
 if (operators()) {
   frame();
   $('order').value = new URLSearchParams(location.search).get('order') ?? '';
-  hear('traffic', tables);
-  keep(async () => tables(await api('GET', '/ops/api/traffic')));
+  hearTraffic(tables);
   lookNow = keep(waiting, 'changed');
   const eventsNow = keep(events, 'changed');
   listen();

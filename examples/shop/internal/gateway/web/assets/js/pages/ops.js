@@ -9,7 +9,7 @@ import { $, part, set, stamp } from '../dom.js';
 import { submitting } from '../fields.js';
 import { sentence, whole } from '../format.js';
 import { frame, say } from '../frame.js';
-import { hear, keep, listen } from '../live.js';
+import { hear, hearTraffic, keep, listen } from '../live.js';
 import { ServiceMap } from '../map.js';
 import { fill, operators } from '../operator.js';
 import { clock, figure, perSecond, span } from '../units.js';
@@ -203,8 +203,8 @@ if (operators()) {
   submitting($('chaos'), begin);
   $('end-all').addEventListener('click', () => end('/ops/api/chaos'));
   hear('past', (moments) => charts.past(moments));
-  for (const [name, show] of Object.entries({ traffic, faults: chaos, load, invariants })) hear(name, show);
-  keep(async () => traffic(await api('GET', '/ops/api/traffic')));
+  for (const [name, show] of Object.entries({ faults: chaos, load, invariants })) hear(name, show);
+  hearTraffic(traffic);
   look = keep(desk);
   listen();
 }
