@@ -6,10 +6,8 @@ package platform
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -185,28 +183,21 @@ func Exclusively(ctx context.Context, db *sql.DB, fn func(tx *sql.Tx) error) err
 
 // AddColumn gives a table of a service a column, if it was made when there was none yet.
 func AddColumn(ctx context.Context, db *sql.DB, table, column, definition string) error {
+	ask := `SELECT COUNT(*) FROM pragma_table_info($1) WHERE name = $2`
+	if DialectOf(db) == Postgres {
+		ask = `SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = $1 AND column_name = $2`
+	}
 	if err := Exclusively(ctx, db, func(tx *sql.Tx) error {
-		there, err := columns(ctx, tx, table)
-		if err != nil || slices.Contains(there, column) {
+		var there int
+		if err := tx.QueryRowContext(ctx, ask, table, column).Scan(&there); err != nil || there > 0 {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, "ALTER TABLE "+table+" ADD COLUMN "+column+" "+definition)
+		_, err := tx.ExecContext(ctx, "ALTER TABLE "+table+" ADD COLUMN "+column+" "+definition)
 		return err
 	}); err != nil {
 		return fmt.Errorf("column %s.%s: %w", table, column, err)
 	}
 	return nil
-}
-
-// columns returns the names of a table's columns, asked for in a way that both dialects know.
-func columns(ctx context.Context, tx *sql.Tx, table string) ([]string, error) {
-	rows, err := tx.QueryContext(ctx, "SELECT * FROM "+table+" LIMIT 0")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }()
-	names, err := rows.Columns()
-	return names, errors.Join(err, rows.Err())
 }
 
 // CreateTables runs a service's own schema, statement by statement, each of which must be

@@ -1,0 +1,63 @@
+// SPDX-FileCopyrightText: The dovetail authors
+// SPDX-License-Identifier: Apache-2.0
+
+package platform
+
+import (
+	"context"
+	"database/sql"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
+	"github.com/dovetail-go/dovetail/messaging"
+)
+
+// TestAddColumn gives a table with a row a column, and once more.
+func TestAddColumn(t *testing.T) {
+	add := func(t *testing.T, db *sql.DB) {
+		if err := CreateTables(t.Context(), db, "CREATE TABLE t (id BIGINT PRIMARY KEY);\nINSERT INTO t VALUES (1)"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := AddColumn(t.Context(), db, "t", "revision", "BIGINT NOT NULL DEFAULT 7"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var revision int
+		if err := db.QueryRowContext(t.Context(), `SELECT revision FROM t WHERE id = 1`).Scan(&revision); err != nil || revision != 7 {
+			t.Errorf("revision = %d, %v; want 7", revision, err)
+		}
+		if err := AddColumn(t.Context(), db, "none", "revision", "BIGINT"); err == nil {
+			t.Error("a table that does not exist has got a column")
+		}
+	}
+	t.Run("SQLite", func(t *testing.T) {
+		db, err := OpenSQLite(filepath.Join(t.TempDir(), "t.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = db.Close() }()
+		add(t, db)
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		dsn := os.Getenv("DOVETAIL_POSTGRES_DSN")
+		if dsn == "" {
+			testserver.Missing(t, "DOVETAIL_POSTGRES_DSN is not set: run scripts/services up postgres && eval \"$(scripts/services env)\"")
+		}
+		schema := "column" + strings.ReplaceAll(messaging.NewID(), "-", "")
+		db, err := OpenPostgres(t.Context(), dsn, schema)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = db.Close() }()
+		defer func() {
+			if _, err := db.ExecContext(context.Background(), `DROP SCHEMA `+schema+` CASCADE`); err != nil {
+				t.Error(err)
+			}
+		}()
+		add(t, db)
+	})
+}
