@@ -184,7 +184,7 @@ func TestSnippetsAreTheCode(t *testing.T) {
 }
 
 // Commands of others, whose flags are not checked.
-var foreign = []string{"cat", "cd", "cp", "curl", "docker", "eval", "export", "git", "jq", "kill", "kubectl", "mkdir", "mysql", "pkill", "promtool", "psql", "rabbitmqctl", "redis-cli", "sqlite3"}
+var foreign = []string{"cat", "cd", "cp", "curl", "docker", "eval", "export", "git", "grep", "jq", "kill", "kubectl", "mkdir", "mysql", "pkill", "promtool", "psql", "rabbitmqctl", "redis-cli", "sqlite3"}
 
 // Every command of ours that a guide tells to run exists: the targets of make, the scripts, the
 // packages that go is told of, and shop's commands with their flags. Whether it does what the
