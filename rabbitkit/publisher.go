@@ -39,12 +39,11 @@ type flight struct {
 	exchange, key string
 	pub           amqp.Publishing
 	state         atomic.Int32
-	call          *call                      // of Publish
-	done          func(error)                // of PublishAsync
-	unwatch       func() bool                // ends what waits for the context of PublishAsync
-	returned      bool                       // by the broker, as unroutable; guarded by channel.mu
-	confirm       *amqp.DeferredConfirmation // nil while it is being written; guarded by channel.mu
-	err           error                      // the outcome; written before state becomes flightOver
+	call          *call       // of Publish
+	done          func(error) // of PublishAsync
+	unwatch       func() bool // ends what waits for the context of PublishAsync
+	returned      bool        // by the broker, as unroutable; guarded by channel.mu
+	err           error       // the outcome; written before state becomes flightOver
 }
 
 // The states of a flight. Whoever takes it from waiting to another state owns it.
@@ -361,20 +360,18 @@ func (p *publisher) end() {
 
 // channel is one session of the publisher.
 type channel struct {
-	cn      *conn
-	ch      *amqp.Channel
-	returns chan amqp.Return
-	closed  chan *amqp.Error
-	written chan struct{} // tells collect, when it has asked, that there is something to wait for
-	ended   chan struct{} // closed when every outcome of this session is known
-	cause   error         // of the end; set before ended is closed
+	cn       *conn
+	ch       *amqp.Channel
+	confirms chan amqp.Confirmation
+	returns  chan amqp.Return
+	closed   chan *amqp.Error
+	ended    chan struct{} // closed when every outcome of this session is known
+	cause    error         // of the end; set before ended is closed
 
-	mu sync.Mutex
-	// pending is what has no outcome yet, in the order in which it was sent: that is the order
-	// of the confirmations. Nil after the end.
-	pending []*flight
-	asked   bool      // collect waits for written
-	oldest  *flight   // in flight, when overdue looked
+	mu      sync.Mutex
+	next    uint64 // the tag of the next message
+	pending map[uint64]*flight
+	oldest  uint64    // in flight, when overdue looked
 	since   time.Time // when it was first seen to be that
 }
 
@@ -388,8 +385,11 @@ func (p *publisher) open(ctx context.Context) (*channel, error) {
 		return nil, err
 	}
 	s := &channel{
-		cn: cn, pending: make([]*flight, 0, p.c.cfg.Window),
-		written: make(chan struct{}, 1), ended: make(chan struct{}),
+		cn: cn, next: 1, pending: make(map[uint64]*flight),
+		ended: make(chan struct{}),
+		// Nobody holds up the connection's reader: there are never more confirmations than
+		// places in the window.
+		confirms: make(chan amqp.Confirmation, p.c.cfg.Window),
 		// Without a buffer a return is taken before the reader comes to the confirmation
 		// that follows it.
 		returns: make(chan amqp.Return),
@@ -405,6 +405,7 @@ func (p *publisher) open(ctx context.Context) (*channel, error) {
 		}
 		s.closed = s.ch.NotifyClose(make(chan *amqp.Error, 1))
 		s.ch.NotifyReturn(s.returns)
+		s.ch.NotifyPublish(s.confirms)
 		return s.ch.Confirm(false)
 	})
 	if err != nil {
@@ -510,21 +511,10 @@ func (s *channel) send(f *flight) (begun bool, err error) {
 		s.mu.Unlock()
 		return false, amqp.ErrClosed
 	}
-	f.confirm = nil
-	s.pending = append(s.pending, f)
+	s.pending[s.next] = f
+	s.next++
 	s.mu.Unlock()
-	confirm, err := s.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, f.pub)
-	s.mu.Lock()
-	f.confirm = confirm
-	asked := s.asked
-	s.asked = false
-	s.mu.Unlock()
-	if asked {
-		select {
-		case s.written <- struct{}{}:
-		default:
-		}
-	}
+	_, err = s.ch.PublishWithDeferredConfirm(f.exchange, f.key, true, false, f.pub)
 	return true, err
 }
 
@@ -532,33 +522,50 @@ func (s *channel) send(f *flight) (begun bool, err error) {
 func (s *channel) forget(f *flight) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	last := len(s.pending) - 1
-	if last < 0 || s.pending[last] != f {
+	if s.pending[s.next-1] != f {
 		return false
 	}
-	s.pending = s.pending[:last]
+	delete(s.pending, s.next-1)
 	return true
 }
 
-// collect takes confirmations and returns, and tells the callers, until the session ends.
+// collect reads confirmations and returns, and tells the callers, until the session ends.
 func (s *channel) collect(p *publisher) {
+	returns := s.returns
 	look := time.NewTicker(p.c.cfg.Timeout)
 	defer look.Stop()
 	var stuck error
 	for open := true; open; {
-		confirmed := s.land(p)
 		select {
 		case now := <-look.C:
 			if stuck == nil && s.overdue(now, confirmTimeouts*p.c.cfg.Timeout) {
 				stuck = errors.New("rabbitkit: the broker has not confirmed a message for too long")
 				_ = s.cn.sock.Close()
 			}
-		case r, ok := <-s.returns:
-			if open = ok; ok {
-				s.comeBack(r)
+		case r, ok := <-returns:
+			if !ok {
+				returns = nil
+				continue
 			}
-		case <-s.written:
-		case <-confirmed:
+			s.comeBack(r)
+		case c, ok := <-s.confirms:
+			if !ok {
+				open = false
+				continue
+			}
+			s.mu.Lock()
+			f := s.pending[c.DeliveryTag]
+			delete(s.pending, c.DeliveryTag)
+			s.mu.Unlock()
+			switch {
+			case f == nil:
+			case f.returned:
+				p.over(f, fmt.Errorf("%w: %q", messaging.ErrUnroutable, f.key))
+			case c.Ack:
+				p.over(f, nil)
+			default:
+				p.over(f, fmt.Errorf("%w: a queue could not take it", messaging.ErrRefused))
+			}
 		}
 	}
 	s.cause = errors.New("rabbitkit: the connection was closed")
@@ -575,56 +582,15 @@ func (s *channel) collect(p *publisher) {
 		}
 	default:
 	}
-	s.land(p)
 	s.mu.Lock()
 	left := s.pending
 	s.pending = nil
+	s.next = 0
 	s.mu.Unlock()
 	close(s.ended)
 	for _, f := range left {
 		p.over(f, fmt.Errorf("%w: %w", messaging.ErrUnknown, s.cause))
 	}
-}
-
-// land tells the callers of the messages that are confirmed. It returns what to wait for: the
-// confirmation of the next, or nil and later written.
-func (s *channel) land(p *publisher) <-chan struct{} {
-	for {
-		f, confirmed := s.next()
-		switch {
-		case f == nil:
-			return confirmed
-		case f.returned:
-			p.over(f, fmt.Errorf("%w: %q", messaging.ErrUnroutable, f.key))
-		case f.confirm.Acked():
-			p.over(f, nil)
-		default:
-			p.over(f, fmt.Errorf("%w: a queue could not take it", messaging.ErrRefused))
-		}
-	}
-}
-
-// next takes the first message if it is confirmed. The library refuses, too, what was open
-// when the channel was closed: that stays.
-func (s *channel) next() (f *flight, confirmed <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.pending) == 0 || s.pending[0].confirm == nil {
-		s.asked = true
-		return nil, nil
-	}
-	first := s.pending[0]
-	select {
-	case <-first.confirm.Done():
-	default:
-		return nil, first.confirm.Done()
-	}
-	if !first.confirm.Acked() && s.ch.IsClosed() {
-		return nil, nil
-	}
-	s.pending[0] = nil
-	s.pending = s.pending[1:]
-	return first, nil
 }
 
 // overdue reports whether the oldest message in flight waits for its confirmation for too
@@ -634,14 +600,16 @@ func (s *channel) next() (f *flight, confirmed <-chan struct{}) {
 func (s *channel) overdue(now time.Time, most time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var oldest *flight
-	if len(s.pending) > 0 {
-		oldest = s.pending[0]
+	oldest := uint64(0)
+	for tag := range s.pending {
+		if oldest == 0 || tag < oldest {
+			oldest = tag
+		}
 	}
 	if _, blocked := s.cn.room(); blocked || oldest != s.oldest {
 		s.oldest, s.since = oldest, now
 	}
-	return oldest != nil && now.Sub(s.since) >= most
+	return oldest != 0 && now.Sub(s.since) >= most
 }
 
 // comeBack notes that a message was returned: the oldest one with this ID that was not
@@ -649,10 +617,14 @@ func (s *channel) overdue(now time.Time, most time.Duration) bool {
 func (s *channel) comeBack(r amqp.Return) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, f := range s.pending {
-		if !f.returned && f.pub.MessageId == r.MessageId && f.key == r.RoutingKey && f.exchange == r.Exchange {
-			f.returned = true
-			return
+	var oldest *flight
+	at := uint64(0)
+	for tag, f := range s.pending {
+		if !f.returned && f.pub.MessageId == r.MessageId && f.key == r.RoutingKey && f.exchange == r.Exchange && (oldest == nil || tag < at) {
+			oldest, at = f, tag
 		}
+	}
+	if oldest != nil {
+		oldest.returned = true
 	}
 }
