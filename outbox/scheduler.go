@@ -76,13 +76,11 @@ type scheduler struct {
 	wakes    uint64
 	nextPoll time.Time
 	reading  bool
-	// settling tells that rows are being removed or parked, and parking that it is the latter.
+	// settling tells that a write is under way, and parking that this or the last one parks a row.
 	settling, parking bool
-	// parks are the rows to be parked, parkedLast tells that the last write was for one of them,
-	// and unread how many there were since the last read.
-	parks      []*row
-	parkedLast bool
-	unread     int
+	// parks are the rows to be parked, and unread counts those since the last read.
+	parks  []*row
+	unread int
 	// settleBy is when the first of the rows that are confirmed and not yet being removed
 	// has waited long enough for others; zero if there are none.
 	settleBy time.Time
@@ -487,7 +485,7 @@ func (s *scheduler) balance(now time.Time, view LeaseView, took bool) {
 
 // wantRead returns a read of all shards that need rows.
 func (s *scheduler) wantRead(now time.Time) command {
-	if s.reading || s.parking {
+	if s.reading || s.settling && s.parking {
 		return nil
 	}
 	short := s.short(now)
@@ -887,9 +885,9 @@ func (s *scheduler) write(now time.Time) command {
 	}
 	due := s.settleDue(now)
 	switch {
-	case s.mayPark(now) && !(due && s.parkedLast):
+	case s.mayPark(now) && !(due && s.parking):
 		r := s.parks[0]
-		s.settling, s.parking, s.parkedLast = true, true, true
+		s.settling, s.parking = true, true
 		s.unread++
 		return &parkCommand{row: r, lease: r.shard.Lease, parking: Parking{
 			ID: r.ID, Reason: r.reason, Attempts: r.failures, Block: !s.cfg.Free && r.Message.Key != "",
@@ -909,7 +907,7 @@ func (s *scheduler) write(now time.Time) command {
 		c.settlements = append(c.settlements, t)
 		c.shards = append(c.shards, sh)
 	}
-	s.settling, s.parkedLast, s.settleBy = true, false, time.Time{}
+	s.settling, s.parking, s.settleBy = true, false, time.Time{}
 	return c
 }
 
@@ -948,7 +946,7 @@ func (s *scheduler) settled(now time.Time, c *settleCommand, lost []int, err err
 }
 
 func (s *scheduler) parked(now time.Time, c *parkCommand, lost bool, err error) {
-	s.settling, s.parking = false, false
+	s.settling = false
 	r := c.row
 	if s.writeFailed(now, "park", err) {
 		if !r.shard.lost {

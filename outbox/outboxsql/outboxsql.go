@@ -334,15 +334,15 @@ const anyShard = -1
 
 // first is a query for the first rows of a shard.
 func (s *Store) first(a *arguments, r outbox.Read) string {
-	shard, age := strconv.Itoa(r.Shard), s.dialect.Now()+" - enqueued"
+	shard, age := strconv.Itoa(r.Shard), s.dialect.Now()+" - enqueued AS age"
 	if s.dialect == Postgres {
-		age = "(SELECT " + s.dialect.Now() + ") - enqueued" // one look at the clock for all rows
+		age = "(SELECT " + s.dialect.Now() + ") - enqueued AS age, m.ctid" // one look at the clock for all rows
 	}
 	if r.Shard == anyShard {
 		shard = "one.shard"
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "SELECT %s, %s AS age%s FROM %s m", columns, age, map[bool]string{true: ", m.ctid"}[s.dialect == Postgres], s.message)
+	fmt.Fprintf(&b, "SELECT %s, %s FROM %s m", columns, age, s.message)
 	if s.dialect == MySQL {
 		// For ORDER BY with LIMIT it is tempted to walk the primary key through all other shards.
 		b.WriteString(" FORCE INDEX (" + s.message + "_order)")
@@ -387,14 +387,14 @@ func (s *Store) query(ctx context.Context, rows []outbox.Row, text func(a *argum
 		return nil, err
 	}
 	defer found.Close()
+	var age int64
+	var place string
+	more := []any{&age}
+	if s.dialect == Postgres {
+		more = append(more, &place)
+	}
 	for found.Next() {
 		var r outbox.Row
-		var age int64
-		var place string
-		more := []any{&age, &place}
-		if s.dialect != Postgres {
-			more = more[:1]
-		}
 		if err := scan(found, &r, more...); err != nil {
 			return nil, err
 		}
