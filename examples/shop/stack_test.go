@@ -527,17 +527,17 @@ func TestRunAlone(t *testing.T) {
 		t.Run(service, func(t *testing.T) { alone(t, service, service+"-7", try) })
 	}
 	t.Run("catalog with a replica", func(t *testing.T) {
-		primary, standby := testserver.Postgres(t)
+		primary, standby, kill := testserver.Postgres(t)
 		alone(t, "catalog", "catalog-8", func(t *testing.T, a *api) {
 			shows(t, a, "p-001", "Dovetail saw, small")
-			testStandby(t, a, primary, standby, settings[stack.NameVar]+"_catalog")
+			testStandby(t, a, primary, standby, kill, settings[stack.NameVar]+"_catalog")
 		}, stack.PostgresVar+"="+primary, stack.ReplicaVar+"="+standby)
 	})
 }
 
 // testStandby changes the catalogue while its standby stands still: it shows what the standby has, goes on with what
-// it writes, and shows the change when that has arrived.
-func testStandby(t *testing.T, a *api, primary, standby, schema string) {
+// it writes, and shows the change when that has arrived. Then the standby dies, and the primary answers.
+func testStandby(t *testing.T, a *api, primary, standby string, kill func(), schema string) {
 	open := func(url string) *sql.DB {
 		db, err := sql.Open("pgx", url)
 		if err != nil {
@@ -585,6 +585,21 @@ func testStandby(t *testing.T, a *api, primary, standby, schema string) {
 		}
 		return nil
 	})
+
+	kill()
+	do(writes, "UPDATE "+schema+".listing_1 SET name = 'Dovetail saw, of tomorrow' WHERE id = 'p-001'")
+	for range 20 { // the breaker opens on the way
+		if got := name(); got != "Dovetail saw, of tomorrow" {
+			t.Fatalf("without its standby the product is called %q, want what the primary has", got)
+		}
+	}
+	if got := a.send("GET", "/readyz", nil, nil); got.status != http.StatusOK {
+		t.Errorf("without a standby GET /readyz = %d %s, want 200", got.status, got.body)
+	}
+	if got := a.send("GET", "/metrics", nil, nil); !strings.Contains(string(got.body), `dovetail_policy_breaker_state{key="replica",name="sql",state="open"} 1`) &&
+		!strings.Contains(string(got.body), `dovetail_policy_breaker_state{key="replica",name="sql",state="half-open"} 1`) {
+		t.Errorf("the metrics do not tell that the replica's breaker is open:\n%s", got.body)
+	}
 }
 
 // TestRunSaysWhatIsMissing starts services without what they need.

@@ -46,8 +46,7 @@ type Service struct {
 	bus      *platform.Bus
 	products *products
 	listing  *listing
-	// read is where queries go.
-	read *sql.DB
+	queries  *reader
 }
 
 // Available is a copy of what inventory last said, kept here so that a listing is one query.
@@ -68,9 +67,9 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{env: env, bus: bus, read: env.DB}
-	if env.Replica != nil {
-		s.read = env.Replica
+	s := &Service{env: env, bus: bus}
+	if s.queries, err = newReader(env); err != nil {
+		return nil, err
 	}
 	if s.products, err = newProducts(ctx, env, bus); err != nil {
 		return nil, err
@@ -96,7 +95,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 // Collectors are what the service shows of its blocks, beside what every service does.
 func (s *Service) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{promkit.Projector(s.listing.projector), promkit.EventLog("catalog", s.products.log)}
+	return append(s.queries.collectors(), promkit.Projector(s.listing.projector), promkit.EventLog("catalog", s.products.log))
 }
 
 // Bus returns the service's outbox and inbox, for the operator's view.
@@ -159,7 +158,7 @@ func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
 		condition, arg := s.listing.matching(text, len(args)+1)
 		where, args = append(where, condition), append(args, arg)
 	}
-	items, err := platform.Collect(r.Context(), s.read, scanProduct,
+	items, err := read(r.Context(), s.queries, scanProduct,
 		selectProduct+` WHERE `+strings.Join(where, " AND ")+` ORDER BY p.id LIMIT $1 OFFSET $2`, args...)
 	if err != nil {
 		return err
@@ -183,15 +182,18 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Service) product(ctx context.Context, id string) (Product, error) {
-	p, err := scanProduct(s.read.QueryRowContext(ctx, selectProduct+` WHERE p.id = $1`, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return p, platform.NotFound("product", id)
+	found, err := read(ctx, s.queries, scanProduct, selectProduct+` WHERE p.id = $1`, id)
+	if err != nil {
+		return Product{}, err
 	}
-	return p, err
+	if len(found) == 0 {
+		return Product{}, platform.NotFound("product", id)
+	}
+	return found[0], nil
 }
 
 func (s *Service) categories(w http.ResponseWriter, r *http.Request) error {
-	names, err := platform.Collect(r.Context(), s.read, func(row interface{ Scan(dest ...any) error }) (c string, err error) {
+	names, err := read(r.Context(), s.queries, func(row interface{ Scan(dest ...any) error }) (c string, err error) {
 		err = row.Scan(&c)
 		return c, err
 	}, `SELECT DISTINCT category FROM listing_1 ORDER BY category`)

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -69,7 +70,7 @@ log.console.level = warning
 		"RUNNING_UNDER_SYSTEMD=1", // the script becomes the Erlang machine instead of watching over it
 	}
 	s.start(t, epmd, []string{"ERL_EPMD_ADDRESS=127.0.0.1"}, "-port", fmt.Sprint(mapper))
-	ended := s.start(t, program, env)
+	ended, _ := s.start(t, program, env)
 	url = fmt.Sprintf("amqps://shop:%s@127.0.0.1:%d/shop", secret, p)
 	await(t, "rabbitmq", ended, func() error {
 		conn, err := amqp091.DialConfig(url, amqp091.Config{TLSClientConfig: ca.Client()})
@@ -99,7 +100,7 @@ tls { https { ca_file = %q, cert_file = %q, key_file = %q } }
 performance { raft_multiplier = 1 }
 disable_update_check = true
 `, filepath.Join(s.dir, "data"), p, port(t), port(t), ca.File, cert, key), 0o600)
-	ended := s.start(t, program, nil, "agent", "-config-file="+config)
+	ended, _ := s.start(t, program, nil, "agent", "-config-file="+config)
 	addr = fmt.Sprint("https://127.0.0.1:", p)
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: ca.Client()}, Timeout: 5 * time.Second}
 	defer client.CloseIdleConnections()
@@ -194,8 +195,8 @@ func (s server) copy(t testing.TB, file string) (path string) {
 	return s.write(t, filepath.Base(file), string(text), 0o600)
 }
 
-// start runs a program until the test ends. The channel is closed when it has ended.
-func (s server) start(t testing.TB, program string, env []string, args ...string) (ended <-chan struct{}) {
+// start runs a program until the test ends, or kills it before. The channel is closed when it has ended.
+func (s server) start(t testing.TB, program string, env []string, args ...string) (ended <-chan struct{}, kill func()) {
 	t.Helper()
 	cmd := s.command(program, env, args...)
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
@@ -207,11 +208,12 @@ func (s server) start(t testing.TB, program string, env []string, args ...string
 		defer close(end)
 		_ = cmd.Wait()
 	}()
-	t.Cleanup(func() {
+	kill = sync.OnceFunc(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // with its children; nobody needs its data
 		<-end
 	})
-	return end
+	t.Cleanup(kill)
+	return end, kill
 }
 
 // command is a program as the server's account runs it, with nothing in its environment that leads to another server.
