@@ -6,6 +6,8 @@ package rabbitkit_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -91,6 +93,36 @@ func TestPublishAsync(t *testing.T) {
 		good.once(t)
 		lost.once(t)
 	})
+	t.Run("keeps the order of a key, whatever else goes over other channels", func(t *testing.T) {
+		s := open(t, rabbitkit.Config{Window: 2000})
+		s.declare(t, group())
+		const keys, each = 16, 100
+		var all []*outcome
+		for i := range each {
+			for k := range keys {
+				m := msg("t", fmt.Sprint("k", k))
+				m.Body = strconv.AppendInt(nil, int64(i), 10)
+				all = append(all, s.begin(t, t.Context(), m))
+			}
+		}
+		for _, o := range all {
+			o.want(t)
+		}
+		next := make(map[any]int)
+		s.raw(t, func(ch *amqp.Channel) {
+			for range keys * each {
+				d, ok, err := ch.Get(s.exchange+".group."+group().Group, true)
+				if err != nil || !ok {
+					t.Fatalf("Get = %t, %v, want a message", ok, err)
+				}
+				key := d.Headers["x-dovetail-key"]
+				if string(d.Body) != strconv.Itoa(next[key]) {
+					t.Errorf("message %s of key %v came, want %d", d.Body, key, next[key])
+				}
+				next[key]++
+			}
+		})
+	})
 	t.Run("takes no message that Publish would have to refuse or to hold up", func(t *testing.T) {
 		s := open(t, rabbitkit.Config{Window: 1})
 		s.declare(t, group())
@@ -121,10 +153,10 @@ func TestPublishAsync(t *testing.T) {
 	t.Run("the outcome of what was sent is unknown when its context ends", func(t *testing.T) {
 		s := open(t, rabbitkit.Config{Heartbeat: 10 * time.Minute})
 		s.declare(t, group())
-		s.publish(t, msg("t", ""))
+		s.publish(t, msg("t", "k"))
 		s.proxy.Stall(messagingtest.ToClient)
 		ctx, cancel := context.WithCancel(t.Context())
-		o := s.begin(t, ctx, msg("t", ""))
+		o := s.begin(t, ctx, msg("t", "k"))
 		// It has been sent when the broker has it.
 		eventually(t, func() bool { return s.ready(t) == 2 }, "the message is in the queue")
 		cancel()
@@ -136,9 +168,9 @@ func TestPublishAsync(t *testing.T) {
 	t.Run("the outcome is unknown when the connection is lost", func(t *testing.T) {
 		s := open(t, rabbitkit.Config{})
 		s.declare(t, group())
-		s.publish(t, msg("t", ""))
+		s.publish(t, msg("t", "k"))
 		s.proxy.Stall(messagingtest.ToClient)
-		o := s.begin(t, t.Context(), msg("t", ""))
+		o := s.begin(t, t.Context(), msg("t", "k"))
 		eventually(t, func() bool { return s.ready(t) == 2 }, "the message is in the queue")
 		s.proxy.Cut()
 		s.proxy.Heal()
@@ -148,11 +180,11 @@ func TestPublishAsync(t *testing.T) {
 	t.Run("Close ends what was not sent", func(t *testing.T) {
 		s := open(t, rabbitkit.Config{})
 		s.declare(t, group())
-		s.publish(t, msg("t", ""))
+		s.publish(t, msg("t", "k"))
 		if !s.SetBlocked(true) {
 			t.Fatal("not connected")
 		}
-		a, b := s.begin(t, t.Context(), msg("t", "")), s.begin(t, t.Context(), msg("t", ""))
+		a, b := s.begin(t, t.Context(), msg("t", "k")), s.begin(t, t.Context(), msg("t", "k"))
 		_ = s.Close()
 		for _, o := range []*outcome{a, b} {
 			select {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -28,6 +29,9 @@ type conn struct {
 	mu      sync.Mutex
 	free    chan struct{} // closed while the broker takes messages in
 	blocked bool
+
+	preparing sync.Mutex
+	prepared  atomic.Bool // what is published to is there
 }
 
 // watch follows whether the broker takes messages in, until the connection's end.
@@ -95,9 +99,9 @@ type sock struct {
 	net.Conn
 	timeout time.Duration
 
-	mu     sync.Mutex
-	corked bool
-	buf    []byte
+	mu    sync.Mutex
+	holds int // how many corks hold it
+	buf   []byte
 }
 
 const corkSize = 64 << 10
@@ -105,14 +109,14 @@ const corkSize = 64 << 10
 func (s *sock) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.corked && len(s.buf)+len(p) <= corkSize {
+	if s.holds > 0 && len(s.buf)+len(p) <= corkSize {
 		s.buf = append(s.buf, p...)
 		return len(p), nil
 	}
 	if err := s.flush(); err != nil {
 		return 0, err
 	}
-	if s.corked && len(p) <= corkSize {
+	if s.holds > 0 && len(p) <= corkSize {
 		s.buf = append(s.buf, p...)
 		return len(p), nil
 	}
@@ -135,21 +139,45 @@ func (s *sock) write(p []byte) (int, error) {
 	return s.Conn.Write(p)
 }
 
-// cork gathers writes until uncork.
-func (s *sock) cork() {
-	s.mu.Lock()
-	s.corked = true
-	s.mu.Unlock()
+// cork is what one of those who write in bursts holds a sock by.
+type cork struct {
+	s    *sock
+	held bool
 }
 
-// uncork writes what was gathered. If that fails the connection is of no more use.
-func (s *sock) uncork() {
-	s.mu.Lock()
-	s.corked = false
-	err := s.flush()
-	s.mu.Unlock()
+// cork returns a cork that is held.
+func (s *sock) cork() *cork {
+	c := &cork{s: s}
+	c.hold()
+	return c
+}
+
+// hold has writes gathered until every cork is released.
+func (c *cork) hold() {
+	if c.held {
+		return
+	}
+	c.held = true
+	c.s.mu.Lock()
+	c.s.holds++
+	c.s.mu.Unlock()
+}
+
+// release writes what was gathered, or leaves it to those who hold the sock still. If that
+// fails the connection is of no more use.
+func (c *cork) release() {
+	if !c.held {
+		return
+	}
+	c.held = false
+	var err error
+	c.s.mu.Lock()
+	if c.s.holds--; c.s.holds == 0 {
+		err = c.s.flush()
+	}
+	c.s.mu.Unlock()
 	if err != nil {
-		_ = s.Conn.Close()
+		_ = c.s.Conn.Close()
 	}
 }
 

@@ -46,8 +46,9 @@
 //
 // Publish returns nil when every queue bound to the topic has the message on a majority of
 // its nodes. It is one of many callers of one pipeline: the messages on their way are bounded
-// by Config.Window. Messages of one call, and of calls that follow one another, keep their
-// order. What a context's end leaves unsent is messaging.ErrBlocked, what may have been
+// by Config.Window, and go over Config.Channels channels of one connection. Messages of one
+// key keep the order of their calls, those of one call that have no key keep that of the call,
+// and what is published after another call has returned comes after it. What a context's end leaves unsent is messaging.ErrBlocked, what may have been
 // taken messaging.ErrUnknown: also when the broker has raised an alarm, stalls, or is gone.
 //
 // An acknowledgement goes to the session that delivered the message, or nowhere: delivery

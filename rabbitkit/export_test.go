@@ -3,6 +3,11 @@
 
 package rabbitkit
 
+import "time"
+
+// LookAgainAfter lets readers of the log that get nothing attach again sooner.
+func (c *Client) LookAgainAfter(d time.Duration) { c.lookAgain = d }
+
 // SetBlocked lets the present connection to publish look as if the broker had raised an
 // alarm, or withdrawn it. It returns false if there is no connection.
 func (c *Client) SetBlocked(blocked bool) bool {

@@ -348,12 +348,16 @@ func TestDeclaredGroupsAreDeclaredAgain(t *testing.T) {
 func TestAnExchangeThatIsDeletedIsDeclaredAgain(t *testing.T) {
 	s := open(t, quick)
 	s.declare(t, group())
-	s.publish(t, msg("t", ""))
+	for range 20 {
+		s.publish(t, msg("t", ""))
+	}
 	s.raw(t, func(ch *amqp.Channel) { _ = ch.ExchangeDelete(s.exchange, false, false) })
 	if err := s.Publish(t.Context(), msg("t", "")); !errors.Is(err, messaging.ErrUnknown) || !strings.Contains(err.Error(), "NOT_FOUND") {
 		t.Errorf("Publish = %v, want ErrUnknown with what the broker says", err)
 	}
-	s.publish(t, msg("t", ""))
+	for range 20 { // over whatever channel
+		s.publish(t, msg("t", ""))
+	}
 }
 
 // Trap: a message that kills whoever handles it is never answered. The broker counts.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -95,6 +96,10 @@ const (
 	// keepEvery renews a position that does not move, long before the broker's
 	// consumer_timeout: 30 minutes without an acknowledgement end a channel.
 	keepEvery = 5 * time.Minute
+	// lookAgain is after how long without a message a reader attaches again, at first; the
+	// time doubles, up to mostAgain, as long as nothing comes. See [tenure.attach].
+	lookAgain = 30 * time.Second
+	mostAgain = 5 * time.Minute
 )
 
 // declarePosition makes the queue for the position of a group, with the first position in it.
@@ -183,6 +188,9 @@ func (sub *subscription) apply(cn *conn) (*tenure, error) {
 
 func (t *tenure) receive(ctx context.Context) bool {
 	var fromLog, fromQueue <-chan amqp.Delivery
+	wait := t.sub.c.lookAgain
+	look := time.NewTimer(jittered(wait))
+	defer look.Stop()
 	for {
 		select {
 		case d, ok := <-t.given:
@@ -202,6 +210,18 @@ func (t *tenure) receive(ctx context.Context) bool {
 				return false
 			}
 			t.read(&d)
+			wait = t.sub.c.lookAgain
+			look.Reset(jittered(wait))
+		case <-look.C:
+			if t.log != nil && t.hungry() {
+				if t.attach() != nil {
+					t.gone = t.log
+					return false
+				}
+				fromLog = t.log.deliveries
+				wait = min(2*wait, mostAgain)
+			}
+			look.Reset(jittered(wait))
 		case d, ok := <-fromQueue:
 			if !ok {
 				t.gone = t.queue
@@ -256,6 +276,39 @@ func (t *tenure) begin() error {
 		return nil
 	})
 }
+
+// hungry reports whether the broker may send more of the log than is in hand.
+func (t *tenure) hungry() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.offsets) < t.sub.s.Prefetch
+}
+
+// attach leaves the log and comes back to where it was. It is for a reader to which nothing
+// has come for a while: there may be nothing, or it stands still. The broker keeps a reader
+// at the end of a file waiting if retention has just removed the next one, and does not yet
+// know the new beginning of the log. It then asks to be told of an offset that has long been
+// written, once, and if it finds no file then either, of nothing ever again. A consumer that
+// is new is told.
+func (t *tenure) attach() error {
+	c := t.sub.c
+	return t.cn.guard(c.ctx, c.cfg.Timeout, func() error {
+		if err := t.log.ch.Cancel(t.log.name, false); err != nil {
+			return err
+		}
+		for d := range t.log.deliveries { // what was on its way
+			t.read(&d)
+		}
+		// A new name: what is in hand gives its credit back to the old one, which is gone.
+		t.log.name = c.cfg.Name + "-" + messaging.NewID()
+		var err error
+		t.log.deliveries, err = t.log.ch.Consume(t.log.queue, t.log.name, false, false, false, false, amqp.Table{"x-stream-offset": t.expect.spec()})
+		return err
+	})
+}
+
+// jittered returns d and up to a half more, so that many readers do not attach at once.
+func jittered(d time.Duration) time.Duration { return d + rand.N(d/2+1) }
 
 // read takes a message of the log in, or passes over it.
 func (t *tenure) read(d *amqp.Delivery) {

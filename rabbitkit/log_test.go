@@ -4,11 +4,16 @@
 package rabbitkit_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -164,5 +169,78 @@ func TestAReaderSurvivesItsQueues(t *testing.T) {
 		// The broker ends a channel that publishes to a queue at the moment of its end.
 		eventually(t, func() bool { return s.Publish(t.Context(), m) == nil }, "a message is confirmed without %s", queue)
 		eventually(t, func() bool { return got.of(m) > 0 }, "it is handled without %s", queue)
+	}
+}
+
+// astray sends the first reader that attaches to a log far beyond its end, from where the
+// broker sends nothing: it stands still, while the log has more.
+type astray struct{ attached atomic.Int64 }
+
+func (a *astray) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, network, addr)
+	return &astrayConn{c, a}, err
+}
+
+type astrayConn struct {
+	net.Conn
+	*astray
+}
+
+func (c *astrayConn) Write(p []byte) (int, error) {
+	spec := []byte("\x0fx-stream-offsetl") // the name after its length, and the type of what follows
+	if i := bytes.Index(p, spec); i >= 0 && c.attached.Add(1) == 1 {
+		p = slices.Clone(p)
+		binary.BigEndian.PutUint64(p[i+len(spec):], 1<<40)
+	}
+	return c.Conn.Write(p)
+}
+
+func TestAReaderThatStandsStillAttachesAgain(t *testing.T) {
+	var a astray
+	cfg := logged()
+	cfg.Dial = a.dial
+	s := open(t, cfg)
+	s.LookAgainAfter(20 * time.Millisecond)
+	sub := fromFirst()
+	sub.Concurrency, sub.Prefetch = 1, 1000
+	s.declare(t, sub)
+	const n, held = 200, 50
+	all := numbered(n, 20)
+	s.publish(t, all[:n/2]...)
+
+	// What follows is also the life of a reader for which there is nothing: it attaches again
+	// and again, which must neither repeat nor lose a message.
+	attachTwice := func(ctx context.Context) {
+		for enough := a.attached.Load() + 2; a.attached.Load() < enough && ctx.Err() == nil; {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	var mu sync.Mutex
+	var got []int64
+	count := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(got)
+	}
+	s.subscribe(t, sub, func(ctx context.Context, d *messaging.Delivery) error {
+		mu.Lock()
+		got = append(got, number(d))
+		mu.Unlock()
+		if number(d) == held {
+			attachTwice(ctx) // with messages in hand
+		}
+		return nil
+	})
+	eventually(t, func() bool { return count() >= n/2 }, "what the log had is handled")
+	attachTwice(t.Context())
+	s.publish(t, all[n/2:]...)
+	eventually(t, func() bool { return count() >= n }, "what comes later is handled")
+	attachTwice(t.Context())
+	mu.Lock()
+	defer mu.Unlock()
+	for i, v := range got {
+		if v != int64(i) || len(got) != n {
+			t.Fatalf("messages %v were handled, want each of %d once, in order", got, n)
+		}
 	}
 }

@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync"
@@ -20,22 +22,32 @@ import (
 	"github.com/dovetail-go/dovetail/messaging"
 )
 
-// publisher pipelines the messages of all callers through one channel.
-//
-// Every message holds a place in the window from before it is queued until its outcome is
-// known, so the queue, which is as long, never blocks. One goroutine writes, and it alone
-// waits for a stalled socket; callers wait for their outcome or their context.
+// publisher pipelines the messages of all callers over a few channels.
 type publisher struct {
 	c      *Client
 	link   *link
 	window chan struct{}
-	queue  chan *flight
-	start  sync.Once
-	done   chan struct{} // closed when run has ended
+	pipes  []*pipe
+	seed   maphash.Seed
+	end    sync.Once
+	done   chan struct{} // closed when all pipes have ended
+}
+
+// pipe is what goes over one channel at a time: all messages of some of the keys.
+//
+// Every message holds a place in the window from before it is queued until its outcome is
+// known, so the queue, which is as long, never blocks. One goroutine writes, and it alone
+// waits for a stalled socket; callers wait for their outcome or their context.
+type pipe struct {
+	*publisher
+	queue chan *flight
+	start sync.Once
+	done  chan struct{} // closed when run has ended
 }
 
 // flight is a message on its way.
 type flight struct {
+	pipe          *pipe
 	exchange, key string
 	pub           amqp.Publishing
 	state         atomic.Int32
@@ -68,10 +80,25 @@ func (c *call) landed() {
 }
 
 func newPublisher(c *Client) *publisher {
-	return &publisher{
-		c: c, link: newLink(c, "publish"), done: make(chan struct{}),
-		window: make(chan struct{}, c.cfg.Window), queue: make(chan *flight, c.cfg.Window),
+	p := &publisher{c: c, link: newLink(c, "publish"), seed: maphash.MakeSeed(), window: make(chan struct{}, c.cfg.Window), done: make(chan struct{})}
+	for range c.cfg.Channels {
+		p.pipes = append(p.pipes, &pipe{publisher: p, queue: make(chan *flight, c.cfg.Window), done: make(chan struct{})})
 	}
+	return p
+}
+
+// pipe returns the pipe of a key, any if it is empty.
+func (p *publisher) pipe(key string) *pipe {
+	if key == "" {
+		return p.pipes[rand.IntN(len(p.pipes))]
+	}
+	return p.pipes[maphash.String(p.seed, key)%uint64(len(p.pipes))]
+}
+
+// push queues f, which holds a place in the window.
+func (p *pipe) push(f *flight) {
+	p.start.Do(func() { go p.run() })
+	p.queue <- f
 }
 
 // Publish sends msgs to the exchange and waits for their confirmations; see
@@ -86,6 +113,7 @@ func (c *Client) Publish(ctx context.Context, msgs ...*messaging.Message) error 
 	fs := make([]*flight, 0, len(msgs))
 	index := make([]int, 0, len(msgs))
 	var failed []messaging.Failed
+	keyless := c.pub.pipe("")
 	for i, m := range msgs {
 		p, err := encode(m, maxHeaders)
 		if err != nil {
@@ -93,7 +121,11 @@ func (c *Client) Publish(ctx context.Context, msgs ...*messaging.Message) error 
 			continue
 		}
 		p.Body = slices.Clone(p.Body)
-		fs = append(fs, &flight{exchange: c.cfg.Exchange, key: m.Topic, pub: p})
+		pipe := keyless
+		if m.Key != "" {
+			pipe = c.pub.pipe(m.Key)
+		}
+		fs = append(fs, &flight{pipe: pipe, exchange: c.cfg.Exchange, key: m.Topic, pub: p})
 		index = append(index, i)
 	}
 	if len(failed) > 0 { // refuse before anything is sent
@@ -131,16 +163,16 @@ func (c *Client) PublishAsync(ctx context.Context, m *messaging.Message, done fu
 	default:
 		return false
 	}
-	p.start.Do(func() { go p.run() })
 	start := time.Now()
-	f := &flight{exchange: c.cfg.Exchange, key: m.Topic, pub: pub, done: func(err error) {
+	pipe := p.pipe(m.Key)
+	f := &flight{pipe: pipe, exchange: c.cfg.Exchange, key: m.Topic, pub: pub, done: func(err error) {
 		c.outcome(time.Since(start), m, err)
 		done(err)
 	}}
 	f.unwatch = context.AfterFunc(ctx, func() { p.giveUp(ctx, f) })
-	p.queue <- f
+	pipe.push(f)
 	select {
-	case <-p.done: // run may have looked at the queue for the last time
+	case <-pipe.done: // run may have looked at the queue for the last time
 		f.unwatch()
 		p.giveUp(ctx, f)
 	default:
@@ -193,7 +225,6 @@ func (c *Client) outcome(took time.Duration, m *messaging.Message, err error) {
 
 // send sends fs and returns the outcome of each.
 func (p *publisher) send(ctx context.Context, fs []*flight) []error {
-	p.start.Do(func() { go p.run() })
 	cl := &call{done: make(chan struct{})}
 	cl.left.Store(int64(len(fs)))
 	out := make([]error, len(fs))
@@ -203,7 +234,7 @@ func (p *publisher) send(ctx context.Context, fs []*flight) []error {
 		f.call = cl
 		select {
 		case p.window <- struct{}{}:
-			p.queue <- f
+			f.pipe.push(f)
 			sent++
 		case <-ctx.Done():
 		case <-p.c.ctx.Done():
@@ -283,9 +314,17 @@ func (p *publisher) take(f *flight) bool {
 	return false
 }
 
-// stopped waits until run has ended, which Close has asked for.
+// stopped waits until the pipes have ended, which Close has asked for.
 func (p *publisher) stopped() {
-	p.start.Do(func() { close(p.done) })
+	p.end.Do(func() {
+		go func() {
+			for _, pipe := range p.pipes {
+				pipe.start.Do(func() { close(pipe.done) })
+				<-pipe.done
+			}
+			close(p.done)
+		}()
+	})
 	t := time.NewTimer(closeTimeout)
 	defer t.Stop()
 	select {
@@ -295,9 +334,9 @@ func (p *publisher) stopped() {
 }
 
 // run publishes, session after session, until Close.
-func (p *publisher) run() {
+func (p *pipe) run() {
 	ctx := p.c.ctx
-	defer p.end()
+	defer p.stop()
 	var carry *flight // taken, but not sent when its session ended
 	for failures := 0; ctx.Err() == nil; {
 		s, err := p.open(ctx)
@@ -342,8 +381,8 @@ func (p *publisher) run() {
 	}
 }
 
-// end ends what is still queued. The callers of Publish see for themselves.
-func (p *publisher) end() {
+// stop ends what is still queued. The callers of Publish see for themselves.
+func (p *pipe) stop() {
 	close(p.done)
 	for {
 		select {
@@ -358,7 +397,7 @@ func (p *publisher) end() {
 	}
 }
 
-// channel is one session of the publisher.
+// channel is one session of a pipe.
 type channel struct {
 	cn       *conn
 	ch       *amqp.Channel
@@ -379,7 +418,7 @@ type channel struct {
 const confirmTimeouts = 6
 
 // open begins a session: a channel with confirms, and the topology that it needs.
-func (p *publisher) open(ctx context.Context) (*channel, error) {
+func (p *pipe) open(ctx context.Context) (*channel, error) {
 	cn, err := p.link.get(ctx)
 	if err != nil {
 		return nil, err
@@ -395,10 +434,9 @@ func (p *publisher) open(ctx context.Context) (*channel, error) {
 		returns: make(chan amqp.Return),
 	}
 	err = cn.guard(ctx, p.c.cfg.Timeout, func() error {
-		if err := p.c.onChannel(cn, p.c.declareExchange); err != nil {
+		if err := p.c.prepare(cn); err != nil {
 			return err
 		}
-		p.c.redeclare(cn)
 		var err error
 		if s.ch, err = cn.Channel(); err != nil {
 			return err
@@ -416,8 +454,27 @@ func (p *publisher) open(ctx context.Context) (*channel, error) {
 		}
 		return nil, err
 	}
-	go s.collect(p)
+	go s.collect(p.publisher)
 	return s, nil
+}
+
+// prepare makes what is published to, once for a connection, and again when a channel of it was
+// lost, perhaps for want of that.
+func (c *Client) prepare(cn *conn) error {
+	if cn.prepared.Load() {
+		return nil
+	}
+	cn.preparing.Lock()
+	defer cn.preparing.Unlock()
+	if cn.prepared.Load() {
+		return nil
+	}
+	if err := c.onChannel(cn, c.declareExchange); err != nil {
+		return err
+	}
+	c.redeclare(cn)
+	cn.prepared.Store(true)
+	return nil
 }
 
 // redeclare makes anew what Declare had made: the broker may have lost it.
@@ -438,16 +495,16 @@ func (c *Client) redeclare(cn *conn) {
 
 // pump sends what is queued until the session ends. It returns a message that it had
 // taken and certainly not sent.
-func (p *publisher) pump(ctx context.Context, s *channel, carry *flight) (*flight, error) {
-	s.cn.sock.cork()
-	defer s.cn.sock.uncork()
+func (p *pipe) pump(ctx context.Context, s *channel, carry *flight) (*flight, error) {
+	cork := s.cn.sock.cork()
+	defer cork.release()
 	for {
 		f := carry
 		carry = nil
 		if f == nil {
 			if f = p.waiting(); f == nil {
 				// Nothing to gather: let go what there is.
-				s.cn.sock.uncork()
+				cork.release()
 				select {
 				case f = <-p.queue:
 				case <-s.ended:
@@ -457,21 +514,24 @@ func (p *publisher) pump(ctx context.Context, s *channel, carry *flight) (*fligh
 					<-s.ended
 					return nil, s.cause
 				}
-				s.cn.sock.cork()
+				cork.hold()
 			}
 			if free, blocked := s.cn.room(); blocked {
 				// What we wrote now would stay in the socket, neither sent nor ours.
-				s.cn.sock.uncork()
+				cork.release()
 				select {
 				case <-free:
 				case <-s.ended:
 				case <-ctx.Done():
 				}
-				s.cn.sock.cork()
+				cork.hold()
 			}
 			if !p.take(f) {
 				continue
 			}
+		}
+		if !s.cn.prepared.Load() { // without it the broker closes this channel, too
+			_ = s.cn.guard(ctx, p.c.cfg.Timeout, func() error { return p.c.prepare(s.cn) })
 		}
 		if begun, err := s.send(f); err != nil {
 			// Nothing more can be sent here. The reader notices by itself, but after a
@@ -489,7 +549,7 @@ func (p *publisher) pump(ctx context.Context, s *channel, carry *flight) (*fligh
 // waiting returns a queued message, if there is one. Before it says no it lets others run:
 // callers that were told an outcome just now may have the next message ready, and what is
 // written together is one system call.
-func (p *publisher) waiting() *flight {
+func (p *pipe) waiting() *flight {
 	for yielded := false; ; yielded = true {
 		select {
 		case f := <-p.queue:
@@ -582,6 +642,7 @@ func (s *channel) collect(p *publisher) {
 		}
 	default:
 	}
+	s.cn.prepared.Store(false)
 	s.mu.Lock()
 	left := s.pending
 	s.pending = nil

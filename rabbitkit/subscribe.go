@@ -422,7 +422,7 @@ func (c *Client) retryLater(ctx context.Context, group string, r *received, dec 
 func (c *Client) toQueue(ctx context.Context, queue string, p amqp.Publishing) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
-	return c.pub.send(ctx, []*flight{{key: queue, pub: p}})[0]
+	return c.pub.send(ctx, []*flight{{pipe: c.pub.pipe(""), key: queue, pub: p}})[0]
 }
 
 // session is a channel of a subscription that consumes one queue. Its tags mean nothing to

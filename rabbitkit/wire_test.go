@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -197,6 +198,26 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+func TestAKeyHasOneChannel(t *testing.T) {
+	c, err := New("amqp://localhost", Config{Channels: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyed, keyless := make(map[*pipe]bool), make(map[*pipe]bool)
+	for i := range 1000 {
+		key := strconv.Itoa(i)
+		p := c.pub.pipe(key)
+		if c.pub.pipe(key) != p {
+			t.Errorf("key %q has two channels, want one", key)
+		}
+		keyed[p] = true
+		keyless[c.pub.pipe("")] = true
+	}
+	if len(keyed) != 3 || len(keyless) != 3 {
+		t.Errorf("1000 keys share %d channels, and as many messages without %d, want 3", len(keyed), len(keyless))
+	}
+}
+
 func TestSock(t *testing.T) {
 	pair := func(t *testing.T) (*sock, net.Conn) {
 		a, b := net.Pipe()
@@ -205,13 +226,15 @@ func TestSock(t *testing.T) {
 	}
 	t.Run("corked writes arrive as one, in order", func(t *testing.T) {
 		s, other := pair(t)
-		s.cork()
+		first, second := s.cork(), s.cork()
 		for _, p := range []string{"a", "b", "c"} {
 			if _, err := s.Write([]byte(p)); err != nil {
 				t.Fatalf("Write = %v, want nil", err)
 			}
 		}
-		go s.uncork()
+		first.release() // would wait for the other end to read, were it to write
+		first.release()
+		go second.release()
 		buf := make([]byte, 10)
 		if n, err := other.Read(buf); err != nil || string(buf[:n]) != "abc" {
 			t.Errorf("Read = %q, %v, want abc", buf[:n], err)
@@ -219,7 +242,7 @@ func TestSock(t *testing.T) {
 	})
 	t.Run("more than the cork holds goes on", func(t *testing.T) {
 		s, other := pair(t)
-		s.cork()
+		_ = s.cork()
 		go func() {
 			_, _ = s.Write(make([]byte, 10))
 			_, _ = s.Write(make([]byte, corkSize))
