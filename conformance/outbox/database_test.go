@@ -269,6 +269,76 @@ func TestProducersAndRelaysNeverWaitForEachOther(t *testing.T) {
 	}
 }
 
+// Operators who decide on different messages, or on the same one, or on all at once: one that
+// comes too late is told so, and that is the only error. MySQL would roll back some of them.
+func TestOperatorsAtTheSameTime(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, db *sql.DB, name string) {
+		store := open(t, db, name, outboxsql.Config{})
+		box, err := outbox.New(store, outbox.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const messages, operators = 120, 6
+		view, err := store.Lease(t.Context(), outbox.LeaseRequest{Relay: "r", TTL: time.Hour, Take: store.Shards()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		lease := view.Held[0]
+		var rows []outbox.Row
+		for i := range messages {
+			rows = append(rows, outbox.Row{Shard: lease.Shard, Message: &messaging.Message{ID: fmt.Sprint("m", i), Topic: "t", Key: fmt.Sprint(i)}})
+		}
+		if err := store.Insert(t.Context(), db, rows); err != nil {
+			t.Fatal(err)
+		}
+		if rows, err = store.Read(t.Context(), []outbox.Read{{Shard: lease.Shard, Limit: messages}}); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rows {
+			if lost, err := store.Park(t.Context(), lease, outbox.Parking{ID: r.ID, Reason: "no", Block: true}); lost || err != nil {
+				t.Fatalf("Park = %v, %v", lost, err)
+			}
+		}
+		var wg sync.WaitGroup
+		var settled atomic.Int64
+		for o := range operators {
+			wg.Go(func() {
+				for i := range messages {
+					id, n := fmt.Sprint("m", (i+o/2)%messages), 1
+					var err error
+					switch {
+					case o == 0 && i%20 == 10:
+						n, err = box.RetryAll(t.Context())
+					case o%2 == 0:
+						err = box.Retry(t.Context(), id)
+					default:
+						err = box.Discard(t.Context(), id, "by one of many")
+					}
+					switch {
+					case err == nil:
+						settled.Add(int64(n))
+					case !errors.Is(err, outbox.ErrNotParked):
+						t.Errorf("operator %d: %v", o, err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		st, err := box.Stats(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		discarded, err := box.Discarded(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Parked != 0 || st.Depth+len(discarded) != messages || settled.Load() != messages {
+			t.Errorf("%d are parked, %d to be published and %d discarded by %d decisions, want each of %d decided once",
+				st.Parked, st.Depth, len(discarded), settled.Load(), messages)
+		}
+	})
+}
+
 // A cursor over transaction IDs would wait for the oldest transaction of the whole server.
 func TestALongUnrelatedTransactionStallsNothing(t *testing.T) {
 	for _, name := range []string{"postgres", "mysql"} {

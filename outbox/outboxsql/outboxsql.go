@@ -59,6 +59,8 @@ const (
 	maxBytes = 4 << 20
 	// maxDepth is where Stats stops counting.
 	maxDepth = 1_000_000
+	// maxTries is how often an operator's transaction is tried.
+	maxTries = 10
 	// maxPruned bounds one DELETE of old rows, and so what it locks and logs at once.
 	maxPruned = 10_000
 	// memberKept is how long the heartbeat of a relay that is gone stays in the table.
@@ -727,35 +729,25 @@ func (s *Store) Parked(ctx context.Context, discarded bool, limit int) (list []o
 
 // Retry implements [outbox.Store].
 func (s *Store) Retry(ctx context.Context, id string) (int, error) {
-	tx, err := s.begin(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer tx.Rollback()
 	which, args := "discarded = 0", []any(nil)
 	if id != "" {
 		which, args = which+" AND message_id = ?", []any{id}
 	}
 	// A write first: it locks the rows against another operator, and has a deferred
 	// transaction of SQLite wait for its turn. Its mark holds the next statements to these
-	// rows: they may see some that were parked in between.
+	// rows: they may see some that were parked in between. They say again which rows, because to
+	// find all that have the mark MySQL would wait for those of another operator.
 	mark := "UPDATE " + s.parked + " SET attempts = -1 WHERE " + which
-	if _, err := tx.ExecContext(ctx, s.dialect.Rebind(mark), args...); err != nil {
-		return 0, err
-	}
-	insert := "INSERT INTO " + s.message + " (" + columns + ", enqueued) SELECT " + columns + ", enqueued FROM " + s.parked + " WHERE attempts = -1"
-	if _, err := tx.ExecContext(ctx, insert); err != nil {
-		return 0, err
-	}
-	res, err := tx.ExecContext(ctx, "DELETE FROM "+s.parked+" WHERE attempts = -1")
-	if err != nil {
-		return 0, err
-	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		return 0, err
-	}
-	return int(n), tx.Commit()
+	marked := " FROM " + s.parked + " WHERE attempts = -1 AND " + which
+	insert := "INSERT INTO " + s.message + " (" + columns + ", enqueued) SELECT " + columns + ", enqueued" + marked
+	return s.decide(ctx, func(tx *sql.Tx) (int, error) {
+		for _, query := range []string{mark, insert} {
+			if _, err := tx.ExecContext(ctx, s.dialect.Rebind(query), args...); err != nil {
+				return 0, err
+			}
+		}
+		return s.count(tx.ExecContext(ctx, s.dialect.Rebind("DELETE"+marked), args...))
+	})
 }
 
 // Discard implements [outbox.Store].
@@ -815,12 +807,31 @@ func (s *Store) begin(ctx context.Context) (*sql.Tx, error) {
 // change makes one change in a transaction of begin: under MySQL's repeatable read it would lock
 // the gaps into which relays insert.
 func (s *Store) change(ctx context.Context, query string, args ...any) (n int, err error) {
+	return s.decide(ctx, func(tx *sql.Tx) (int, error) {
+		return s.count(tx.ExecContext(ctx, s.dialect.Rebind(query), args...))
+	})
+}
+
+// decide carries out what an operator wants in a transaction, which begins with a write. Two who
+// come to the same rows of MySQL, one by an index and one without, can wait for each other: one is
+// rolled back, and begins again.
+func (s *Store) decide(ctx context.Context, do func(tx *sql.Tx) (int, error)) (n int, err error) {
+	for try := 1; ; try++ {
+		n, err = s.decideOnce(ctx, do)
+		if err == nil || s.dialect != MySQL || !sqldialect.IsContention(err) || try == maxTries || ctx.Err() != nil {
+			return n, err
+		}
+	}
+}
+
+func (s *Store) decideOnce(ctx context.Context, do func(tx *sql.Tx) (int, error)) (int, error) {
 	tx, err := s.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer tx.Rollback()
-	if n, err = s.count(tx.ExecContext(ctx, s.dialect.Rebind(query), args...)); err != nil {
+	n, err := do(tx)
+	if err != nil {
 		return 0, err
 	}
 	return n, tx.Commit()
