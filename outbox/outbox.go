@@ -217,6 +217,9 @@ func (o *Outbox) Parked(ctx context.Context) ([]Parked, error) {
 // wakes the relays. If the key was freed, later messages have been published already, so
 // this one comes out of order. It returns [ErrNotParked] if there is none.
 func (o *Outbox) Retry(ctx context.Context, id string) error {
+	if id == "" { // which means all to a store
+		return fmt.Errorf("%w: %q", ErrNotParked, id)
+	}
 	n, err := o.store.Retry(ctx, id)
 	if err != nil {
 		return fmt.Errorf("outbox: retry %q: %w", id, err)

@@ -167,6 +167,30 @@ func TestShardOf(t *testing.T) {
 	})
 }
 
+// Somebody's variable that was never set must not put everything back.
+func TestRetryOfNoIDIsNotRetryAll(t *testing.T) {
+	store := outboxmem.New()
+	box, tx := newBox(t, store, outbox.Config{}), store.Begin()
+	if err := errors.Join(box.Enqueue(t.Context(), tx, &messaging.Message{ID: "a", Topic: "t"}), tx.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	view, err := store.Lease(t.Context(), outbox.LeaseRequest{Relay: "r", TTL: time.Minute, Take: store.Shards()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range view.Held {
+		if _, err := store.Park(t.Context(), l, outbox.Parking{ID: 1, Reason: "no"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := box.Retry(t.Context(), ""); !errors.Is(err, outbox.ErrNotParked) {
+		t.Errorf("Retry of no ID = %v, want ErrNotParked", err)
+	}
+	if list, err := box.Parked(t.Context()); len(list) != 1 || err != nil {
+		t.Errorf("Parked = %v, %v, want the message", list, err)
+	}
+}
+
 func TestOperatorErrors(t *testing.T) {
 	store := outboxmem.New()
 	box := newBox(t, store, outbox.Config{})
