@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -262,6 +263,17 @@ func TestWaking(t *testing.T) {
 		b.want("published after Wake", b.done(), []string{"a"})
 		b.want("depth", b.stats().Depth, 0)
 	})
+	contract(t, "a wake while the store is being read is not lost", func(b *bench) {
+		box := newBox(b.T, slowRead{b.store}, outbox.Config{})
+		b.runOn(box, outbox.RelayConfig{Poll: time.Hour})
+		time.Sleep(time.Second) // it has looked
+		box.Wake()
+		time.Sleep(readTakes / 2) // it has read, and does not know yet that there was nothing
+		b.add("a", "", "t")
+		box.Wake()
+		time.Sleep(time.Second)
+		b.want("published", b.done(), []string{"a"})
+	})
 	contract(t, "polling finds what nobody announced", func(b *bench) {
 		b.run(outbox.RelayConfig{Poll: time.Second})
 		b.add("a", "", "t")
@@ -303,7 +315,34 @@ func (n *notifier) Subscribe(wake func()) (cancel func()) {
 	return func() { n.wakes = nil }
 }
 
-// counter counts the calls of a store and can fail them.
+// slowRead takes some time to tell what it has read.
+type slowRead struct{ outbox.Store }
+
+const readTakes = 10 * time.Millisecond
+
+func (s slowRead) Read(ctx context.Context, r []outbox.Read) ([]outbox.Row, error) {
+	rows, err := s.Store.Read(ctx, r)
+	time.Sleep(readTakes)
+	return rows, err
+}
+
+// robbed gives the shards of a relay that asks to another, as if its lease had run out long ago.
+type robbed struct {
+	outbox.Store
+	rob atomic.Bool
+}
+
+func (s *robbed) Lease(ctx context.Context, r outbox.LeaseRequest) (outbox.LeaseView, error) {
+	if s.rob.CompareAndSwap(true, false) {
+		_, gone := s.Store.Lease(ctx, outbox.LeaseRequest{Relay: r.Relay, Leave: true})
+		_, taken := s.Store.Lease(ctx, outbox.LeaseRequest{Relay: "robber", TTL: time.Hour, Take: s.Shards()})
+		if err := errors.Join(gone, taken); err != nil {
+			return outbox.LeaseView{}, err
+		}
+	}
+	return s.Store.Lease(ctx, r)
+}
+
 // slowPark takes some time to park a row, and may never park the first it is asked to.
 type slowPark struct {
 	outbox.Store
@@ -322,6 +361,7 @@ func (s *slowPark) Park(ctx context.Context, l outbox.Lease, p outbox.Parking) (
 	return s.Store.Park(ctx, l, p)
 }
 
+// counter counts the calls of a store and can fail them.
 type counter struct {
 	outbox.Store
 	mu                    sync.Mutex
@@ -624,6 +664,21 @@ func TestParking(t *testing.T) {
 		}
 		b.want("parked", len(b.parked()), 1)
 	})
+	for _, err := range []error{messaging.ErrUnknown, messaging.ErrBlocked, messaging.ErrClosed, &fault.Rejection{By: "breaker", Err: errors.New("open")}} {
+		contract(t, fmt.Sprintf("what is not the message's fault never counts, although others get through: %v", err), func(b *bench) {
+			b.setPublish(poison(err))
+			b.add("bad", "", "t")
+			b.run(outbox.RelayConfig{MaxAttempts: 3, Poll: 100 * time.Millisecond})
+			for i := range 100 {
+				b.add(fmt.Sprintf("m%d", i), "", "t")
+				time.Sleep(100 * time.Millisecond)
+			}
+			b.want("parked", len(b.parked()), 0)
+			b.setPublish(nil)
+			time.Sleep(time.Minute)
+			b.want("published", len(b.done()), 101)
+		})
+	}
 	contract(t, "without a limit nothing is parked but for permanent errors", func(b *bench) {
 		b.setPublish(poison(messaging.ErrRefused))
 		b.add("bad", "", "t")
@@ -807,6 +862,27 @@ func TestLeases(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		b.want("shards after one ended", one.Stats().Shards+three.Stats().Shards, 16)
+	})
+	contract(t, "a relay that was robbed while its clock stood still notices with the next heartbeat", func(b *bench) {
+		store := &robbed{Store: b.store}
+		var why []string
+		r, _ := b.runOn(newBox(b.T, store, outbox.Config{}), outbox.RelayConfig{
+			Lease: 9 * time.Second, Poll: time.Hour,
+			Hooks: outbox.Hooks{Leased: func(l outbox.Leased) {
+				if !l.Held {
+					why = append(why, l.Why)
+				}
+			}},
+		})
+		b.want("shards before", r.Stats().Shards, 16)
+		store.rob.Store(true)
+		time.Sleep(4 * time.Second) // the heartbeat is once in three
+		b.add("a", "k", "t")
+		b.box.Wake()
+		synctest.Wait()
+		b.want("shards after", r.Stats().Shards, 0)
+		b.want("causes of the losses", why, slices.Repeat([]string{"fenced"}, 16))
+		b.want("attempts", len(b.attempts), 0)
 	})
 	contract(t, "what a dead relay held is taken over within one lease", func(b *bench) {
 		const lease = 10 * time.Second
