@@ -24,6 +24,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 	wagslane "github.com/wagslane/go-rabbitmq"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/rabbitkit"
@@ -272,7 +273,8 @@ func (b *bench) tables() []table {
 	publish := table{
 		name: "publish", title: fmt.Sprintf("Publish, confirmed, %d in flight", publishers),
 		cases: []contender{
-			{name: "amqp091", note: "pipelined by hand from one goroutine", prepare: b.purge("amqp091"), run: b.publishRaw},
+			{name: "amqp091", note: "pipelined by hand from one goroutine, over one channel", prepare: b.purge("amqp091"), run: b.publishRaw(1)},
+			{name: "amqp091, 4 channels", note: "the same from four, a channel each", prepare: b.purge("amqp091"), run: b.publishRaw(4)},
 			{name: "dovetail", note: fmt.Sprintf("a blocking Publish from %d goroutines", publishers), prepare: b.purge("dovetail"), run: b.publishOurs},
 			{name: "go-rabbitmq", note: "the same with deferred confirmations", prepare: b.purge("go-rabbitmq"), run: b.publishWagslane},
 			{name: "watermill", note: "the same with ConfirmDelivery and a channel for each goroutine", prepare: b.purge("watermill"), run: b.publishWatermill},
@@ -367,25 +369,38 @@ func (b *bench) publishWagslane(d time.Duration) (int, error) {
 	})
 }
 
-// publishRaw is what one would write by hand: a window of deferred confirmations.
-func (b *bench) publishRaw(d time.Duration) (int, error) {
-	end := time.Now().Add(d)
-	return b.pipeline(exchange, "amqp091", func(int) bool { return time.Now().Before(end) })
+// publishRaw is what one would write by hand: a window of deferred confirmations, on each of
+// a few channels.
+func (b *bench) publishRaw(channels int) func(d time.Duration) (int, error) {
+	return func(d time.Duration) (int, error) {
+		end := time.Now().Add(d)
+		var all atomic.Int64
+		var g errgroup.Group
+		for range channels {
+			g.Go(func() error {
+				n, err := b.pipeline(exchange, "amqp091", publishers/channels, func(int) bool { return time.Now().Before(end) })
+				all.Add(int64(n))
+				return err
+			})
+		}
+		err := g.Wait()
+		return int(all.Load()), err
+	}
 }
 
-func (b *bench) pipeline(exchange, key string, more func(n int) bool) (n int, err error) {
+func (b *bench) pipeline(exchange, key string, window int, more func(n int) bool) (n int, err error) {
 	err = b.channel(func(ch *amqp.Channel) error {
 		if err := ch.Confirm(false); err != nil {
 			return err
 		}
-		var flying [publishers]*amqp.DeferredConfirmation
+		flying := make([]*amqp.DeferredConfirmation, window)
 		left := 0
 		for i := 0; ; i++ {
-			if c := flying[i%publishers]; c != nil {
+			if c := flying[i%window]; c != nil {
 				if !c.Wait() {
 					return errors.New("not confirmed")
 				}
-				flying[i%publishers] = nil
+				flying[i%window] = nil
 				left--
 			}
 			if more(n) {
@@ -395,7 +410,7 @@ func (b *bench) pipeline(exchange, key string, more func(n int) bool) (n int, er
 				if err != nil {
 					return err
 				}
-				flying[i%publishers] = c
+				flying[i%window] = c
 				n++
 				left++
 			} else if left == 0 {
@@ -412,7 +427,7 @@ func (b *bench) fill(who string, n int) func() error {
 		if err := b.purge(who)(); err != nil {
 			return err
 		}
-		_, err := b.pipeline("", queues[who], func(sent int) bool { return sent < n })
+		_, err := b.pipeline("", queues[who], publishers, func(sent int) bool { return sent < n })
 		return err
 	}
 }
