@@ -30,7 +30,8 @@ const savepoint = "dovetail_message"
 // message that it has handled well, with the first effects rolled back; what it does
 // outside the transaction is repeated. A later message is handled although an earlier
 // one has failed: where the order of keys matters, a batch must not hold two messages of
-// one key, as messaging.Batch on an ordered subscription never does.
+// one key, as messaging.Batch on an ordered subscription never does. Of two deliveries of one
+// message the first is handled, and both have its outcome.
 //
 // Messages whose twins are in transactions that stand open elsewhere, perhaps those of a
 // process that has stalled with a batch of its own, hold a batch up for as long as the inbox
@@ -205,9 +206,13 @@ func (c *batchConsumer) together(ctx context.Context, b *batch) ([]error, error)
 		return errs, c.inBulk(ctx, tx, b, first)
 	}
 	var failed []string
+	twice := make(map[string]error) // what became of a message that may be in the batch again
 	handled := 0
 	for k, d := range b.ds {
 		if !first[k] {
+			// Done, unless it has failed just now. That delivery may be of a connection that is lost,
+			// and this one all that the broker still has of the message.
+			errs[k] = twice[b.ids[k]]
 			continue
 		}
 		if b.savepoints {
@@ -223,6 +228,7 @@ func (c *batchConsumer) together(ctx context.Context, b *batch) ([]error, error)
 			return nil, errNeedSavepoints
 		default:
 			failed = append(failed, b.ids[k])
+			twice[b.ids[k]] = errs[k]
 			// A transaction that the database has ended has no savepoint either: MySQL
 			// after a deadlock.
 			if _, err := tx.ExecContext(ctx, "ROLLBACK TO SAVEPOINT "+savepoint); err != nil {

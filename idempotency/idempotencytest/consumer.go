@@ -153,6 +153,14 @@ func RunConsumer(t *testing.T, open func(t *testing.T) (*sql.DB, idempotency.Inb
 		w.batch(t, []string{"m1", "m2", "m3", "m1"}, nil)
 		w.wantEffects(t, "mail", "m1", "m2", "m3")
 	})
+	batched("what a batch has twice, and fails, has failed twice", func(t *testing.T, w *world) {
+		// The first may be of a connection that is lost: if the second were done, so were the message.
+		fail := errors.New("no")
+		w.batch(t, []string{"m1", "m2", "m1"}, map[string]error{"m1": fail})
+		w.wantEffects(t, "mail", "m2")
+		w.batch(t, []string{"m1"}, nil)
+		w.wantEffects(t, "mail", "m1", "m2")
+	})
 	for name, fail := range map[string]error{
 		"error": errors.New("no"), "rejection": messaging.Reject(errors.New("no")), "statement": errStatement, "panic": errPanic, "lost transaction": errLost,
 	} {
