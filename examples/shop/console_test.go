@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -15,12 +16,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/cdproto/accessibility"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/check"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/gateway"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
@@ -118,7 +121,8 @@ func TestPaymentIsKilledFromTheConsole(t *testing.T) {
 // and pages that are open while something happens.
 func TestQueuesAndReadersOnTheConsole(t *testing.T) {
 	browser := openBrowser(t)
-	shop := openShop(t).stocked()
+	data := t.TempDir()
+	shop := openShopWith(t, embedded.Config{Data: data, Packing: 24 * time.Hour}).stocked()
 	v := visit(t, browser, shop.url)
 	v.open("/sign-in?to=/ops/messages")
 	v.signsIn("operator@shop.example", "dovetail-operator")
@@ -172,6 +176,21 @@ func TestQueuesAndReadersOnTheConsole(t *testing.T) {
 	other := customer.place("", lineItem{"product_id": "p-018", "quantity": 1})
 	v.evaluate(`const order = document.querySelector('#order'); order.value = ''; order.dispatchEvent(new Event('input'))`)
 	v.until("the events of the next are told", `document.querySelector('#events').textContent.includes(`+quote(other)+`)`)
+
+	// Of the build that is over the log keeps nothing.
+	journal, err := check.Files(data)("journal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = journal.Close() }()
+	eventually(t, func() error {
+		var readers, serving int
+		err := journal.QueryRowContext(t.Context(), `SELECT COUNT(*), COUNT(CASE WHEN name = 'reporting.2' THEN 1 END) FROM readers`).Scan(&readers, &serving)
+		if err != nil || readers != 1 || serving != 1 {
+			return fmt.Errorf("%d readers of the log (%v), want the second build alone", readers, err)
+		}
+		return nil
+	})
 }
 
 // TestConsoleWithTheKeyboard does a fault and decides about a saga without a mouse.

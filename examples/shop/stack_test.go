@@ -254,6 +254,47 @@ func TestStack(t *testing.T) {
 		})
 	})
 	t.Run("console", func(t *testing.T) { testStackConsole(t, shop) })
+	t.Run("groups of builds that are over", func(t *testing.T) { testGroupsOfBuilds(t, shop) })
+}
+
+// testGroupsOfBuilds sees that RabbitMQ keeps the position of the build that serves, and of no other: the tests before
+// this one have had the figures rebuilt several times, once to others.
+func testGroupsOfBuilds(t *testing.T, shop *stackShop) {
+	db, err := shop.look("reporting")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	var builds, serving int64
+	if err := db.QueryRowContext(t.Context(), `SELECT COUNT(*), MAX(CASE WHEN status = 'serving' THEN build ELSE 0 END) FROM builds`).Scan(&builds, &serving); err != nil || builds < 4 {
+		t.Fatalf("%d builds (%v), want 4 or more", builds, err)
+	}
+	conn, err := amqp091.Dial(shop.settings[stack.RabbitMQVar])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	eventually(t, func() error {
+		for build := int64(1); build <= builds; build++ {
+			channel, err := conn.Channel() // which a queue that there is not closes
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = channel.QueueDeclarePassive(shop.settings[stack.NameVar]+".position."+reporting.Reader(build).Group, true, false, false, false, nil)
+			_ = channel.Close()
+			missing := false
+			if spoken := new(amqp091.Error); errors.As(err, &spoken) {
+				missing = spoken.Code == amqp091.NotFound
+			}
+			if err != nil && !missing {
+				t.Fatal(err)
+			}
+			if missing == (build == serving) {
+				return fmt.Errorf("of build %d the position is missing: %v, while build %d of %d serves", build, missing, serving, builds)
+			}
+		}
+		return nil
+	})
 }
 
 func testKilledStack(t *testing.T, shop *stackShop) {

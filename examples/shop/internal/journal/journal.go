@@ -213,6 +213,14 @@ func (l *Log) read(ctx context.Context, s messaging.Subscription, h messaging.Ha
 	return last - from, err
 }
 
+// Remove implements [platform.Remover] for groups that read the log: it forgets their place.
+func (l *Log) Remove(ctx context.Context, group string) error {
+	if _, err := l.db.ExecContext(ctx, `DELETE FROM readers WHERE name = $1`, group); err != nil {
+		return fmt.Errorf("journal: group %s: %w", group, err)
+	}
+	return nil
+}
+
 // Queues implements [platform.Queues] where the next broker does. Groups that read the log have no queue.
 func (l *Log) Queues(ctx context.Context, groups ...string) ([]platform.Queue, error) {
 	if q, ok := l.next.(platform.Queues); ok {

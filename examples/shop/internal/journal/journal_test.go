@@ -124,6 +124,20 @@ func TestANewGroupReadsEverythingFromTheBeginning(t *testing.T) {
 	}
 }
 
+func TestAGroupThatIsRemovedReadsEverythingAgain(t *testing.T) {
+	log, _ := open(t, filepath.Join(t.TempDir(), "journal.db"))
+	publish(t, log, 0, 20)
+	for range 2 {
+		r := &reader{last: map[string]int64{}}
+		read(t, log, r, func() bool { return r.len() == 20 })
+		for range 2 { // one that there is not is no error
+			if err := log.Remove(t.Context(), fromFirst.Group); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 func TestAFailingMessageIsRetriedAndThenSetAside(t *testing.T) {
 	log, dead := open(t, filepath.Join(t.TempDir(), "journal.db"))
 	publish(t, log, 0, 10)

@@ -37,6 +37,26 @@ func (b *gatedBroker) Queues(ctx context.Context, groups ...string) ([]Queue, er
 	return nil, errors.ErrUnsupported
 }
 
+// Remover is a broker that can be rid of a group.
+type Remover interface {
+	// Remove deletes a group with all that it has left: its subscribers have ended. One that there is not is no error.
+	Remove(ctx context.Context, group string) error
+}
+
+// Remove implements [Remover] where the broker behind does.
+func (b *gatedBroker) Remove(ctx context.Context, group string) error {
+	r, ok := b.Broker.(Remover)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	if b.inProcess {
+		if err := b.gate.wait(ctx, cut); err != nil {
+			return err
+		}
+	}
+	return r.Remove(ctx, group)
+}
+
 // GroupState is what one instance has in hand of a group.
 type GroupState struct {
 	Group string `json:"group"`

@@ -28,6 +28,11 @@ type Service struct {
 	env  platform.Env
 	bus  *platform.Bus
 	news chan struct{}
+	// rest is how long a build has been over before its group is removed.
+	rest time.Duration
+
+	mu        sync.Mutex
+	following map[int64]bool // builds that this instance reads for
 }
 
 // A build is one reading of the stream from its beginning, with the figures that came of it. One
@@ -81,7 +86,7 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 		time.Now().UnixMicro()); err != nil {
 		return nil, err
 	}
-	return &Service{env: env, bus: bus, news: make(chan struct{}, 1)}, nil
+	return &Service{env: env, bus: bus, news: make(chan struct{}, 1), rest: max(env.Lease, 5*look), following: map[int64]bool{}}, nil
 }
 
 // Consumers implements [platform.Service]: what there is to read changes while the service runs,
@@ -92,7 +97,9 @@ func (s *Service) Consumers() []platform.Consumer { return nil }
 func (s *Service) Bus() *platform.Bus { return s.bus }
 
 // Run implements [platform.Service].
-func (s *Service) Run(ctx context.Context) error { return platform.RunAll(ctx, s.bus.Run, s.read) }
+func (s *Service) Run(ctx context.Context) error {
+	return platform.RunAll(ctx, s.bus.Run, s.read, s.removeGroups)
+}
 
 // Handler implements [platform.Service].
 func (s *Service) Handler() http.Handler {
@@ -124,7 +131,9 @@ func (s *Service) read(ctx context.Context) error {
 			}
 			run, stop := context.WithCancel(ctx)
 			running[b.Build] = stop
+			s.follows(b.Build, true)
 			readers.Go(func() {
+				defer s.follows(b.Build, false)
 				if err := s.follow(run, b); err != nil && run.Err() == nil {
 					select {
 					case failed <- err:
@@ -151,6 +160,47 @@ func (s *Service) read(ctx context.Context) error {
 		case <-time.After(look):
 		}
 	}
+}
+
+func (s *Service) follows(build int64, does bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.following[build] = does
+}
+
+// removeGroups has the broker forget how far builds have read that are over. Every instance does so once, some time
+// after the end: by then all have stopped reading, and none makes the group anew.
+func (s *Service) removeGroups(ctx context.Context) error {
+	broker, ok := s.env.Broker.(platform.Remover)
+	removed := map[int64]bool{}
+	for ok {
+		over, err := s.builds(ctx, `status IN ('retired', 'different')`)
+		for _, b := range over {
+			s.mu.Lock()
+			reads := s.following[b.Build]
+			s.mu.Unlock()
+			if reads || removed[b.Build] || time.Since(b.Ended) < s.rest {
+				continue
+			}
+			if err = broker.Remove(ctx, Reader(b.Build).Group); err != nil {
+				break
+			}
+			removed[b.Build] = true
+		}
+		if errors.Is(err, errors.ErrUnsupported) {
+			break
+		}
+		if err != nil && ctx.Err() == nil {
+			s.env.Log.WarnContext(ctx, "the group of a build that is over cannot be removed", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(s.rest):
+		}
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // batch is how many events are applied in one transaction at most.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 )
 
 // TestRebuild reads the stream twice and has the second reading take the place of the first; then
-// again after somebody has changed the figures behind the service's back.
+// again after somebody has changed the figures behind the service's back. Of readings that are over the log keeps nothing.
 func TestRebuild(t *testing.T) {
 	dir := t.TempDir()
 	stream, err := platform.OpenSQLite(filepath.Join(dir, "journal.db"))
@@ -48,6 +49,7 @@ func TestRebuild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.rest = time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -109,9 +111,29 @@ func TestRebuild(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	onlyReader := func(want string) {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			names, err := platform.Collect(t.Context(), stream, func(row interface{ Scan(dest ...any) error }) (name string, err error) {
+				err = row.Scan(&name)
+				return name, err
+			}, `SELECT name FROM readers`)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.Equal(names, []string{want}) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("the log has the places of %q, want that of %s", names, want)
+			}
+		}
+	}
 	serving(1, 10)
+	onlyReader("reporting.1")
 	rebuild()
 	serving(2, 10)
+	onlyReader("reporting.2")
 
 	if _, err := db.ExecContext(t.Context(), `UPDATE products SET quantity = 7`); err != nil {
 		t.Fatal(err)
@@ -130,4 +152,5 @@ func TestRebuild(t *testing.T) {
 		}
 	}
 	serving(2, 10)
+	onlyReader("reporting.2")
 }
