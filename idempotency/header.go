@@ -14,8 +14,8 @@ const (
 	HeaderKey = "Idempotency-Key"
 	// HeaderReplayed is the response header that marks a stored answer: its value is "true".
 	HeaderReplayed = "Idempotency-Replayed"
-	// HeaderBodyOmitted is the response header that marks a stored answer whose body was
-	// too large to keep: its value is "true".
+	// HeaderBodyOmitted is the response header that marks a stored answer whose body was too
+	// large to keep, or cut off when its client went: its value is "true".
 	HeaderBodyOmitted = "Idempotency-Body-Omitted"
 )
 

@@ -141,11 +141,14 @@ func Final(status int) bool {
 // that was read in part, cannot be told from what it looks like.
 //
 // The answer is held back until the handler has returned and it is stored, unless the
-// handler flushes it or it grows beyond MaxResponse. Before that the process may die
-// between the handler's effect and the stored answer, and a repetition after the
-// lease runs again: [Save] closes that gap. A handler that panics, or returns without
-// an answer because its client has gone, frees the key. The handler's context ends
-// with [ErrLeaseLost] as its cause when the key is lost to another request. A handler
+// handler flushes it or it grows beyond MaxResponse. If the client goes while it is being sent,
+// the handler may have stopped in the middle, so a repetition gets the status and the headers
+// only.
+//
+// Before the answer is stored the process may die, and a repetition after the lease runs
+// again although the handler's effect is there: [Save] closes that gap. A handler that panics,
+// or returns without an answer because its client has gone, frees the key. The handler's context
+// ends with [ErrLeaseLost] as its cause when the key is lost to another request. A handler
 // that never returns keeps its key forever: give it a timeout.
 func HTTP(store Store, cfg HTTPConfig) (func(http.Handler) http.Handler, error) {
 	switch {
@@ -315,6 +318,9 @@ func (m *middleware) run(w http.ResponseWriter, r *http.Request, body []byte, cl
 	returned = true
 	if rec.status == 0 && ctx.Err() == nil && !rec.hijacked {
 		rec.WriteHeader(http.StatusOK) // as net/http has it
+	}
+	if rec.streaming && ctx.Err() != nil {
+		rec.omit() // it may have given up in the middle
 	}
 	stop()
 	done := m.settle(ctx, c, rec)

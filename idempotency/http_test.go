@@ -545,6 +545,55 @@ func TestHTTPStreaming(t *testing.T) {
 	a.want(t, post(), 200, "one two", true, 1)
 }
 
+// failing is a client that has gone after so many bytes.
+type failing struct {
+	*httptest.ResponseRecorder
+	left int
+}
+
+func (f *failing) Write(p []byte) (int, error) {
+	if f.left -= len(p); f.left < 0 {
+		return 0, errors.New("broken pipe")
+	}
+	return f.ResponseRecorder.Write(p)
+}
+
+// What was cut off must not pass for the whole answer.
+func TestHTTPStreamThatIsCutOff(t *testing.T) {
+	wantOmitted := func(t *testing.T, a *api) {
+		t.Helper()
+		got := a.do("x")
+		if got.Header.Get(idempotency.HeaderBodyOmitted) != "true" {
+			t.Errorf("%s = %q, want true", idempotency.HeaderBodyOmitted, got.Header.Get(idempotency.HeaderBodyOmitted))
+		}
+		a.want(t, got, 200, "", true, 1)
+	}
+	t.Run("by a handler whose client has gone", func(t *testing.T) {
+		ctx, leave := context.WithCancel(t.Context())
+		a := newAPI(t, idempotency.HTTPConfig{}, func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, "one ")
+			w.(http.Flusher).Flush()
+			leave()
+			<-r.Context().Done()
+		})
+		serve(a, request("x").WithContext(ctx))
+		wantOmitted(t, a)
+	})
+	t.Run("by a handler that cannot write", func(t *testing.T) {
+		a := newAPI(t, idempotency.HTTPConfig{}, func(w http.ResponseWriter, _ *http.Request) {
+			w.(http.Flusher).Flush()
+			for range 3 {
+				if _, err := fmt.Fprint(w, "one "); err != nil {
+					return
+				}
+			}
+			t.Error("a Write to a client that has gone = nil, want an error")
+		})
+		a.ServeHTTP(&failing{httptest.NewRecorder(), 8}, request("x"))
+		wantOmitted(t, a)
+	})
+}
+
 func TestHTTPHijack(t *testing.T) {
 	a := newAPI(t, idempotency.HTTPConfig{}, func(w http.ResponseWriter, _ *http.Request) {
 		conn, _, err := http.NewResponseController(w).Hijack()

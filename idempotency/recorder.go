@@ -27,7 +27,7 @@ type recorder struct {
 	body   []byte      // what is to be stored, and sent unless streaming
 
 	streaming bool // the answer is on its way to the client
-	omitted   bool // the body became too large to store
+	omitted   bool // the body is not to be stored
 	hijacked  bool
 }
 
@@ -66,13 +66,20 @@ func (r *recorder) Write(p []byte) (int, error) {
 		r.body = append(r.body, p...)
 	default:
 		r.stream()
-		r.omitted, r.body = true, nil
+		r.omit()
 	}
-	if r.streaming {
-		return r.w.Write(p)
+	if !r.streaming {
+		return len(p), nil
 	}
-	return len(p), nil
+	n, err := r.w.Write(p)
+	if err != nil {
+		r.omit() // the handler may stop here
+	}
+	return n, err
 }
+
+// omit gives the body up, of which there is too much, or perhaps not all.
+func (r *recorder) omit() { r.omitted, r.body = true, nil }
 
 // stream begins to pass the answer on.
 func (r *recorder) stream() {

@@ -127,7 +127,7 @@ type call struct {
 // record is what the store keeps of an answer.
 type record struct {
 	Response
-	// omitted is true if the body was too large to keep.
+	// omitted is true if the body was not kept.
 	omitted bool
 }
 
