@@ -954,6 +954,30 @@ func TestEnd(t *testing.T) {
 		other, _ := b.run(outbox.RelayConfig{})
 		b.want("shards of the next relay at once", other.Stats().Shards, 16)
 	})
+	contract(t, "waits for nothing that is not with the publisher", func(b *bench) {
+		b.setPublish(func(_ context.Context, m *messaging.Message) error {
+			if m.ID == "bad" {
+				return fault.RetryAfter(messaging.ErrRefused, time.Hour)
+			}
+			time.Sleep(2 * time.Second)
+			return nil
+		})
+		b.add("bad", "k", "t")
+		b.add("behind", "k", "t")
+		_, stop := b.run(outbox.RelayConfig{Window: 1})
+		for i := range 10 {
+			b.add(fmt.Sprintf("m%d", i), "", "t")
+		}
+		b.box.Wake()
+		b.done()
+		begin := time.Now()
+		stop()
+		b.want("published", len(b.done()), 1)
+		b.want("left", b.stats().Depth, 11)
+		if took := time.Since(begin); took > 2*time.Second {
+			b.Errorf("the end took %v, want the time of the confirmation", took)
+		}
+	})
 	contract(t, "takes no longer than DrainTimeout", func(b *bench) {
 		b.setPublish(func(ctx context.Context, _ *messaging.Message) error { <-ctx.Done(); return ctx.Err() })
 		b.add("a", "k", "t")
