@@ -6,7 +6,9 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,19 +47,23 @@ func (s *Service) ask(r *http.Request, from string, out any) error {
 	}, nil, out)
 }
 
-// everywhere asks the same of every service and lists the answers; those that do not answer are named.
+// everywhere asks the same of every service and lists the answers. Those that do not answer are named, those that have
+// nothing of the kind are left out.
 func (s *Service) everywhere(path string) func(w http.ResponseWriter, r *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		answers := make([]json.RawMessage, len(s.services))
 		var parts sync.WaitGroup
 		for i, service := range s.services {
 			parts.Go(func() {
-				if err := s.ask(r, "http://"+service+path, &answers[i]); err != nil {
+				err := s.ask(r, "http://"+service+path, &answers[i])
+				var no *platform.Error
+				if err != nil && (!errors.As(err, &no) || no.Status != http.StatusNotFound) {
 					answers[i], _ = json.Marshal(map[string]string{"service": service, "error": "does not answer"})
 				}
 			})
 		}
 		parts.Wait()
+		answers = slices.DeleteFunc(answers, func(a json.RawMessage) bool { return a == nil })
 		return platform.WriteJSON(w, http.StatusOK, map[string]any{"items": answers})
 	}
 }
