@@ -41,9 +41,11 @@
 // outcome is unknown can make it twice or lose it.
 //
 // With a store and [Save] the same is true of a command and its answer. Without Save,
-// and with [Do], the handler runs at most once at a time, and an answer that was stored
-// is the only one ever given; but a process that dies between its effect and storing the
-// answer leaves a key whose next owner runs again when the lease is over.
+// and with [Do], the handler runs once at a time for as long as its owner can extend the
+// lease, and of its answers the first that is stored is the one that repetitions get; but a
+// process that dies between its effect and storing the answer leaves a key whose next owner
+// runs again when the lease is over, and one that was paused for longer than that may still run
+// beside it.
 //
 // Every write of an owner is fenced by a token of its claim: a process that was paused
 // past its lease cannot overwrite what its successor has done. Leases and retentions go
@@ -56,7 +58,7 @@
 //
 // What is forgotten may happen again. Keep marks longer than any message can take to come
 // again: the broker's redelivery, a replay of its log, a dead letter that somebody sends
-// back next month. Publish the retention of keys to your clients.
+// back next month, a message that was parked in its outbox although the broker had taken it. Publish the retention of keys to your clients.
 //
 // What a handler does outside of its transaction is not covered, and is repeated: a mail,
 // a call to another service. Put it behind an outbox, or pass the message's ID or the

@@ -112,7 +112,9 @@
 // The database's clock must not jump by more than a small part of a lease.
 //
 // A database that is restored from a backup has again what was published since; it is published
-// again, with the same IDs. Keep the inboxes' marks for longer than backups are old.
+// again, with the same IDs. So is a parked message of which an earlier attempt had reached the
+// broker unnoticed, when it is retried. Keep the inboxes' marks for longer than backups are old and
+// messages stay parked.
 //
 // # Not here
 //

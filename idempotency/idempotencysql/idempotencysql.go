@@ -38,6 +38,9 @@
 // below Config.Wait for the connections of the pool: go-sql-driver/mysql takes
 // innodb_lock_wait_timeout=3 in the data source name.
 //
+// With READ UNCOMMITTED as their default isolation MySQL and MariaDB would replay an answer whose
+// transaction may yet be rolled back. Every other level does.
+//
 // On MySQL and MariaDB a deadlock ends the whole transaction, and later statements of
 // the same connection commit one by one: a handler must return at the first error.
 //
@@ -82,9 +85,9 @@ type Config struct {
 	// [idempotency.DefaultRetention], 24 hours.
 	Retention time.Duration
 	// MarkRetention is how long [Store.Run] keeps the inbox's marks. It must be longer than
-	// any message can take to be delivered again, replays from a log or a dead-letter queue
-	// included: a message whose mark is gone is handled again. Zero means 30 days,
-	// negative for ever.
+	// any message can take to be delivered again, replays from a log or a dead-letter queue and
+	// what waits parked in an outbox included: a message whose mark is gone is handled again.
+	// Zero means 30 days, negative for ever.
 	MarkRetention time.Duration
 	// Wait bounds each wait for another transaction. Zero means 5 seconds; negative as
 	// long as the database and the context allow.

@@ -28,8 +28,8 @@
 // Insert is one statement per 500 messages or 4 MiB of bodies. It takes no locks but those of
 // its own rows, so producers wait neither for relays nor for each other.
 //
-// Reading takes no locks, under any isolation level that is the server's default. Rows are
-// removed by primary key, in PostgreSQL and SQLite by one statement that checks the
+// Reading takes no locks, under any isolation level that is the server's default from READ
+// COMMITTED up. Rows are removed by primary key, in PostgreSQL and SQLite by one statement that checks the
 // lease's epoch in passing, in MySQL by a short READ COMMITTED transaction. With Config.Archive
 // the row is archived by the same statement or transaction, or not at all. In PostgreSQL the
 // removal's commit does not wait for the disk: a server that crashes has what was removed in its
@@ -54,7 +54,8 @@
 // nothing before 8.0.16), the collation utf8mb4_bin, and GET_LOCK for Migrate. Transactions are
 // READ COMMITTED, which the server takes with binlog_format ROW, MySQL's default, or MIXED,
 // MariaDB's. VARCHAR(255) columns compare without regard to spaces at the end, so parking "a"
-// also blocks the key "a ".
+// also blocks the key "a ". A server or a pool whose default is READ UNCOMMITTED does not do:
+// relays would publish what producers then roll back.
 //
 // SQLite: use busy_timeout and WAL, and _txlock=immediate for the application's transactions.
 //
