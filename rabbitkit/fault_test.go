@@ -677,7 +677,13 @@ func TestTLS(t *testing.T) {
 			defer client.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
-			switch err := client.Check(ctx); {
+			err = client.Check(ctx)
+			// The no to a client's certificate comes after TLS 1.3's handshake. Then amqp091 may be
+			// about to write, and only say that it cannot.
+			for err != nil && !strings.Contains(err.Error(), c.want) && ctx.Err() == nil {
+				err = client.Check(ctx)
+			}
+			switch {
 			case c.want == "" && err != nil:
 				t.Errorf("Check = %v, want nil", err)
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, rabbitkit.ErrCredentials)):
