@@ -104,6 +104,14 @@
 // Window, also when its caller has gone, for a minute (six times Config.Timeout). Then the
 // connection is given up, and with it all that is in flight is messaging.ErrUnknown.
 //
+// RabbitMQ may leave a reader of a stream standing still for ever, as 3.10 was seen to do, and 4.0
+// is written alike. When retention has removed the file that the reader comes to next, and the
+// stream's new beginning is not noted yet, the broker takes that for the end of the stream, and
+// tells the reader of nothing that follows (what https://github.com/rabbitmq/osiris/pull/24 left
+// open). So a reader that has room and to which nothing comes for 30 to 45 s leaves the stream and
+// comes back to where it was, which in a quiet stream is two small requests; as long as nothing
+// comes it does so again after twice as long, and in the end every 5 to 7.5 minutes.
+//
 // What retention removes before a group has read it is lost to that group; it is logged as an
 // error with the offsets. A time in Subscription.From is rounded down to the second, and to the
 // beginning of what the broker wrote at once: a few earlier messages may come too. With a log

@@ -24,11 +24,15 @@ import (
 // Log says how much of what was published is kept. Either of MaxAge and MaxBytes turns it on.
 //
 // The broker removes whole files, and never the one that it writes: a message may stay
-// longer than both bounds, by up to SegmentBytes of later ones.
+// longer than both bounds, by up to SegmentBytes of later ones. When a file is full it removes
+// the oldest ones that do not fit MaxBytes: a file that is larger goes as well, even with what
+// was published last. A file may be larger than SegmentBytes by what is written at once, such as
+// a call of Publish.
 type Log struct {
 	// MaxAge is for how long a message is kept, in whole seconds. Zero means no bound by age.
 	MaxAge time.Duration
-	// MaxBytes is the size beyond which the oldest messages go. Zero means no bound by size.
+	// MaxBytes is the size beyond which the oldest messages go, at least twice SegmentBytes.
+	// Zero means no bound by size.
 	MaxBytes int64
 	// SegmentBytes is the size of one file, at most 3 GB. Zero means 64 MiB.
 	SegmentBytes int64

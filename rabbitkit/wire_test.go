@@ -33,6 +33,7 @@ func TestNew(t *testing.T) {
 		"MaxReconnectDelay": {MaxReconnectDelay: -1},
 		"Log.MaxAge":        {Log: Log{MaxAge: time.Millisecond}},
 		"Log.MaxBytes":      {Log: Log{MaxBytes: -1}},
+		"Log.MaxBytes is 1": {Log: Log{MaxBytes: 1}},
 		"Log.SegmentBytes":  {Log: Log{SegmentBytes: 1}},
 	} {
 		if _, err := New("amqp://127.0.0.1:1", cfg); err == nil || !strings.Contains(err.Error(), "Config."+field) {
