@@ -269,6 +269,65 @@ func TestProducersAndRelaysNeverWaitForEachOther(t *testing.T) {
 	}
 }
 
+// A removal may have to wait for the lock of a row, such as that of somebody's backup. Under
+// InnoDB's repeatable read it would hold the gap where it looked for a row that is gone, and
+// producers would wait with it.
+func TestARemovalThatWaitsHoldsUpNoProducer(t *testing.T) {
+	db := testdb.Open(t, "mysql")
+	store := open(t, db, "mysql", outboxsql.Config{})
+	view, err := store.Lease(t.Context(), outbox.LeaseRequest{Relay: "r", TTL: time.Hour, Take: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shard := view.Held[0].Shard
+	insert := func(tx outbox.Tx) error {
+		return store.Insert(t.Context(), tx, []outbox.Row{{Shard: shard, Message: &messaging.Message{ID: "m", Topic: "t"}}})
+	}
+	if err := errors.Join(insert(db), insert(db)); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := store.Read(t.Context(), []outbox.Read{{Shard: shard, Limit: 2}})
+	if err != nil || len(rows) != 2 {
+		t.Fatalf("Read = %d rows, %v, want 2", len(rows), err)
+	}
+	lock := func(tx outbox.Tx, r outbox.Row) error {
+		_, err := tx.ExecContext(t.Context(), fmt.Sprintf("SELECT id FROM outbox_message WHERE id = %d FOR UPDATE NOWAIT", r.ID))
+		return err
+	}
+	holder, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback()
+	if err := lock(holder, rows[1]); err != nil {
+		t.Fatal(err)
+	}
+	settled := make(chan error, 1)
+	go func() {
+		gone := rows[1].ID + 1000 // where the next row is going to be
+		_, err := store.Settle(t.Context(), []outbox.Settlement{{Lease: view.Held[0], IDs: []int64{gone, rows[0].ID, rows[1].ID}}})
+		settled <- err
+	}()
+	eventually(t, "the removal has come as far as the first row", func() bool { return lock(db, rows[0]) != nil })
+	producer, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer producer.Close()
+	if _, err := producer.ExecContext(t.Context(), "SET innodb_lock_wait_timeout = 1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := insert(producer); err != nil {
+		t.Errorf("a producer had to wait: %v", err)
+	}
+	if err := holder.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-settled; err != nil {
+		t.Errorf("Settle = %v, want nil", err)
+	}
+}
+
 // Operators who decide on different messages, or on the same one, or on all at once: one that
 // comes too late is told so, and that is the only error. MySQL would roll back some of them.
 func TestOperatorsAtTheSameTime(t *testing.T) {
