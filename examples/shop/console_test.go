@@ -78,6 +78,7 @@ func TestPaymentIsKilledFromTheConsole(t *testing.T) {
 	console.shows("#rate-value", "2")
 	console.until("orders go through", `Number(document.querySelector('#load-figures [data-is=confirmed]').textContent.replace(/\D/g, '')) >= 3`)
 	console.until("the map shows who asks payment", `document.querySelector('[data-call="order>payment"]')`)
+	console.until("the charts are drawn, and that of requests has risen", chartsDrawn)
 
 	console.breaks("kill", "payment", 300) // the test ends it
 	customer.clicks("#place")
@@ -282,6 +283,31 @@ func TestConsoleOfAShopThatNobodyControls(t *testing.T) {
 	v.checkRules("ops without control")
 	v.picture("nobody-controls")
 }
+
+// chartsDrawn is true when every chart has a line in the colours of its legend that goes through 20 columns of pixels at
+// least, and that of the requests reaches the upper half.
+const chartsDrawn = `(() => {
+	const rgb = (colour) => {
+		const pen = new OffscreenCanvas(1, 1).getContext('2d');
+		pen.fillStyle = colour;
+		pen.fillRect(0, 0, 1, 1);
+		return pen.getImageData(0, 0, 1, 1).data;
+	};
+	const lines = [...document.querySelectorAll('#charts .chart')].map((chart) => {
+		const canvas = chart.querySelector('canvas'), { width, height } = canvas;
+		const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+		const colours = [...chart.querySelectorAll('.value i')].map((i) => rgb(getComputedStyle(i).backgroundColor));
+		const columns = new Set();
+		let top = height;
+		for (let at = 0; at < pixels.length; at += 4) {
+			if (pixels[at + 3] < 200 || !colours.some((c) => [0, 1, 2].every((n) => Math.abs(c[n] - pixels[at + n]) < 24))) continue;
+			columns.add(at / 4 % width);
+			top = Math.min(top, Math.floor(at / 4 / width));
+		}
+		return { columns: columns.size, risen: top < height / 2 };
+	});
+	return lines.length === 6 && lines.every((l) => l.columns >= 20) && lines[0].risen;
+})()`
 
 // breaks brings a fault about with the chaos panel.
 func (v *visitor) breaks(kind, service string, seconds int) {
