@@ -14,5 +14,5 @@
 //
 //	go test ./examples/guides -run Snippets -update
 //
-// writes it into the Markdown.
+// writes it into the Markdown. Blocks that are not of Go have their tests too: see package documents.
 package guides

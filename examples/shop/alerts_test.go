@@ -93,18 +93,24 @@ func watch(t *testing.T, config, interval string, change func(job map[string]any
 	change(cfg["scrape_configs"].([]any)[0].(map[string]any))
 	file := filepath.Join(dir, "prometheus.yml")
 	writeYAML(t, file, cfg)
+	return startPrometheus(t, append(slices.Clone(enter), path, "--config.file="+file)...)
+}
+
+// startPrometheus runs the command of a Prometheus, on a free port and with data of its own, until the test ends.
+func startPrometheus(t *testing.T, args ...string) *monitor {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0") // a free port: the next moment it is Prometheus'
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := ln.Addr().String()
+	addr, own := ln.Addr().String(), t.TempDir()
 	_ = ln.Close()
-	m := &monitor{t: t, url: "http://" + addr, log: filepath.Join(dir, "log")}
+	m := &monitor{t: t, url: "http://" + addr, log: filepath.Join(own, "log")}
 	log, err := os.Create(m.log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := append(slices.Clone(enter), path, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+addr, "--log.level=info")
+	args = append(args, "--storage.tsdb.path="+filepath.Join(own, "tsdb"), "--web.listen-address="+addr, "--log.level=info")
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {

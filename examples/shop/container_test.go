@@ -7,6 +7,7 @@ import (
 	"debug/elf"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
+	"github.com/dovetail-go/dovetail/examples/internal/documents"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
@@ -43,7 +45,11 @@ func instructions() ([]instruction, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	parsed, err := parser.Parse(f)
+	return parseDockerfile(f)
+}
+
+func parseDockerfile(text io.Reader) ([]instruction, error) {
+	parsed, err := parser.Parse(text)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +103,27 @@ func buildImage(path string) error {
 	return nil
 }
 
+// image is what the deployments run.
+const image = "dovetail-shop:dev"
+
+// builtTag checks a docker build and returns the name that it gives to the image. There is no engine here: what it would do with the
+// file and the folder is done by buildImage, which runs the build line, and by testContext, which builds from what would be sent.
+func builtTag(t *testing.T, line string) (tag string) {
+	t.Helper()
+	args, ok := strings.CutPrefix(line, "docker build ")
+	flags := flag.NewFlagSet("docker build", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	file := flags.String("f", "Dockerfile", "")
+	flags.StringVar(&tag, "t", "", "")
+	if err := flags.Parse(strings.Fields(args)); err != nil || !ok || !slices.Equal(flags.Args(), []string{"."}) {
+		t.Errorf("%s: %v, want docker build with -f and -t of the repository's root", line, err)
+	}
+	if want := "examples/shop/" + dockerfile; *file != want {
+		t.Errorf("%s builds %s, want %s", line, *file, want)
+	}
+	return tag
+}
+
 func TestDockerfile(t *testing.T) {
 	all, err := instructions()
 	if err != nil {
@@ -108,6 +135,22 @@ func TestDockerfile(t *testing.T) {
 			last[in.name] = in
 		}
 	}
+	shown := documents.Of(t)
+	t.Run("the documents build it", func(t *testing.T) {
+		for _, s := range shown {
+			if tag := builtTag(t, s.Text); tag != image {
+				t.Errorf("%v: %s names it %s, want %s as in the deployments", s.Block, s.Text, tag, image)
+			}
+		}
+		for file, want := range map[string]string{
+			"deploy/compose.yaml":                  "  image: " + image + "\n",
+			"deploy/kubernetes/kustomization.yaml": strings.Replace("  - name: "+image, ":dev", "\n    newTag: dev", 1),
+		} {
+			if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), want) {
+				t.Errorf("%s does not have %q (%v)", file, want, err)
+			}
+		}
+	})
 	t.Run("the image begins with nothing", func(t *testing.T) {
 		if got := last["FROM"].args; !slices.Equal(got, []string{"scratch"}) {
 			t.Errorf("FROM %v, want scratch", got)

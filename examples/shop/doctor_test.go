@@ -6,7 +6,9 @@ package main
 import (
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -18,11 +20,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/dovetail-go/dovetail/examples/internal/documents"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/chaos"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/doctor"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 	"github.com/dovetail-go/dovetail/outbox/outboxsql"
 )
 
@@ -287,20 +291,64 @@ func run(t *testing.T, db *sql.DB, statement string) {
 	}
 }
 
-// TestUpTells runs shop up --json as a program on real servers: it tells what happens as lines of JSON, shop doctor sees
-// how it does, its secrets are nowhere to be seen, and nothing outlives it.
-func TestUpTells(t *testing.T) {
-	settings := stackSettings(t)
-	file := filepath.Join(t.TempDir(), "env")
-	var lines []string
-	for name, value := range settings {
-		lines = append(lines, name+"="+value)
+// writeStack does what make stack does, but for a file of the test's and a shop of its own on the servers. What it has written is in
+// settings then.
+func writeStack(t *testing.T, file string, settings map[string]string) {
+	t.Helper()
+	sh := func(script string, args ...string) string {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "bash", append([]string{"-c", "unset MAKEFLAGS MFLAGS MAKELEVEL; " + script, "bash"}, args...)...)
+		cmd.Dir = filepath.Join("..", "..")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", script, err, out)
+		}
+		return string(out)
 	}
-	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+	if does := sh("make -n stack"); does != "scripts/stack\n" {
+		t.Errorf("make stack does %s, want scripts/stack", does)
+	}
+	if !strings.Contains(sh("scripts/services env || true"), settings[stack.PostgresVar]) {
+		testserver.Missing(t, "the servers are not those of scripts/services")
+	}
+	sh(`scripts/stack "$1"`, file)
+	written, err := stack.ReadEnv(file)
+	if err != nil {
 		t.Fatal(err)
 	}
+	own := fmt.Sprintf("%s=%s\n%s=%s\n", stack.NameVar, settings[stack.NameVar], stack.LeaseVar, settings[stack.LeaseVar])
+	f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString(own)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(settings, written)
+}
+
+// TestUpTells runs shop up --json as a program on real servers: it tells what happens as lines of JSON, shop doctor sees
+// how it does, its secrets are nowhere to be seen, and nothing outlives it.
+//
+// It is started as the README says, settings included.
+func TestUpTells(t *testing.T) {
+	settings := stackSettings(t)
+	file := filepath.Join(t.TempDir(), "stack.env")
+	var args []string
+	for _, s := range documents.Of(t) {
+		more, known := strings.CutPrefix(s.Text, goRun)
+		switch {
+		case s.Text == "make stack":
+			writeStack(t, file, settings)
+		case known:
+			args = strings.Fields(more)
+		default:
+			t.Fatalf("%v: nothing runs %s", s.Block, s.Text)
+		}
+	}
 	noSettings(t)
-	cmd := exec.Command(buildShop(t), "up", "--json", "--listen", "127.0.0.1:0", "--env-file", file)
+	cmd := exec.Command(buildShop(t), append(args, "--json", "--listen", "127.0.0.1:0", "--env-file", file)...)
 	cmd.Stderr = t.Output()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -330,8 +378,8 @@ func TestUpTells(t *testing.T) {
 		}
 	}
 	opened := next("open")
-	if len(pids) != len(assembly.Backends)+1 || !strings.HasPrefix(opened.URL, "http://127.0.0.1:") {
-		t.Fatalf("open at %q with %v, want one process for each service", opened.URL, pids)
+	if len(pids) != len(assembly.Backends)+1+3 || !strings.HasPrefix(opened.URL, "http://127.0.0.1:") {
+		t.Fatalf("open at %q with %v, want one process for each service, and another of three", opened.URL, pids)
 	}
 	shop := &api{t: t, url: opened.URL}
 	shop.want(http.StatusOK, shop.send("GET", "/readyz", nil, nil), nil)

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/aws/aws-lambda-go/events"
 
+	"github.com/dovetail-go/dovetail/examples/internal/documents"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
@@ -156,8 +158,15 @@ func (api *runtimeAPI) send(t *testing.T, method, target string, header map[stri
 // startFunction runs a service as Lambda does, until the test ends.
 func startFunction(t *testing.T, service string, settings map[string]string) *runtimeAPI {
 	t.Helper()
+	return startFunctionOf(t, []string{"lambda", service}, settings)
+}
+
+// startFunctionOf runs the shop's image with a command.
+func startFunctionOf(t *testing.T, command []string, settings map[string]string) *runtimeAPI {
+	t.Helper()
 	api := newRuntimeAPI(t)
-	cmd := exec.Command(buildShop(t), "lambda", service)
+	service := command[len(command)-1]
+	cmd := exec.Command(buildShop(t), command...)
 	cmd.Env = []string{
 		"AWS_LAMBDA_RUNTIME_API=" + strings.TrimPrefix(api.URL, "http://"), "AWS_LAMBDA_FUNCTION_NAME=shop-" + service,
 		"AWS_LAMBDA_LOG_STREAM_NAME=2026/01/01/[$LATEST]0123456789abcdef", "_HANDLER=shop",
@@ -178,6 +187,22 @@ func startFunction(t *testing.T, service string, settings map[string]string) *ru
 	return api
 }
 
+// documentedFunction is the command of the image that the guide makes of the shop's for a function.
+func documentedFunction(t *testing.T, shown []documents.Snippet) []string {
+	t.Helper()
+	if len(shown) != 1 {
+		t.Fatalf("%d images of functions are shown, want one", len(shown))
+	}
+	got, err := parseDockerfile(strings.NewReader(strings.Join(shown[0].Block.Lines, "\n")))
+	if err != nil {
+		t.Fatalf("%v: %v", shown[0].Block, err)
+	}
+	if len(got) != 2 || got[0].name != "FROM" || !slices.Equal(got[0].args, []string{image}) || got[1].name != "CMD" || !got[1].json || len(got[1].args) == 0 {
+		t.Fatalf("%v: %+v, want FROM %s and a CMD that needs no shell", shown[0].Block, got, image)
+	}
+	return got[1].args
+}
+
 // TestLambdaGateway has the gateway answer events of API Gateway, before the services of an embedded shop.
 func TestLambdaGateway(t *testing.T) {
 	settings := maps.Clone(stackSettings(t))
@@ -192,7 +217,7 @@ func TestLambdaGateway(t *testing.T) {
 	delete(settings, stack.PostgresVar)
 	settings[stack.PublicURLVar], settings[stack.ServiceTokenVar] = shop.url, string(token)
 	settings[stack.DiscoveryFileVar] = discoveryFile(t, data)
-	fn := startFunction(t, "gateway", settings)
+	fn := startFunctionOf(t, documentedFunction(t, documents.Of(t)), settings)
 	const ample = time.Minute
 
 	t.Run("a page, with what it says of itself", func(t *testing.T) {

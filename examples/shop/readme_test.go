@@ -4,82 +4,219 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/dovetail-go/dovetail/examples/internal/documents"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/chaos"
-	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 )
 
-// commandsOf are the lines of a document's shell blocks that run the shop, without their comments.
-func commandsOf(t *testing.T, path string) (all []string) {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	shell := false
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "```") {
-			shell = strings.TrimSpace(line) == "```sh"
-		}
-		line, _, _ = strings.Cut(line, " #")
-		if args, ok := strings.CutPrefix(strings.TrimSpace(line), "go run ./examples/shop"); ok && shell {
-			all = append(all, strings.TrimSpace(args))
-		}
-	}
-	return all
-}
+// goRun is how documents call the shop.
+const goRun = "go run ./examples/shop"
 
-// TestReadme runs the commands that both READMEs show, one after the other as a reader does, in a folder of the reader's
-// and beside a shop that is open there. Only where the shop listens, how much there is and how long it takes is said otherwise.
+// TestReadme runs the commands that the documents show for a shop in one process, one after the other as a reader does, in a
+// folder of the reader's. Only where the shop listens, how much there is and how long it takes is said otherwise.
 func TestReadme(t *testing.T) {
 	noSettings(t)
-	lines := append(commandsOf(t, filepath.Join("..", "..", "README.md")), commandsOf(t, "README.md")...)
-	t.Chdir(t.TempDir())
-	shop := openShopWith(t, embedded.Config{Data: "shop-data", Packing: 100 * time.Millisecond}).stocked()
-	otherwise := map[string][]string{
-		"load":   {"--addr", shop.url, "--orders", "20"},
-		"chaos":  {"--addr", shop.url, "--for", "1s", "--kinds", chaos.Latency},
-		"check":  {"--wait", "2m"},
-		"doctor": {"--listen", strings.TrimPrefix(shop.url, "http://"), "--timeout", "2m"},
+	shown := documents.Of(t)
+	prometheus := program(t, "prometheus")
+	buildShop(t) // here, where its source is
+	folder := t.TempDir()
+	if err := os.CopyFS(filepath.Join(folder, "examples", "shop", observability), os.DirFS(observability)); err != nil {
+		t.Fatal(err)
 	}
-	ran := map[string]bool{} // lines, which both may show, and commands
-	for _, line := range lines {
-		args := strings.Fields(line)
-		if len(args) == 0 || ran[line] || strings.HasPrefix(args[0], "-") { // the shop itself, of which there is one; and that on real servers
-			continue
-		}
-		more, known := otherwise[args[0]]
-		if !known {
-			t.Errorf("shop %s: nothing runs it", line)
-			continue
-		}
-		ran[line], ran[args[0]] = true, true
-		t.Run(line, func(t *testing.T) {
-			run := func(t *testing.T, try func() error) {
+	t.Chdir(folder)
+
+	var p *process
+	shop := &api{t: t}
+	open := func() {
+		p = startShop(t, "shop-data", "127.0.0.1:0", "--packing", "100ms")
+		_, shop.url, _ = strings.Cut(p.expect("The shop is open"), ": ")
+	}
+	otherwise := func(verb string) []string {
+		return map[string][]string{
+			"load":   {"--addr", shop.url, "--orders", "20"},
+			"chaos":  {"--addr", shop.url, "--for", "1s", "--kinds", chaos.Latency},
+			"check":  {"--wait", "2m"},
+			"doctor": {"--listen", strings.TrimPrefix(shop.url, "http://"), "--timeout", "2m"},
+		}[verb]
+	}
+	ran := map[string]bool{} // what several documents show
+	var meanwhile []func() error
+	for _, s := range shown {
+		args := strings.Fields(strings.TrimPrefix(s.Text, goRun))
+		switch {
+		case ran[s.Text]:
+		case s.Text == goRun:
+			open()
+			shop.stocked()
+		case s.Text == "pkill -9 -x shop":
+			// Of this test's processes, by number: there may be other shops here.
+			out, err := exec.CommandContext(t.Context(), "pgrep", "-P", strconv.Itoa(os.Getpid()), "-x", "shop").Output()
+			if pid := strconv.Itoa(p.cmd.Process.Pid); err != nil || !slices.Contains(strings.Fields(string(out)), pid) {
+				t.Errorf("%v: pgrep finds %q (%v), want the shop, %s", s.Block, out, err, pid)
+			}
+			_ = p.end(syscall.SIGKILL)
+			open()
+		case args[0] == "prometheus":
+			m := startPrometheus(t, append([]string{prometheus}, args[1:]...)...)
+			meanwhile = append(meanwhile, func() error { // it has read its rules, and knows whom to ask
+				var out struct {
+					Data struct{ ActiveTargets, Groups []any }
+				}
+				err := errors.Join(m.get("/api/v1/targets", &out), m.get("/api/v1/rules", &out))
+				if want := len(assembly.Backends) + 1; err == nil && (len(out.Data.ActiveTargets) != want || len(out.Data.Groups) == 0) {
+					err = fmt.Errorf("it has %d targets and %d groups of rules, want %d and some", len(out.Data.ActiveTargets), len(out.Data.Groups), want)
+				}
+				return err
+			})
+		case s.Block.Lang == "mermaid":
+			shop.as("operator@shop.example", "dovetail-operator").hasPlan(s.Block.Lines)
+		case otherwise(args[0]) != nil:
+			run := func(try func() error) {
 				if err := try(); err != nil {
 					t.Error(err)
 				}
 			}
 			if args[0] == "doctor" {
-				run = eventually // what was broken on purpose takes a moment to recover
+				run = func(try func() error) { eventually(t, try) } // what was broken on purpose takes a moment to recover
 			}
-			run(t, func() error {
-				if got := shopWith(t, append(args, more...)...); got.code != 0 {
-					return fmt.Errorf("exit code %d, said %s%s", got.code, got.out, got.err)
+			run(func() error {
+				if got := shopWith(t, append(args, otherwise(args[0])...)...); got.code != 0 {
+					return fmt.Errorf("%v: %s: exit code %d, said %s%s", s.Block, s.Text, got.code, got.out, got.err)
 				}
 				return nil
 			})
-		})
+		default:
+			t.Errorf("%v: nothing runs %s", s.Block, s.Text)
+		}
+		ran[s.Text] = true
 	}
-	for verb := range otherwise {
-		if !ran[verb] {
-			t.Errorf("no README shows shop %s", verb)
+	for _, try := range meanwhile {
+		eventually(t, try)
+	}
+	if err := p.end(syscall.SIGINT); err != nil {
+		t.Errorf("told to end, the shop ended with %v, want exit code 0", err)
+	}
+}
+
+// hasPlan compares the flow chart of an order with the steps of its saga, and their order; what is in braces is the pivot.
+func (a *api) hasPlan(chart []string) {
+	a.t.Helper()
+	var list struct{ Items []struct{ ID string } }
+	a.want(http.StatusOK, a.send("GET", "/ops/api/sagas?name=place-order", nil, nil), &list)
+	if len(list.Items) == 0 {
+		a.t.Fatal("there are no sagas of orders")
+	}
+	var saga struct {
+		Steps []struct {
+			Name, Undo string
+			Pivot      bool
+		}
+	}
+	a.want(http.StatusOK, a.send("GET", "/ops/api/sagas/"+list.Items[0].ID, nil, nil), &saga)
+	plan := []string{"[POST /api/orders]"}
+	var undone []string
+	for _, s := range saga.Steps {
+		name := "[" + strings.ReplaceAll(s.Name, "-", " ") + "]"
+		if s.Pivot {
+			name = "{{" + name[1:len(name)-1] + "}}"
+		}
+		plan = append(plan, name)
+		if what := s.Name[strings.LastIndex(s.Name, "-")+1:]; s.Undo != "" && !slices.Contains(undone, what) {
+			undone = append(undone, what)
+		}
+	}
+	var drawn [][]string
+	for _, line := range chart {
+		drawn = append(drawn, regexp.MustCompile(`\[[^\]]+\]|\{\{[^}]+\}\}`).FindAllString(line, -1))
+	}
+	if len(drawn) != 3 || !slices.Equal(drawn[1], plan) {
+		a.t.Errorf("drawn is %q, want the steps %q", drawn, plan)
+		return
+	}
+	// The way back from a refused payment: what was done before it, the last first.
+	want := []string{}
+	for _, what := range slices.Backward(undone) {
+		if what != "payment" {
+			want = append(want, "[release "+what+"]")
+		}
+	}
+	if got := drawn[2]; !slices.Equal(got, append(want, "[rejected]")) {
+		a.t.Errorf("the way back is drawn as %q, want %q", got, append(want, "[rejected]"))
+	}
+}
+
+// TestLongerRuns holds the commands that the shop's README has for longer runs of its tests to those tests: they are there, and read the
+// variables. To run them is for make test, with as much as it has time for.
+func TestLongerRuns(t *testing.T) {
+	var code strings.Builder
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if file != "readme_test.go" {
+			code.Write(text)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range documents.Of(t) {
+		line, filter, _ := strings.Cut(s.Text, " | ")
+		settings, args, ok := strings.Cut(line, "go test ./examples/shop ")
+		if !ok {
+			t.Errorf("%v: nothing runs %s", s.Block, s.Text)
+			continue
+		}
+		// The test binary has go test's flags with a prefix. It only lists what it would run.
+		var flags []string
+		for _, word := range strings.Fields(args) {
+			flags = append(flags, strings.Replace(strings.Replace(word, "-", "-test.", 1), "-test.run", "-test.list", 1))
+		}
+		out, err := exec.CommandContext(t.Context(), self, flags...).CombinedOutput()
+		if err != nil || !regexp.MustCompile(`(?m)^Test`).Match(out) {
+			t.Errorf("%v: %s: it would run %q (%v), want tests", s.Block, s.Text, out, err)
+		}
+		for _, setting := range strings.Fields(settings) {
+			name, value, _ := strings.Cut(setting, "=")
+			if !strings.Contains(code.String(), `"`+name+`"`) {
+				t.Errorf("%v: no test reads %s", s.Block, name)
+			}
+			_, wrong := strconv.Atoi(value)
+			if strings.HasSuffix(name, "_FOR") {
+				_, wrong = time.ParseDuration(value)
+			}
+			if wrong != nil && !strings.HasPrefix(value, "$PWD/") {
+				t.Errorf("%v: %s is %s: %v", s.Block, name, value, wrong)
+			}
+		}
+		if filter == "" {
+			continue
+		}
+		logs := strings.Join(regexp.MustCompile(`(?m)^.*Logf\(.*$`).FindAllString(code.String(), -1), "\n")
+		for _, word := range strings.Split(strings.Trim(strings.TrimPrefix(filter, "grep -E "), "'"), "|") {
+			if !strings.Contains(logs, word) {
+				t.Errorf("%v: no test logs %q, for which %s looks", s.Block, word, filter)
+			}
 		}
 	}
 }
