@@ -71,7 +71,7 @@ func (c *checker) applied(ctx context.Context, _ []order) (Invariant, error) {
 			applications += n
 		}
 	}
-	i.Checked = fmt.Sprintf("%d events of %d days, applied %d times by %d groups", events, platform.PublishedFor/(24*time.Hour), applications, len(heard))
+	i.Checked = fmt.Sprintf("%s of %d days, applied %s by %s", things(events, "event"), platform.PublishedFor/(24*time.Hour), things(applications, "time"), things(len(heard), "group"))
 	return i, nil
 }
 

@@ -95,3 +95,11 @@ func TestAlong(t *testing.T) {
 		}
 	}
 }
+
+func TestThings(t *testing.T) {
+	for n, want := range map[int]string{0: "0 orders", 1: "1 order", 2: "2 orders"} {
+		if got := things(n, "order"); got != want {
+			t.Errorf("things(%d) = %q, want %q", n, got, want)
+		}
+	}
+}

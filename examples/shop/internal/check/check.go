@@ -63,6 +63,14 @@ func note(notes []string, format string, args ...any) []string {
 	return append(notes, fmt.Sprintf(format, args...))
 }
 
+// things is a number of things, as people say it.
+func things[N int | int64](n N, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // atRest is the invariant of a shop at rest: what is not finished never will be.
 func (i Invariant) atRest() Invariant {
 	i.Violations = append(slices.Clip(i.Violations), i.unfinished...)
@@ -215,7 +223,7 @@ func (c *checker) terminal(ctx context.Context, orders []order, accepted []strin
 			i.violated("order %s has a contradictory history: confirmed %d, dispatched %d, rejected %d, cancelled %d times", e.order, e.confirmed, e.dispatched, e.rejected, e.cancelled)
 		}
 	}
-	i.Checked = fmt.Sprintf("%d orders (%s), %d promised", len(orders), counts(states), len(accepted))
+	i.Checked = fmt.Sprintf("%s (%s), %d promised", things(len(orders), "order"), counts(states), len(accepted))
 	return i, nil
 }
 
@@ -341,7 +349,7 @@ func (c *checker) stock(ctx context.Context, orders []order) (Invariant, error) 
 			i.unsettled("product %s: %d available, the catalogue shows %d", s.product, s.available, shown[s.product])
 		}
 	}
-	i.Checked = fmt.Sprintf("%d products, %d pieces sold", len(rows), sold)
+	i.Checked = fmt.Sprintf("%s, %s sold", things(len(rows), "product"), things(sold, "piece"))
 	return i, nil
 }
 
@@ -384,7 +392,7 @@ func (c *checker) mails(ctx context.Context, _ []order) (Invariant, error) {
 			i.unsettled("customer %s has %d mails, want %d", id, mails[id], n)
 		}
 	}
-	i.Checked = fmt.Sprintf("%d mails to %d customers", total, len(registered))
+	i.Checked = fmt.Sprintf("%s to %s", things(total, "mail"), things(len(registered), "customer"))
 	return i, nil
 }
 
@@ -441,7 +449,7 @@ func (c *checker) messages(ctx context.Context, _ []order) (Invariant, error) {
 			}
 		}
 	}
-	i.Checked = fmt.Sprintf("%d outboxes, %d dead letters", len(speakers), dead)
+	i.Checked = fmt.Sprintf("%d outboxes, %s", len(speakers), things(dead, "dead letter"))
 	return i, nil
 }
 

@@ -74,7 +74,7 @@ func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) 
 			i.unsettled("%s: orders are worth %d, payment has %d, the provider %d", what, s.orders, s.payments, s.charges)
 		}
 	}
-	i.Checked = fmt.Sprintf("%d payments, %d charges, %d captured, %d refunded", len(payments), len(charges), captured.payments, refunded.payments)
+	i.Checked = fmt.Sprintf("%s, %s, %d captured, %d refunded", things(len(payments), "payment"), things(len(charges), "charge"), captured.payments, refunded.payments)
 	return i, nil
 }
 
@@ -170,6 +170,6 @@ func (c *checker) credit(ctx context.Context, orders []order) (Invariant, error)
 			i.unsettled("credit of customer %s is %s for order %s, which does not exist", r.customer, r.status, r.order)
 		}
 	}
-	i.Checked = fmt.Sprintf("%d customers, %d reservations", len(accounts), len(rows))
+	i.Checked = fmt.Sprintf("%s, %s", things(len(accounts), "customer"), things(len(rows), "reservation"))
 	return i, nil
 }

@@ -45,7 +45,7 @@ func (c *checker) reporting(ctx context.Context, orders []order) (Invariant, err
 	if err != nil {
 		return i, err
 	}
-	i.Checked = fmt.Sprintf("%d orders placed, %d in revenue, read %d times", got[0].placed, got[0].revenue, builds)
+	i.Checked = fmt.Sprintf("%s placed, %d in revenue, read %s", things(got[0].placed, "order"), got[0].revenue, things(builds, "time"))
 	return i, nil
 }
 
