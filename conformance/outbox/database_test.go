@@ -328,6 +328,64 @@ func TestARemovalThatWaitsHoldsUpNoProducer(t *testing.T) {
 	}
 }
 
+// A write looks at its lease and then changes rows. A relay that got the lease in between would
+// read rows that vanish under it, or publish what follows a row that is being parked.
+func TestALeaseDoesNotChangeHandsDuringAWrite(t *testing.T) {
+	writes := map[string]func(*outboxsql.Store, context.Context, outbox.Lease, outbox.Row) error{
+		"Settle": func(s *outboxsql.Store, ctx context.Context, l outbox.Lease, r outbox.Row) error {
+			_, err := s.Settle(ctx, []outbox.Settlement{{Lease: l, IDs: []int64{r.ID}, Hints: []uint64{r.Hint}}})
+			return err
+		},
+		"Park": func(s *outboxsql.Store, ctx context.Context, l outbox.Lease, r outbox.Row) error {
+			_, err := s.Park(ctx, l, outbox.Parking{ID: r.ID, Reason: "no"})
+			return err
+		},
+	}
+	for _, name := range []string{"postgres", "mysql"} { // SQLite has one writer at a time
+		for what, write := range writes {
+			for config, cfg := range map[string]outboxsql.Config{"": {}, " with an archive": {Archive: true}} {
+				t.Run(name+", "+what+config, func(t *testing.T) {
+					db := testdb.Open(t, name)
+					store := open(t, db, name, cfg)
+					view, err := store.Lease(t.Context(), outbox.LeaseRequest{Relay: "r", TTL: time.Hour, Take: 1})
+					if err != nil {
+						t.Fatal(err)
+					}
+					lease := view.Held[0]
+					if err := store.Insert(t.Context(), db, []outbox.Row{{Shard: lease.Shard, Message: &messaging.Message{ID: "m", Topic: "t"}}}); err != nil {
+						t.Fatal(err)
+					}
+					rows, err := store.Read(t.Context(), []outbox.Read{{Shard: lease.Shard, Limit: 1}})
+					if err != nil || len(rows) != 1 {
+						t.Fatalf("Read = %d rows, %v, want 1", len(rows), err)
+					}
+					// It waits for the row, having looked at the lease.
+					holder, err := db.BeginTx(t.Context(), nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer holder.Rollback()
+					if _, err := holder.ExecContext(t.Context(), fmt.Sprintf("SELECT id FROM outbox_message WHERE id = %d FOR UPDATE", rows[0].ID)); err != nil {
+						t.Fatal(err)
+					}
+					written := make(chan error, 1)
+					go func() { written <- write(store, t.Context(), lease, rows[0]) }()
+					eventually(t, "the lease is locked", func() bool {
+						_, err := db.ExecContext(t.Context(), fmt.Sprintf("SELECT shard FROM outbox_lease WHERE shard = %d FOR UPDATE NOWAIT", lease.Shard))
+						return err != nil
+					})
+					if err := holder.Rollback(); err != nil {
+						t.Fatal(err)
+					}
+					if err := <-written; err != nil {
+						t.Errorf("%s = %v, want nil", what, err)
+					}
+				})
+			}
+		}
+	}
+}
+
 // Operators who decide on different messages, or on the same one, or on all at once: one that
 // comes too late is told so, and that is the only error. MySQL would roll back some of them.
 func TestOperatorsAtTheSameTime(t *testing.T) {

@@ -431,6 +431,11 @@ func (s *suite) race() {
 					errs[i] = err // a database may refuse one of many; a relay asks again
 					continue
 				}
+				for _, l := range views[i].Held {
+					if !slices.Contains(v.Held, l) {
+						s.Errorf("relay %d has lost %+v, of which the lease is long", i, l)
+					}
+				}
 				views[i] = v
 			}
 		})
