@@ -85,10 +85,12 @@ var mix = []struct {
 	{"pm_visa", 860}, {"pm_declined", 50}, {"pm_insufficient_funds", 40}, {"pm_flaky", 30}, {"pm_slow", 10}, {"pm_timeout_after_charge", 10},
 }
 
-// Shares of orders that are sent twice, and that are cancelled after they were accepted.
+// Shares of orders that are sent twice, that are cancelled as soon as they were accepted, and of the confirmed ones
+// those that are cancelled then: they have been paid, and are refunded unless the parcel has left.
 const (
 	repeatShare = 0.05
 	cancelShare = 0.03
+	regretShare = 0.03
 )
 
 // driver is what customers have in common: the shop, and how patient they are.
@@ -306,8 +308,8 @@ type basket struct {
 
 type accepted struct{ ID, Status string }
 
-// shop is one visit: look around, order, sometimes twice, sometimes to cancel, and wait
-// for the end.
+// shop is one visit: look around, order, sometimes twice, sometimes to cancel, wait for the end, and sometimes
+// regret it.
 func (d *driver) shop(ctx context.Context, c *customer) error {
 	if err := d.call(ctx, c, http.MethodGet, "/api/products/"+d.products[rand.IntN(len(d.products))], "", nil, nil); err != nil {
 		return err
@@ -330,12 +332,24 @@ func (d *driver) shop(ctx context.Context, c *customer) error {
 		}
 	}
 	if rand.Float64() < cancelShare {
-		err := d.call(ctx, c, http.MethodPost, "/api/orders/"+first.ID+"/cancel", kernel.NewID(), nil, nil)
-		if err != nil && refusal(err) == "" {
+		if err := d.cancel(ctx, c, first.ID); err != nil {
 			return err
 		}
 	}
-	return d.await(ctx, c, first.ID, start)
+	status, err := d.await(ctx, c, first.ID, start)
+	if err == nil && status == "confirmed" && rand.Float64() < regretShare {
+		err = d.cancel(ctx, c, first.ID)
+	}
+	return err
+}
+
+// cancel asks for an order's cancellation, which may come too late.
+func (d *driver) cancel(ctx context.Context, c *customer, id string) error {
+	err := d.call(ctx, c, http.MethodPost, "/api/orders/"+id+"/cancel", kernel.NewID(), nil, nil)
+	if refusal(err) != "" {
+		return nil
+	}
+	return err
 }
 
 func (d *driver) fill() basket {
@@ -367,26 +381,26 @@ func (d *driver) repeat(ctx context.Context, c *customer, key string, order bask
 }
 
 // await polls an order until it has ended. Cancellation may still follow a confirmation; the
-// report counts what was seen first.
-func (d *driver) await(ctx context.Context, c *customer, id string, start time.Time) error {
+// report counts what was seen first, and that is returned.
+func (d *driver) await(ctx context.Context, c *customer, id string, start time.Time) (status string, err error) {
 	deadline := time.Now().Add(d.patience)
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, d.slowest) {
 		var order struct{ Status string }
 		if err := d.call(ctx, c, http.MethodGet, "/api/orders/"+id, "", nil, &order); err != nil {
-			return err
+			return "", err
 		}
 		switch order.Status {
 		case "confirmed", "rejected", "cancelled", "dispatched":
 			d.told.ended(id, order.Status, time.Since(start))
-			return nil
+			return order.Status, nil
 		}
 		if time.Now().After(deadline) {
 			d.told.unfinished(id)
-			return nil
+			return "", nil
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return "", ctx.Err()
 		case <-time.After(wait):
 		}
 	}

@@ -38,6 +38,8 @@ type fakeShop struct {
 	number   map[string]int       // by ID
 	wait     map[string]time.Time // by key: not before
 	early    int                  // attempts that came before they were let
+	hasty    int                  // cancellations of orders that are pending
+	regrets  map[string]int       // cancellations of others, by what these had become
 }
 
 var errLost = errors.New("the answer is lost")
@@ -46,6 +48,7 @@ func newFakeShop() *fakeShop {
 	s := &fakeShop{
 		mux: http.NewServeMux(), before: func(int, string) error { return nil }, becomes: func(int) string { return "confirmed" },
 		attempts: map[string]int{}, bodies: map[string]string{}, ids: map[string]string{}, asked: map[string]int{}, number: map[string]int{}, wait: map[string]time.Time{},
+		regrets: map[string]int{},
 	}
 	answer := func(pattern string, status int, body any) {
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) { _ = platform.WriteJSON(w, status, body) })
@@ -54,7 +57,7 @@ func newFakeShop() *fakeShop {
 	answer("GET /api/products/{id}", 200, map[string]string{})
 	answer("POST /api/customers", 201, map[string]string{"id": "c"})
 	answer("POST /api/sessions", 200, map[string]string{"token": "t"})
-	answer("POST /api/orders/{id}/cancel", 202, map[string]string{})
+	s.mux.Handle("POST /api/orders/{id}/cancel", platform.Handle(s.cancel))
 	s.mux.Handle("POST /api/orders", platform.Handle(s.order))
 	s.mux.Handle("GET /api/orders/{id}", platform.Handle(s.look))
 	return s
@@ -102,6 +105,22 @@ func (s *fakeShop) look(w http.ResponseWriter, r *http.Request) error {
 		status = s.becomes(s.number[id])
 	}
 	return platform.WriteJSON(w, http.StatusOK, map[string]string{"status": status})
+}
+
+// cancel notes what it is asked for, and refuses half of it.
+func (s *fakeShop) cancel(w http.ResponseWriter, r *http.Request) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := r.PathValue("id")
+	if s.asked[id] > 1 {
+		s.regrets[s.becomes(s.number[id])]++
+	} else {
+		s.hasty++
+	}
+	if s.number[id]%2 == 0 {
+		return platform.Refused("too-late", "the parcel has left")
+	}
+	return platform.WriteJSON(w, http.StatusAccepted, map[string]string{})
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -173,6 +192,21 @@ func TestEveryAnswerIsAccountedFor(t *testing.T) {
 		s.balanced(t, r, 400)
 		if r.Refused["invalid-input"] == 0 || len(r.Ended) != 4 || r.Repeats == 0 || ended != 400 {
 			t.Errorf("refused %v, ended %v, %d sent twice, progress %d; want some refused, four ends, some repeats and 400", r.Refused, r.Ended, r.Repeats, ended)
+		}
+	})
+}
+
+func TestSomeCancelAndSomeRegret(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeShop()
+		s.becomes = func(order int) string { return []string{"confirmed", "confirmed", "rejected", "dispatched"}[order%4] }
+		r, err := s.drive(t, t.Context(), 2000, nil)
+		if err != nil || !r.OK() {
+			t.Fatalf("run = %v, unfinished %v, mismatches %v; want none", err, r.Unfinished, r.Mismatches)
+		}
+		s.balanced(t, r, 2000)
+		if s.hasty == 0 || s.regrets["confirmed"] == 0 || len(s.regrets) != 1 {
+			t.Errorf("%d cancelled at once, %v later; want some of each, and later only confirmed ones", s.hasty, s.regrets)
 		}
 	})
 }
