@@ -4,25 +4,25 @@
 package main
 
 import (
-	"fmt"
+	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
 
-// TestProgressOnATerminal runs a load where standard error is a terminal, which util-linux's script makes: a bar goes to
-// its end, and the report has lines of its own after it.
+// TestProgressOnATerminal runs a load where standard error is a terminal: a bar goes to its end, and the report has lines of its
+// own after it.
 func TestProgressOnATerminal(t *testing.T) {
-	script, err := exec.LookPath("script")
-	if runtime.GOOS != "linux" || err != nil {
-		testserver.Missing(t, "no script of util-linux: apt-get install bsdutils")
+	terminal, err := exec.LookPath("script")
+	if err != nil {
+		testserver.Missing(t, "%v: it is in the package bsdutils", err)
 	}
 	noSettings(t)
 	shop := openShop(t).stocked()
-	cmd := exec.CommandContext(t.Context(), script, "-qefc", fmt.Sprintf("'%s' load --addr %s --orders 20 --concurrency 4", buildShop(t), shop.url), "/dev/null")
+	cmd := exec.CommandContext(t.Context(), terminal, "--quiet", "--return", "--command", buildShop(t)+" load --orders 20 --concurrency 4 --addr "+shop.url, "/dev/null")
+	cmd.Env = append(os.Environ(), "TERM=xterm", "COLUMNS=200")
 	out, err := cmd.CombinedOutput()
 	bar, report, found := strings.Cut(string(out), "(20/20, ")
 	if err != nil || !found || !strings.Contains(bar, "orders 100% |") || strings.Contains(bar, "accepted") {
