@@ -160,6 +160,7 @@ type tenure struct {
 	log    *session // nil if none was given yet
 	queue  *session // for retries and replays
 	expect position // the next offset
+	last   uint64   // the log's tag that was read last
 	gone   *session // the one that was lost, if not the position's channel
 	err    error    // why it could not begin to read
 
@@ -217,7 +218,7 @@ func (t *tenure) receive(ctx context.Context) bool {
 			wait = t.sub.c.lookAgain
 			look.Reset(jittered(wait))
 		case <-look.C:
-			if t.log != nil && t.hungry() {
+			if t.log != nil && t.log.inHand(t.last) < t.sub.s.Prefetch {
 				if t.attach() != nil {
 					t.gone = t.log
 					return false
@@ -281,11 +282,11 @@ func (t *tenure) begin() error {
 	})
 }
 
-// hungry reports whether the broker may send more of the log than is in hand.
-func (t *tenure) hungry() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.offsets) < t.sub.s.Prefetch
+// inHand returns how many messages up to the tag last are not finished.
+func (ses *session) inHand(last uint64) int {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	return int(last-ses.low) - len(ses.done) - len(ses.finished)
 }
 
 // attach leaves the log and comes back to where it was. It is for a reader to which nothing
@@ -319,6 +320,7 @@ func (t *tenure) read(d *amqp.Delivery) {
 	r := decode(d)
 	r.again = true // perhaps: the broker does not know what the reader before us was given
 	r.offset, _ = d.Headers["x-stream-offset"].(int64)
+	t.last = d.DeliveryTag
 	// One offset is missing where a new file begins: the broker's own note.
 	if t.expect.Read && r.offset > t.expect.Next+1 {
 		t.sub.c.logger().LogAttrs(t.sub.hctx, slog.LevelError, "the log no longer holds what the group has not read",
