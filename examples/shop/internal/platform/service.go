@@ -40,7 +40,7 @@ type Env struct {
 	// one without.
 	DB *sql.DB
 	// Replica is where to read what need not be the newest: a copy of DB, or other connections to it.
-	// Nil means DB.
+	// It may fail, and whoever reads from it then reads from DB. Nil means DB.
 	Replica *sql.DB
 	// Broker carries the events of all services. Nil for a service that has none.
 	Broker Broker
