@@ -220,18 +220,20 @@ func RunStore(t *testing.T, open func(t *testing.T) idempotency.Store) {
 		s.release(t, old)
 		s.claim(t, other("k3"))
 	})
-	run("an extended claim outlives its lease", func(t *testing.T, s store) {
-		cmd := command("k1")
-		cmd.Lease = 2 * time.Second
-		c := s.claim(t, cmd)
-		for end := time.Now().Add(cmd.Lease + cmd.Lease/2); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-			if err := s.Extend(t.Context(), c); err != nil {
-				t.Fatalf("Extend = %v", err)
+	run("an extended claim outlives its lease, and its retention", func(t *testing.T, s store) {
+		kept, brief := command("kept"), command("brief")
+		kept.Lease, brief.Lease, brief.Retention = 2*time.Second, 2*time.Second, time.Millisecond
+		claims := []idempotency.Claim{s.claim(t, kept), s.claim(t, brief)}
+		for end := time.Now().Add(kept.Lease + kept.Lease/2); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+			for _, c := range claims {
+				if err := s.Extend(t.Context(), c); err != nil {
+					t.Fatalf("Extend(%q) = %v", c.Key.ID, err)
+				}
+				s.wantInProgress(t, c.Key.ID)
 			}
-			s.wantInProgress(t, "k1")
 		}
-		s.complete(t, c, []byte("one"))
-		s.wantDone(t, command("k1"), []byte("one"))
+		s.complete(t, claims[0], []byte("one"))
+		s.wantDone(t, kept, []byte("one"))
 	})
 
 	run("of many callers at the same moment one gets the key", func(t *testing.T, s store) {
@@ -300,7 +302,7 @@ func RunStore(t *testing.T, open func(t *testing.T) idempotency.Store) {
 			return err == nil
 		})
 	})
-	run("a key that is extended is not forgotten after its retention", func(t *testing.T, s store) {
+	run("a key that is leased is not forgotten after its retention", func(t *testing.T, s store) {
 		cmd := command("k1")
 		cmd.Retention = time.Millisecond
 		s.claim(t, cmd)
