@@ -294,6 +294,36 @@ func TestWaitingForATwinIsBounded(t *testing.T) {
 	}
 }
 
+// A wait for the transaction that completes a key would go on in the server when its caller has
+// given up, and hold a connection meanwhile.
+func TestBeginDoesNotWaitForAnOpenTransaction(t *testing.T) {
+	for _, d := range []string{"postgres", "mysql"} {
+		t.Run(d, func(t *testing.T) {
+			db := testdb.Open(t, d)
+			s := open(t, db, d, idempotencysql.Config{Wait: -1})
+			cmd := idempotency.Command{Key: idempotency.Key{ID: "k"}, Lease: time.Microsecond}
+			c, err := s.Begin(t.Context(), cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx, err := db.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			if err := s.CompleteTx(t.Context(), tx, c, nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Millisecond) // the lease is over, by any clock
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if _, err := s.Begin(ctx, cmd); !errors.Is(err, idempotency.ErrInProgress) || ctx.Err() != nil {
+				t.Errorf("Begin = %v, context %v, want %v without a wait", err, ctx.Err(), idempotency.ErrInProgress)
+			}
+		})
+	}
+}
+
 // countingInbox counts the messages that are marked alone.
 type countingInbox struct {
 	idempotency.Inbox
