@@ -81,7 +81,7 @@ It exits with 1 if a fault could not be brought about, or did not end.`,
 			storm.Waiting = func(err error) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the shop at %s, for %v at most: %v\n", storm.URL, storm.Patience, err)
 			}
-			stop := showStorm(cmd, &storm, asJSON)
+			stop, told := showStorm(cmd, &storm, asJSON)
 			report, err := storm.Rage(cmd.Context())
 			stop()
 			if report == nil {
@@ -90,6 +90,11 @@ It exits with 1 if a fault could not be brought about, or did not end.`,
 			if asJSON {
 				err = errors.Join(err, json.NewEncoder(cmd.OutOrStdout()).Encode(report))
 			} else {
+				if !told {
+					for _, s := range report.Strikes {
+						fmt.Fprintln(cmd.OutOrStdout(), s)
+					}
+				}
 				printStorm(cmd.OutOrStdout(), report)
 			}
 			if err == nil && !report.OK() {
@@ -110,15 +115,17 @@ It exits with 1 if a fault could not be brought about, or did not end.`,
 	return cmd
 }
 
-// showStorm shows on standard error how a storm goes on, until the returned function is called.
-func showStorm(cmd *cobra.Command, storm *chaos.Storm, quiet bool) (stop func()) {
+// showStorm shows how a storm goes on, until the returned function is called: by a bar on a terminal, or else by each
+// fault in a line of its own when it has begun, which are told then.
+func showStorm(cmd *cobra.Command, storm *chaos.Storm, quiet bool) (stop func(), told bool) {
 	if quiet {
-		return func() {}
+		return func() {}, false
 	}
 	w := cmd.ErrOrStderr()
 	fmt.Fprintf(w, "seed %d\n", storm.Seed)
 	if !isTerminal(w) {
-		return func() {}
+		storm.Struck = func(s chaos.Strike) { fmt.Fprintln(cmd.OutOrStdout(), s) }
+		return func() {}, true
 	}
 	bar := progressbar.NewOptions(int(storm.For.Seconds()), progressbar.OptionSetWriter(w), progressbar.OptionSetDescription("0 faults"),
 		progressbar.OptionSetPredictTime(false), progressbar.OptionClearOnFinish())
@@ -141,13 +148,10 @@ func showStorm(cmd *cobra.Command, storm *chaos.Storm, quiet bool) (stop func())
 			}
 		}
 	}()
-	return func() { close(done); <-ended }
+	return func() { close(done); <-ended }, false
 }
 
 func printStorm(w io.Writer, r *chaos.StormReport) {
-	for _, s := range r.Strikes {
-		fmt.Fprintln(w, s)
-	}
 	fmt.Fprintf(w, "%d faults in %.0f s, seed %d:", len(r.Strikes), r.Seconds, r.Seed)
 	for _, k := range chaos.Names() {
 		if n := r.Kinds[k]; n > 0 {

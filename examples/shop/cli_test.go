@@ -4,7 +4,9 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -13,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,6 +71,10 @@ func TestExitCodes(t *testing.T) {
 	empty := t.TempDir()
 	text := filepath.Join(empty, "text")
 	if err := os.WriteFile(text, []byte("this is no report"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	onServers := t.TempDir()
+	if err := os.WriteFile(filepath.Join(onServers, envFile), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -127,6 +134,7 @@ func TestExitCodes(t *testing.T) {
 		{"check --data " + empty, 1, "not the data folder of a shop"},
 		{"check --load " + text, 1, "want a report"},
 		{"check --load " + empty + "/none", 1, "no such file"},
+		{"check --data " + onServers, 1, "--stack"},
 		{"check --stack --data " + empty, 1, stack.PostgresVar},
 
 		{"chaos --help", 0, "seed"},
@@ -300,6 +308,32 @@ func TestVerbsAgainstAShop(t *testing.T) {
 		var r chaos.StormReport
 		if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != 0 || r.Seed != 7 || !r.OK() || got.err != "" {
 			t.Errorf("exit code %d, said %s and %s (%v); want the report alone", got.code, got.out, got.err, err)
+		}
+	})
+	t.Run("chaos tells of a fault when it begins", func(t *testing.T) {
+		ctx, interrupt := context.WithCancel(t.Context())
+		defer interrupt()
+		said, out := io.Pipe()
+		cmd := command()
+		cmd.SetArgs([]string{"chaos", "--addr", shop.url, "--data", data, "--for", "20m", "--kinds", chaos.Latency})
+		cmd.SetOut(out)
+		cmd.SetErr(t.Output())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- cmd.ExecuteContext(ctx)
+			_ = out.Close()
+		}()
+		var told []string
+		for lines := bufio.NewScanner(said); lines.Scan(); {
+			told = append(told, lines.Text())
+			interrupt() // long before it would end
+		}
+		if err := <-ended; exitCode(err) != exitWrong || !errors.Is(err, context.Canceled) {
+			t.Errorf("it ended with %v, want that it was interrupted", err)
+		}
+		last := len(told) - 1
+		if last < 1 || !strings.Contains(told[0], chaos.Latency) || !strings.HasPrefix(told[last], strconv.Itoa(last)+" faults in ") {
+			t.Errorf("said %q, want each fault once, and what it was in all", told)
 		}
 	})
 	t.Run("health", func(t *testing.T) {

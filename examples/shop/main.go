@@ -11,11 +11,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/url"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -329,6 +331,11 @@ and names what breaks it.`,
 			waiting, stop := showWaiting(cmd.ErrOrStderr(), asJSON)
 			invariants, err := check.Run(cmd.Context(), open, promised.Accepted, patience, waiting)
 			stop()
+			if env := filepath.Join(data, envFile); !onServers && errors.Is(err, fs.ErrNotExist) {
+				if _, found := os.Stat(env); found == nil {
+					err = fmt.Errorf("%w; %s is there, so try --stack, which checks the shop on real servers", err, env)
+				}
+			}
 			if err != nil {
 				return err
 			}

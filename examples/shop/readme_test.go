@@ -72,6 +72,7 @@ func TestReadme(t *testing.T) {
 			open()
 		case args[0] == "prometheus":
 			m := startPrometheus(t, append([]string{prometheus}, args[1:]...)...)
+			m.disturbed = true                           // the storm is still to come
 			meanwhile = append(meanwhile, func() error { // it has read its rules, and knows whom to ask
 				var out struct {
 					Data struct{ ActiveTargets, Groups []any }

@@ -25,6 +25,9 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/stack"
 )
 
+// envFile is what make stack writes into the data folder.
+const envFile = "stack.env"
+
 // stackOptions are those of the shop on real servers.
 type stackOptions struct {
 	envFile   string
@@ -63,7 +66,7 @@ func checkListen(cmd *cobra.Command, addr string) error {
 func (o *stackOptions) getenv(data string) (func(name string) string, error) {
 	path := o.envFile
 	if path == "" {
-		path = filepath.Join(data, "stack.env")
+		path = filepath.Join(data, envFile)
 	}
 	file, err := stack.ReadEnv(path)
 	if err != nil && (o.envFile != "" || !errors.Is(err, fs.ErrNotExist)) {
