@@ -230,7 +230,26 @@ func TestDo(t *testing.T) {
 			}
 		})
 	})
+	t.Run("what may be stored is not released: others wait for the lease", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, runs := idempotencymem.New(), 0
+			if _, err := idempotency.Do(t.Context(), mutedStore{s}, key, nil, charge(&runs)); !fault.IsUnknown(err) {
+				t.Errorf("Do = %v, want an unknown outcome", err)
+			}
+			if _, err := idempotency.Do(t.Context(), s, key, nil, charge(&runs)); !errors.Is(err, idempotency.ErrInProgress) {
+				t.Errorf("Do again = %v, want %v", err, idempotency.ErrInProgress)
+			}
+			time.Sleep(idempotency.DefaultLease)
+			got, err := idempotency.Do(t.Context(), s, key, nil, charge(&runs))
+			want(t, got, err, 2, runs, 2)
+		})
+	})
 }
+
+// mutedStore never answers whether it has completed a command.
+type mutedStore struct{ *idempotencymem.Store }
+
+func (mutedStore) Complete(context.Context, idempotency.Claim, []byte) error { return errDead }
 
 // countingStore counts what is asked of it.
 type countingStore struct {

@@ -335,6 +335,45 @@ func (c *countingInbox) Once(ctx context.Context, tx idempotency.Tx, consumer, i
 	return c.Inbox.Once(ctx, tx, consumer, id)
 }
 
+// Two batches that have messages in common wait for each other in one order, whatever theirs is:
+// else each could have a mark that the other waits for.
+func TestBatchesInOppositeOrders(t *testing.T) {
+	for _, d := range []string{"postgres", "mysql"} {
+		t.Run(d, func(t *testing.T) {
+			db := testdb.Open(t, d)
+			s := open(t, db, d, idempotencysql.Config{Wait: time.Minute})
+			holder, err := db.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer holder.Rollback()
+			if _, err := s.Once(t.Context(), holder, "mail", "m"); err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			for _, ids := range [][]string{{"z", "m", "a"}, {"a", "z"}} {
+				wg.Go(func() {
+					tx, err := db.BeginTx(t.Context(), nil)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer tx.Rollback()
+					_, err = s.OnceMany(t.Context(), tx, "mail", ids)
+					if err = errors.Join(err, tx.Commit()); err != nil {
+						t.Errorf("batch of %v: %v", ids, err)
+					}
+				})
+				time.Sleep(100 * time.Millisecond) // for the first to come to its wait; sooner or later does no harm
+			}
+			if err := holder.Rollback(); err != nil {
+				t.Fatal(err)
+			}
+			wg.Wait()
+		})
+	}
+}
+
 // The commit fails because of one message, after all were handled: a deferred
 // constraint. Its neighbours must not fail with it for ever.
 func TestBatchWhoseCommitFails(t *testing.T) {
