@@ -58,6 +58,8 @@ func TestReadme(t *testing.T) {
 	for _, s := range shown {
 		args := strings.Fields(strings.TrimPrefix(s.Text, goRun))
 		switch {
+		case s.Block.Lang == "mermaid":
+			shop.as("operator@shop.example", "dovetail-operator").hasPlan(s.Block.Lines)
 		case ran[s.Text]:
 		case s.Text == goRun:
 			open()
@@ -72,7 +74,8 @@ func TestReadme(t *testing.T) {
 			open()
 		case args[0] == "prometheus":
 			m := startPrometheus(t, append([]string{prometheus}, args[1:]...)...)
-			m.disturbed = true                           // the storm is still to come
+			// The storm is still to come.
+			m.disturbed = true
 			meanwhile = append(meanwhile, func() error { // it has read its rules, and knows whom to ask
 				var out struct {
 					Data struct{ ActiveTargets, Groups []any }
@@ -83,8 +86,6 @@ func TestReadme(t *testing.T) {
 				}
 				return err
 			})
-		case s.Block.Lang == "mermaid":
-			shop.as("operator@shop.example", "dovetail-operator").hasPlan(s.Block.Lines)
 		case otherwise(args[0]) != nil:
 			run := func(try func() error) {
 				if err := try(); err != nil {
