@@ -294,6 +294,19 @@ func TestListener(t *testing.T) {
 			t.Errorf("10000 calls of Notify woke %d times, want few", n)
 		}
 	})
+	t.Run("no more often than once in an interval", func(t *testing.T) {
+		before := theirs.Load()
+		rare := listen(t, cfg, pgxkit.ListenerConfig{Interval: time.Hour})
+		rare.Notify()
+		eventually(t, "woken", func() bool { return theirs.Load() > before })
+		for range 10 {
+			rare.Notify()
+			time.Sleep(5 * time.Millisecond)
+		}
+		if n := theirs.Load() - before; n != 1 {
+			t.Errorf("11 calls of Notify woke %d times within an hour, want once", n)
+		}
+	})
 	t.Run("a lost connection is made again, and wakes", func(t *testing.T) {
 		before := theirs.Load()
 		if _, err := pool.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid() AND (query LIKE 'LISTEN%' OR query LIKE 'SELECT pg_notify%' OR query = 'SELECT 1')",
