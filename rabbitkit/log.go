@@ -4,7 +4,6 @@
 package rabbitkit
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,7 +33,8 @@ type Log struct {
 	// MaxBytes is the size beyond which the oldest messages go, at least twice SegmentBytes.
 	// Zero means no bound by size.
 	MaxBytes int64
-	// SegmentBytes is the size of one file, at most 3 GB. Zero means 64 MiB.
+	// SegmentBytes is the size of one file, at most 3 GB. Zero means 64 MiB, or half of MaxBytes
+	// if that is less.
 	SegmentBytes int64
 }
 
@@ -43,9 +43,20 @@ const (
 	maxSegment     = 3_000_000_000
 )
 
+// segment is the size of one file.
+func (l Log) segment() int64 {
+	switch {
+	case l.SegmentBytes > 0:
+		return l.SegmentBytes
+	case l.MaxBytes > 0:
+		return min(defaultSegment, max(1, l.MaxBytes/2))
+	}
+	return defaultSegment
+}
+
 // args are those of the stream.
 func (l Log) args() amqp.Table {
-	args := amqp.Table{"x-queue-type": "stream", "x-stream-max-segment-size-bytes": cmp.Or(l.SegmentBytes, defaultSegment)}
+	args := amqp.Table{"x-queue-type": "stream", "x-stream-max-segment-size-bytes": l.segment()}
 	if l.MaxAge > 0 {
 		args["x-max-age"] = fmt.Sprintf("%ds", int64(l.MaxAge/time.Second))
 	}

@@ -160,9 +160,8 @@ func New(rawURL string, cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("rabbitkit: Config.Log.MaxBytes is %d, want 0 or more", cfg.Log.MaxBytes)
 	case cfg.Log.SegmentBytes < 0 || cfg.Log.SegmentBytes > maxSegment:
 		return nil, fmt.Errorf("rabbitkit: Config.Log.SegmentBytes is %d, want 0 to %d", cfg.Log.SegmentBytes, maxSegment)
-	case cfg.Log.MaxBytes > 0 && cfg.Log.MaxBytes < 2*cmp.Or(cfg.Log.SegmentBytes, defaultSegment):
-		return nil, fmt.Errorf("rabbitkit: Config.Log.MaxBytes is %d, want 0 or at least twice SegmentBytes, which is %d",
-			cfg.Log.MaxBytes, cmp.Or(cfg.Log.SegmentBytes, defaultSegment))
+	case cfg.Log.MaxBytes > 0 && cfg.Log.MaxBytes < 2*cfg.Log.SegmentBytes:
+		return nil, fmt.Errorf("rabbitkit: Config.Log.MaxBytes is %d, want 0 or at least twice SegmentBytes, which is %d", cfg.Log.MaxBytes, cfg.Log.SegmentBytes)
 	case cfg.Log.SegmentBytes != 0 && cfg.Log.MaxAge == 0 && cfg.Log.MaxBytes == 0:
 		return nil, errors.New("rabbitkit: Config.Log.SegmentBytes is set, and neither MaxAge nor MaxBytes is: want one at least")
 	case cfg.Heartbeat < time.Second:

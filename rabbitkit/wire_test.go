@@ -33,7 +33,7 @@ func TestNew(t *testing.T) {
 		"MaxReconnectDelay": {MaxReconnectDelay: -1},
 		"Log.MaxAge":        {Log: Log{MaxAge: time.Millisecond}},
 		"Log.MaxBytes":      {Log: Log{MaxBytes: -1}},
-		"Log.MaxBytes is 1": {Log: Log{MaxBytes: 1}},
+		"Log.MaxBytes is 1": {Log: Log{MaxBytes: 1, SegmentBytes: 1}},
 		"Log.SegmentBytes":  {Log: Log{SegmentBytes: 1}},
 	} {
 		if _, err := New("amqp://127.0.0.1:1", cfg); err == nil || !strings.Contains(err.Error(), "Config."+field) {
@@ -197,6 +197,22 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("attempt = %d, want at least 1", r.attempt)
 		}
 	})
+}
+
+func TestALogHasTwoFilesAtLeast(t *testing.T) {
+	for _, c := range []struct {
+		log  Log
+		want int64
+	}{
+		{Log{MaxAge: time.Hour}, 64 << 20},
+		{Log{MaxBytes: 1 << 30}, 64 << 20},
+		{Log{MaxBytes: 10 << 20}, 5 << 20},
+		{Log{MaxBytes: 10 << 20, SegmentBytes: 1 << 20}, 1 << 20},
+	} {
+		if got := c.log.args()["x-stream-max-segment-size-bytes"]; got != c.want {
+			t.Errorf("a file of %+v has %v bytes, want %d", c.log, got, c.want)
+		}
+	}
 }
 
 func TestAKeyHasOneChannel(t *testing.T) {
