@@ -340,6 +340,19 @@ func TestWhoMayWhat(t *testing.T) {
 			operator.want(http.StatusOK, operator.send("GET", path, nil, nil), &list)
 			ada.wantProblem(403, "forbidden", "", ada.send("GET", path, nil, nil))
 		}
+		var services struct {
+			Items []struct {
+				Service   string
+				Ready     bool
+				Instances []struct{ Instance, Addr string }
+			}
+		}
+		operator.want(http.StatusOK, operator.send("GET", "/ops/api/services", nil, nil), &services)
+		for _, s := range services.Items {
+			if !s.Ready || len(s.Instances) != 1 || !strings.HasPrefix(s.Instances[0].Instance, s.Service) || s.Instances[0].Addr == "" {
+				t.Errorf("%+v, want it ready, with the one instance that it has here", s)
+			}
+		}
 	})
 	t.Run("every answer has a request ID and the security headers", func(t *testing.T) {
 		got := shop.send("GET", "/api/products", http.Header{"X-Request-Id": {"my-request-1"}}, nil)

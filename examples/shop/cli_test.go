@@ -90,7 +90,7 @@ func TestExitCodes(t *testing.T) {
 		{"--instances order=2", 2, "--stack"},
 		{"--log xml", 2, "text or json"},
 		{"--data " + text, 1, text},
-		{"--data " + empty + " --listen " + stranger.Listener.Addr().String(), 1, "in use"},
+		{"--data " + empty + " --listen " + stranger.Listener.Addr().String(), 1, "in use; choose another address with --listen"},
 
 		{"up --help", 0, `"event": "open"`},
 		{"up --nope", 2, "--nope"},

@@ -100,7 +100,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	front, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return fmt.Errorf("listen: %w; choose another address with --listen", err)
 	}
 	defer func() { _ = front.Close() }()
 

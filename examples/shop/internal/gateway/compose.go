@@ -68,17 +68,28 @@ func (s *Service) everywhere(path string) func(w http.ResponseWriter, r *http.Re
 	}
 }
 
-// health tells which services are ready.
+// health tells which services are ready, and which instances of them there are.
 func (s *Service) health(w http.ResponseWriter, r *http.Request) error {
+	type instance struct {
+		Instance string `json:"instance"`
+		Addr     string `json:"addr"`
+	}
 	type state struct {
-		Service string `json:"service"`
-		Ready   bool   `json:"ready"`
+		Service   string     `json:"service"`
+		Ready     bool       `json:"ready"`
+		Instances []instance `json:"instances"`
 	}
 	states := make([]state, len(s.services))
 	var parts sync.WaitGroup
 	for i, service := range s.services {
-		parts.Go(func() { states[i] = state{service, s.ask(r, "http://"+service+"/readyz", nil) == nil} })
+		parts.Go(func() { states[i] = state{service, s.ask(r, "http://"+service+"/readyz", nil) == nil, []instance{}} })
 	}
 	parts.Wait()
+	known := s.env.Caller.Known()
+	for i, service := range s.services {
+		for _, in := range known[service] {
+			states[i].Instances = append(states[i].Instances, instance{ownName(service, in.ID), in.Addr})
+		}
+	}
 	return platform.WriteJSON(w, http.StatusOK, map[string]any{"items": states})
 }

@@ -349,22 +349,14 @@ type answer struct {
 
 // look asks everybody at once.
 func (c *console) look(ctx context.Context) sample {
-	known := map[string][]instanceState{}
-	if c.caller.Instances != nil {
-		for _, view := range c.caller.Instances() {
-			for _, in := range view.Instances {
-				known[view.Service] = append(known[view.Service], instanceState{Instance: ownName(view.Service, in.ID), Addr: in.Addr})
-			}
-		}
-	}
+	known := c.caller.Known()
 	var answers []*answer
 	for _, service := range c.services {
-		instances := known[service]
-		if len(instances) == 0 {
-			instances = []instanceState{{}} // any that there is
+		if len(known[service]) == 0 {
+			answers = append(answers, &answer{service: service}) // any that there is
 		}
-		for _, in := range instances {
-			answers = append(answers, &answer{service: service, instanceState: in})
+		for _, in := range known[service] {
+			answers = append(answers, &answer{service: service, instanceState: instanceState{Instance: ownName(service, in.ID), Addr: in.Addr}})
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookBudget)

@@ -78,20 +78,13 @@ func together(wanted []string, spans []platform.Span) []traceView {
 func (s *Service) askSpans(ctx context.Context, query url.Values) []platform.FoundSpans {
 	type target struct{ service, addr string }
 	var targets []target
-	known := map[string][]string{}
-	if s.env.Caller.Instances != nil {
-		for _, view := range s.env.Caller.Instances() {
-			for _, in := range view.Instances {
-				known[view.Service] = append(known[view.Service], in.Addr)
-			}
-		}
-	}
+	known := s.env.Caller.Known()
 	for _, service := range append([]string{s.env.Name}, s.services...) {
 		if len(known[service]) == 0 && service != s.env.Name {
-			known[service] = []string{""} // any that there is
+			targets = append(targets, target{service, ""}) // any that there is
 		}
-		for _, addr := range known[service] {
-			targets = append(targets, target{service, addr})
+		for _, in := range known[service] {
+			targets = append(targets, target{service, in.Addr})
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, partBudget)

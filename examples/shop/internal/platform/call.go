@@ -34,6 +34,17 @@ type Caller struct {
 	Token string
 }
 
+// Known are the instances of the services that were called so far, by service.
+func (c *Caller) Known() map[string][]balance.InstanceView {
+	known := make(map[string][]balance.InstanceView)
+	if c.Instances != nil {
+		for _, view := range c.Instances() {
+			known[view.Service] = view.Instances
+		}
+	}
+	return known
+}
+
 // Do sends in as JSON, if it is not nil, and decodes the answer into out, if that is
 // not nil. Prepare may set headers before the request leaves; nil leaves it as it is.
 //
