@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/url"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -357,6 +358,25 @@ func TestAnExchangeThatIsDeletedIsDeclaredAgain(t *testing.T) {
 	}
 	for range 20 { // over whatever channel
 		s.publish(t, msg("t", ""))
+	}
+}
+
+// What one channel finds lost, the others make anew before they publish.
+func TestAllChannelsNoticeALostExchange(t *testing.T) {
+	s := open(t, rabbitkit.Config{Channels: 2})
+	s.declare(t, group())
+	for i := range 20 {
+		s.publish(t, msg("t", strconv.Itoa(i)))
+	}
+	s.raw(t, func(ch *amqp.Channel) { _ = ch.ExchangeDelete(s.exchange, false, false) })
+	if !s.LoseTopology() {
+		t.Fatal("not connected")
+	}
+	for i := range 20 {
+		s.publish(t, msg("t", strconv.Itoa(i)))
+	}
+	if st := s.Stats(); st.Confirmed != 40 || st.Unknown != 0 || st.Reconnects != 0 {
+		t.Errorf("Stats = %+v, want 40 confirmed by one connection", st)
 	}
 }
 

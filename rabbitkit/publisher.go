@@ -531,12 +531,16 @@ func (p *pipe) pump(ctx context.Context, s *channel, carry *flight) (*flight, er
 			}
 		}
 		if !s.cn.prepared.Load() { // without it the broker closes this channel, too
+			cork.release() // what is asked now must not be held back
 			_ = s.cn.guard(ctx, p.c.cfg.Timeout, func() error { return p.c.prepare(s.cn) })
+			cork.hold()
 		}
 		if begun, err := s.send(f); err != nil {
-			// Nothing more can be sent here. The reader notices by itself, but after a
+			// Nothing more can be sent here. Of a channel that is closed the reader knows, of a
 			// failed write it need not.
-			_ = s.cn.sock.Close()
+			if !errors.Is(err, amqp.ErrClosed) {
+				_ = s.cn.sock.Close()
+			}
 			if !begun || errors.Is(err, amqp.ErrClosed) && s.forget(f) {
 				carry = f
 			}
