@@ -184,6 +184,12 @@ func TestATraceSurvivesACrashOfItsSaga(t *testing.T) {
 		return nil
 	})
 	stop()
+	eventually(t, func() error { // the first node does not wait for its call
+		if n := len(w.named("place-order/reserve")); n < 3 {
+			return fmt.Errorf("%d attempts have ended, want 3", n)
+		}
+		return nil
+	})
 
 	wantAttrs(t, w.span(t, "request"), map[string]string{"dovetail.saga.id": "s1", "dovetail.saga.name": "place-order"})
 	for _, s := range w.spans.Ended() {

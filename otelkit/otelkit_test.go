@@ -80,12 +80,14 @@ func (w *watched) span(t *testing.T, name string) trace.ReadOnlySpan {
 	return all[0]
 }
 
+// named returns the spans of this name in the order in which they began.
 func (w *watched) named(name string) (out []trace.ReadOnlySpan) {
 	for _, s := range w.spans.Ended() {
 		if s.Name() == name {
 			out = append(out, s)
 		}
 	}
+	slices.SortStableFunc(out, func(a, b trace.ReadOnlySpan) int { return a.StartTime().Compare(b.StartTime()) })
 	return out
 }
 
