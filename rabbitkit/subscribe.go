@@ -375,6 +375,9 @@ func (sub *subscription) retryHere(e *entry, dec messaging.Decision) {
 	}
 	if e.ses.isOver() {
 		sub.attempts[e.msg.ID] = e.attempt
+		if e.lane != nil { // purge may not have been here yet: what follows comes again, behind this
+			e.lane.queue = slices.DeleteFunc(e.lane.queue, func(e *entry) bool { return e.ses.isOver() })
+		}
 		sub.release(e.lane)
 		return
 	}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -212,6 +213,28 @@ func TestALogHasTwoFilesAtLeast(t *testing.T) {
 		if got := c.log.args()["x-stream-max-segment-size-bytes"]; got != c.want {
 			t.Errorf("a file of %+v has %v bytes, want %d", c.log, got, c.want)
 		}
+	}
+}
+
+// A message fails whose session has just been lost, and nothing of that session was purged yet: what it
+// delivered behind that message must not overtake it.
+func TestAFailureOfALostSessionHoldsItsKey(t *testing.T) {
+	lost, next := &session{over: true}, &session{ch: &amqp.Channel{}}
+	sub := &subscription{
+		s: messaging.Subscription{Ordered: true}, hctx: t.Context(),
+		lanes: make(map[string]*lane), waiting: make(map[*entry]*time.Timer), attempts: make(map[string]int),
+	}
+	sub.wake = sync.NewCond(&sub.mu)
+	of := func(id string, ses *session) *entry {
+		return &entry{received: received{msg: &messaging.Message{ID: id, Key: "k"}, attempt: 1}, ses: ses}
+	}
+	sub.offer(of("1", lost))
+	sub.offer(of("2", lost))
+	failed := sub.next()
+	sub.offer(of("1", next)) // again
+	sub.retryHere(failed, messaging.Decision{Action: messaging.Retried, Attempt: 2})
+	if e := sub.next(); e.msg.ID != "1" || e.ses != next {
+		t.Errorf("message %s is next, want 1 again", e.msg.ID)
 	}
 }
 
