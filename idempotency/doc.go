@@ -58,7 +58,8 @@
 //
 // What is forgotten may happen again. Keep marks longer than any message can take to come
 // again: the broker's redelivery, a replay of its log, a dead letter that somebody sends
-// back next month, a message that was parked in its outbox although the broker had taken it. Publish the retention of keys to your clients.
+// back next month, a message that was parked in its outbox although the broker had taken it.
+// Publish the retention of keys to your clients.
 //
 // What a handler does outside of its transaction is not covered, and is repeated: a mail,
 // a call to another service. Put it behind an outbox, or pass the message's ID or the

@@ -236,11 +236,16 @@ func TestAReaderThatStandsStillAttachesAgain(t *testing.T) {
 		}
 		return nil
 	})
+	again := func() {
+		t.Helper()
+		enough := a.attached.Load() + 2
+		eventually(t, func() bool { return a.attached.Load() >= enough }, "the reader attaches again")
+	}
 	eventually(t, released.Load, "what the log had is handled")
-	attachTwice(t.Context())
+	again()
 	s.publish(t, all[n/2:]...)
 	eventually(t, func() bool { return count() >= n }, "what comes later is handled")
-	attachTwice(t.Context())
+	again()
 	mu.Lock()
 	defer mu.Unlock()
 	slices.Sort(got)

@@ -30,7 +30,7 @@ type publisher struct {
 	pipes  []*pipe
 	seed   maphash.Seed
 	end    sync.Once
-	done   chan struct{} // closed when all pipes have ended
+	ended  chan struct{} // closed when all pipes have ended
 }
 
 // pipe is what goes over one channel at a time: all messages of some of the keys.
@@ -80,7 +80,7 @@ func (c *call) landed() {
 }
 
 func newPublisher(c *Client) *publisher {
-	p := &publisher{c: c, link: newLink(c, "publish"), seed: maphash.MakeSeed(), window: make(chan struct{}, c.cfg.Window), done: make(chan struct{})}
+	p := &publisher{c: c, link: newLink(c, "publish"), seed: maphash.MakeSeed(), window: make(chan struct{}, c.cfg.Window), ended: make(chan struct{})}
 	for range c.cfg.Channels {
 		p.pipes = append(p.pipes, &pipe{publisher: p, queue: make(chan *flight, c.cfg.Window), done: make(chan struct{})})
 	}
@@ -247,7 +247,7 @@ func (p *publisher) send(ctx context.Context, fs []*flight) []error {
 		select {
 		case <-cl.done:
 		case <-ctx.Done():
-		case <-p.done: // closed; what was in flight has its outcome
+		case <-p.ended: // closed; what was in flight has its outcome
 		}
 	}
 	for i, f := range fs {
@@ -322,13 +322,13 @@ func (p *publisher) stopped() {
 				pipe.start.Do(func() { close(pipe.done) })
 				<-pipe.done
 			}
-			close(p.done)
+			close(p.ended)
 		}()
 	})
 	t := time.NewTimer(closeTimeout)
 	defer t.Stop()
 	select {
-	case <-p.done:
+	case <-p.ended:
 	case <-t.C:
 	}
 }

@@ -164,7 +164,7 @@ func (sub *subscription) drain(src source, cancel context.CancelCauseFunc) {
 func (sub *subscription) offer(e *entry) {
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
-	if sub.stopping {
+	if sub.stopping || sub.s.Ordered && e.ses.isOver() { // it comes again, behind what failed meanwhile
 		return
 	}
 	if n, ok := sub.attempts[e.msg.ID]; ok {

@@ -216,10 +216,10 @@ func TestALogHasTwoFilesAtLeast(t *testing.T) {
 	}
 }
 
-// A message fails whose session has just been lost, and nothing of that session was purged yet: what it
-// delivered behind that message must not overtake it.
+// A message fails whose session has just been lost, and nothing of that session was purged yet: what
+// it delivered behind that message, or was about to, must not overtake it.
 func TestAFailureOfALostSessionHoldsItsKey(t *testing.T) {
-	lost, next := &session{over: true}, &session{ch: &amqp.Channel{}}
+	lost, next := &session{ch: &amqp.Channel{}}, &session{ch: &amqp.Channel{}}
 	sub := &subscription{
 		s: messaging.Subscription{Ordered: true}, hctx: t.Context(),
 		lanes: make(map[string]*lane), waiting: make(map[*entry]*time.Timer), attempts: make(map[string]int),
@@ -231,8 +231,10 @@ func TestAFailureOfALostSessionHoldsItsKey(t *testing.T) {
 	sub.offer(of("1", lost))
 	sub.offer(of("2", lost))
 	failed := sub.next()
-	sub.offer(of("1", next)) // again
+	lost.over = true
 	sub.retryHere(failed, messaging.Decision{Action: messaging.Retried, Attempt: 2})
+	sub.offer(of("3", lost)) // was on its way
+	sub.offer(of("1", next)) // again
 	if e := sub.next(); e.msg.ID != "1" || e.ses != next {
 		t.Errorf("message %s is next, want 1 again", e.msg.ID)
 	}
