@@ -19,6 +19,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/dovetail-go/dovetail/fault"
 )
 
 // ProxyConfig configures a [Proxy]. The zero ProxyConfig is a sound default.
@@ -152,7 +154,8 @@ func withBody(r *http.Request, body io.ReadCloser) *http.Request {
 }
 
 // clientBody marks errors of reading: they are the client's, though they come back as errors of
-// the call to the service.
+// the call to the service. They say nothing about that, or a few clients that break off could open
+// the breaker for everybody.
 type clientBody struct{ io.ReadCloser }
 
 type clientError struct{ error }
@@ -162,7 +165,7 @@ func (e clientError) Unwrap() error { return e.error }
 func (b clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
-		err = clientError{err}
+		err = fault.Permanent(clientError{err})
 	}
 	return n, err
 }

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/dovetail-go/dovetail/discovery"
@@ -303,6 +304,28 @@ func TestProxyLimits(t *testing.T) {
 		r.ContentLength = -1
 		_, w := pass(t, gateway.ProxyConfig{MaxBody: limit}, r)
 		wantProblem(t, w, http.StatusRequestEntityTooLarge)
+	})
+	t.Run("what the client sends wrongly says nothing about the service", func(t *testing.T) {
+		service := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+		t.Cleanup(service.Close)
+		rt := to(t, service)
+		for name, sent := range map[string]io.Reader{
+			"too much":   body(limit + 1),
+			"not enough": io.MultiReader(body(1), iotest.ErrReader(io.ErrUnexpectedEOF)),
+		} {
+			var err error
+			p := newProxy(t, roundTrip(func(r *http.Request) (*http.Response, error) {
+				var resp *http.Response
+				resp, err = rt.RoundTrip(r)
+				return resp, err
+			}), gateway.ProxyConfig{MaxBody: limit})
+			r := httptest.NewRequest(http.MethodPost, "/", sent)
+			r.ContentLength = -1
+			p.ServeHTTP(httptest.NewRecorder(), r)
+			if v := fault.Judge(t.Context(), err); err == nil || v.Outcome != fault.Neutral || v.Retry {
+				t.Errorf("%s: the guards of the service see %v, %+v; want it neutral and not tried again", name, err, v)
+			}
+		}
 	})
 	t.Run("over a real connection too", func(t *testing.T) {
 		service := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
