@@ -284,16 +284,16 @@ func (r *Repository[S, C, E]) Do(ctx context.Context, stream string, command C, 
 		if st, first, err = r.catchUp(ctx, st); err != nil {
 			return st, errors.Join(cause, err)
 		}
-		if maybe && len(p.Events) > 0 {
+		if maybe {
 			switch {
-			case first == p.Events[0].ID: // it was ours
+			case len(p.Events) > 0 && first == p.Events[0].ID: // it was ours
 				r.log.Wake()
 				r.snapshot(ctx, st, version)
 				return st, nil
-			case !conflict && first == "":
-				return st, fault.Unknown(fmt.Errorf("eventsource: commit of %q: the events are not there, and may still come", stream))
+			case !conflict && (first == "" || len(p.Events) == 0):
+				return st, fault.Unknown(fmt.Errorf("eventsource: commit of %q is not to be seen, and may still come: %w", stream, cause))
 			case attempt == r.cfg.Attempts:
-				return st, &VersionError{Stream: stream, Want: At(version)}
+				return st, &VersionError{Stream: stream, Want: At(version), Err: cause}
 			}
 		}
 	}

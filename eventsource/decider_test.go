@@ -210,6 +210,25 @@ func TestDo(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a commit of no events whose answer was lost", func(t *testing.T) {
+		f := newFixture(t, eventsource.Config{}, eventsource.RepositoryConfig{Attempts: 3})
+		calls := 0
+		also := func(context.Context, eventsource.Tx) error { calls++; return nil }
+		f.atCommit = func(_ int, tx *eventsourcemem.Tx) error { return errors.Join(tx.Commit(), errDown) }
+		if _, err := f.repo.Do(t.Context(), "s", 0, also); !fault.IsUnknown(err) || !errors.Is(err, errDown) || calls != 1 {
+			t.Errorf("Do = %v after %d calls, want an unknown outcome after 1", err, calls)
+		}
+		f.begun, f.atCommit = 0, busyOnce
+		if _, err := f.repo.Do(t.Context(), "s", 0, also); err != nil || calls != 3 {
+			t.Errorf("Do after a commit that lost its race = %v after %d calls, want nil after 3", err, calls)
+		}
+		f.atCommit = func(_ int, tx *eventsourcemem.Tx) error {
+			return errors.Join(tx.Rollback(), errors.New("database is locked"))
+		}
+		if _, err := f.repo.Do(t.Context(), "s", 0, also); !errors.Is(err, eventsource.ErrVersion) || calls != 6 {
+			t.Errorf("Do = %v after %d calls, want a VersionError after 3 more", err, calls)
+		}
+	})
 	t.Run("many at once", func(t *testing.T) {
 		store := eventsourcemem.New()
 		l := newLog(t, store, eventsource.Config{})
