@@ -44,7 +44,8 @@ type Models[T ModelTx] interface {
 	Begin(ctx context.Context) (T, error)
 
 	// Lease renews what the owner holds and returns how things are after that. At its first
-	// call for a projection it makes the shards, at the zero Cursor.
+	// call for a projection it makes the shards, at the zero Cursor. Where transactions can be
+	// open side by side, it does not wait for the open batch of another owner, nor take its shard.
 	Lease(ctx context.Context, r ProjectionLease) (ProjectionView, error)
 
 	// Advance moves a shard's checkpoint in tx, if it is exactly at from, under this

@@ -383,6 +383,57 @@ func TestRebuildWhileServing(t *testing.T) {
 	}
 }
 
+// A projector that is stopped in the middle of a batch keeps its transaction open. Its shards are
+// taken over when its leases have run out, but for the one of that batch, and nobody waits for
+// that one.
+func TestOpenBatchHoldsUpNobody(t *testing.T) {
+	for _, name := range []string{"postgres", "mysql"} {
+		t.Run(name, func(t *testing.T) {
+			db := testdb.Open(t, name)
+			m, id := openModels(t, db, name), eventsource.ProjectionID{Name: "p", Revision: 1}
+			lease := func(owner string, take int) eventsource.ProjectionView {
+				t.Helper()
+				// Longer than a lock is waited for.
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+				defer cancel()
+				v, err := m.Lease(ctx, eventsource.ProjectionLease{ID: id, Shards: 4, Owner: owner, TTL: time.Hour, Take: take})
+				if err != nil {
+					t.Fatalf("Lease of %s = %v", owner, err)
+				}
+				return v
+			}
+			if v := lease("stopped", 4); len(v.Held) != 4 {
+				t.Fatalf("Lease = %+v, want 4 shards", v)
+			}
+			if _, err := db.ExecContext(t.Context(), "UPDATE eventsource_shard SET expires = 1"); err != nil {
+				t.Fatal(err)
+			}
+			tx := beginTx(t, db)
+			if ok, err := m.Advance(t.Context(), tx, id, 2, 1, 0, 5); !ok || err != nil {
+				t.Fatalf("Advance = %v, %v", ok, err)
+			}
+			held := func(v eventsource.ProjectionView) (numbers []int) {
+				for _, s := range v.Held {
+					numbers = append(numbers, s.Shard)
+				}
+				return numbers
+			}
+			if got := held(lease("other", 4)); fmt.Sprint(got) != "[0 1 3]" {
+				t.Errorf("Lease gives %v, want all shards but 2, whose batch is open", got)
+			}
+			if got := held(lease("other", 0)); fmt.Sprint(got) != "[0 1 3]" {
+				t.Errorf("Lease renews %v, want the same", got)
+			}
+			if err := tx.Rollback(); err != nil {
+				t.Fatal(err)
+			}
+			if got := held(lease("other", 1)); len(got) != 4 {
+				t.Errorf("Lease after the batch gives %v, want all shards", got)
+			}
+		})
+	}
+}
+
 // The read model may be in another database, of another dialect.
 func TestReadModelElsewhere(t *testing.T) {
 	for from, to := range map[string]string{"postgres": "sqlite", "mysql": "postgres", "sqlite": "mysql"} {

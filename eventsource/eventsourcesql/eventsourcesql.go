@@ -143,6 +143,9 @@ func (s *Store) ReadAll(ctx context.Context, after eventsource.Cursor, f eventso
 	if f.Prefix != "" {
 		where += " AND substr(stream, 1, " + strconv.Itoa(len([]rune(f.Prefix))) + ") = ?"
 		args = append(args, f.Prefix)
+		if s.dialect == MySQL { // to which a shorter name with spaces behind it is the same
+			where += " AND length(stream) >= " + strconv.Itoa(len(f.Prefix))
+		}
 	}
 	if f.Shards > 1 {
 		where += fmt.Sprintf(" AND bucket %% %d = %d", f.Shards, f.Shard)

@@ -53,8 +53,30 @@ const ours = " WHERE projection = ? AND revision = ?"
 // Begin implements [eventsource.Models].
 func (m *Models) Begin(ctx context.Context) (*sql.Tx, error) { return m.db.BeginTx(ctx, nil) }
 
+// exec executes one statement.
 func (m *Models) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	return affected(m.db.ExecContext(ctx, m.dialect.Rebind(query), args...))
+	if m.dialect != MySQL {
+		return affected(m.db.ExecContext(ctx, m.dialect.Rebind(query), args...))
+	}
+	tx, err := m.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	n, err := affected(tx.ExecContext(ctx, m.dialect.Rebind(query), args...))
+	if err != nil {
+		return 0, err
+	}
+	return n, tx.Commit()
+}
+
+// begin begins a transaction of our own. Under another isolation level MySQL's statements wait
+// also for the rows that they look at and leave alone: those of shards with an open batch.
+func (m *Models) begin(ctx context.Context) (*sql.Tx, error) {
+	if m.dialect == MySQL {
+		return m.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	}
+	return m.db.BeginTx(ctx, nil)
 }
 
 // Lease implements [eventsource.Models].
@@ -137,22 +159,52 @@ func (m *Models) create(ctx context.Context, id eventsource.ProjectionID, shards
 
 // take takes free shards, others than a projector is likely to take that does so at the same time.
 func (m *Models) take(ctx context.Context, r eventsource.ProjectionLease, shards []eventsource.ProjectionShard) ([]eventsource.ProjectionShard, error) {
-	var free []string
+	var free []int64
 	for _, s := range shards {
 		if s.Owner == "" {
-			free = append(free, strconv.Itoa(s.Shard))
+			free = append(free, int64(s.Shard))
 		}
 	}
-	if len(free) == 0 {
-		return shards, nil
-	}
 	rand.Shuffle(len(free), func(i, j int) { free[i], free[j] = free[j], free[i] })
-	now := m.dialect.Now()
-	if _, err := m.exec(ctx, "UPDATE "+m.shard+" SET owner = ?, epoch = epoch + 1, expires = "+now+" + ?"+ours+
-		" AND shard IN ("+strings.Join(free[:min(r.Take, len(free))], ", ")+") AND expires <= "+now, r.Owner, r.TTL.Microseconds(), r.ID.Name, r.ID.Revision); err != nil {
+	err := m.takeFree(ctx, r, free[:min(r.Take, len(free))])
+	if err != nil {
 		return nil, err
 	}
 	return m.Shards(ctx, r.ID)
+}
+
+// takeFree takes those of the given shards that are still free, but for those whose former owner
+// has a batch open, in which it may have been stopped: a projector that waited for that could
+// not renew its other leases. SQLite has one writer, for whom everybody waits.
+func (m *Models) takeFree(ctx context.Context, r eventsource.ProjectionLease, free []int64) error {
+	tx, err := m.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	now, id := m.dialect.Now(), r.ID
+	which := func() string { return ours + " AND shard IN (" + list(free) + ") AND expires <= " + now }
+	if len(free) > 0 && m.dialect != SQLite {
+		if free, err = numbers(ctx, tx, m.dialect.Rebind("SELECT shard FROM "+m.shard+which()+" FOR UPDATE SKIP LOCKED"), id.Name, id.Revision); err != nil {
+			return err
+		}
+	}
+	if len(free) == 0 {
+		return nil
+	}
+	query := "UPDATE " + m.shard + " SET owner = ?, epoch = epoch + 1, expires = " + now + " + ?" + which()
+	if _, err := tx.ExecContext(ctx, m.dialect.Rebind(query), r.Owner, r.TTL.Microseconds(), id.Name, id.Revision); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func list(numbers []int64) string {
+	texts := make([]string, len(numbers))
+	for i, n := range numbers {
+		texts[i] = strconv.FormatInt(n, 10)
+	}
+	return strings.Join(texts, ", ")
 }
 
 // expected is the condition of everything that a worker writes.

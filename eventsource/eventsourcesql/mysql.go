@@ -59,7 +59,7 @@ func (s *Store) turnOfSequencer(ctx context.Context) (n int, err error) {
 	if err := tx.QueryRowContext(ctx, "SELECT last FROM "+s.sequencer+" WHERE id = 1 FOR UPDATE").Scan(&last); err != nil {
 		return 0, err
 	}
-	ids, err := unnumbered(ctx, tx, "SELECT id FROM "+s.event+" WHERE position IS NULL ORDER BY id LIMIT "+strconv.Itoa(maxNumbered))
+	ids, err := numbers(ctx, tx, "SELECT id FROM "+s.event+" WHERE position IS NULL ORDER BY id LIMIT "+strconv.Itoa(maxNumbered))
 	if err != nil || len(ids) == 0 {
 		return 0, err
 	}
@@ -79,8 +79,9 @@ func (s *Store) turnOfSequencer(ctx context.Context) (n int, err error) {
 	return len(ids), tx.Commit()
 }
 
-func unnumbered(ctx context.Context, tx *sql.Tx, query string) (ids []int64, err error) {
-	rows, err := tx.QueryContext(ctx, query)
+// numbers returns the only column of a query.
+func numbers(ctx context.Context, tx *sql.Tx, query string, args ...any) (ids []int64, err error) {
+	rows, err := tx.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}

@@ -445,6 +445,10 @@ func (s *suite) filter() {
 	if len(shards) != 3 {
 		s.Errorf("40 streams lie in %d shards, want 3", len(shards))
 	}
+	s.put("a", 1)
+	space := s.put("a b", 1)
+	got, _ := s.list(0, eventsource.Filter{Prefix: "a "}, 10)
+	s.same("ReadAll by a prefix with a space at its end", ids(got), space)
 }
 
 func (s *suite) end() {
