@@ -21,6 +21,7 @@ func TestKeyTravelsInAHeader(t *testing.T) {
 	for _, k := range []barrier.Key{
 		{Saga: "order-17", Step: "pay", Op: "do"},
 		{Saga: "a/b%2F ü", Step: "it's 100% \"odd\"", Op: "undo"},
+		{Saga: "\u00a0order-17\u2003", Step: "pay\u00a0", Op: "do"}, // spaces that no database ignores, which a saga may have
 	} {
 		h := http.Header{}
 		k.SetHeader(h)
