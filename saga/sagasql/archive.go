@@ -13,9 +13,11 @@ import (
 )
 
 const (
-	kept        = "id, name, version, status, reason, data, input, starts, epoch, revision, deadline, created_at, updated_at, signals, notes, header"
-	keep        = "INSERT INTO {a} (" + kept + ", archived_at) SELECT " + kept + ", {now} FROM {i} WHERE id IN ({ids})"
-	keepEntries = "INSERT INTO {ah} (" + entryColumns + ") SELECT " + entryColumns + " FROM {h} WHERE saga_id IN ({ids})"
+	kept = "id, name, version, status, reason, data, input, starts, epoch, revision, deadline, created_at, updated_at, signals, notes, header"
+	keep = "INSERT INTO {a} (" + kept + ", archived_at) SELECT " + kept + ", {now} FROM {i} WHERE id IN ({ids})" + final
+	// Somebody else may have pruned a saga since it was found, so that its ID was started anew.
+	final       = " AND status IN (3, 4)"
+	keepEntries = "INSERT INTO {ah} (" + entryColumns + ") SELECT " + entryColumns + " FROM {h} WHERE saga_id IN ({ids}) AND (SELECT COUNT(*) FROM {a} WHERE {a}.id = {h}.saga_id) > 0"
 	// Due sagas are few, so the index on wake_at finds the duplicates.
 	dropDuplicates = "DELETE FROM {i} WHERE wake_at <= {now} AND " + duplicate + " = 1"
 	// What comes for a saga in the archive comes too late.
@@ -41,7 +43,7 @@ func (s *Store) Archive(ctx context.Context, age time.Duration, limit int) (int,
 	return total, err
 }
 
-// archive moves sagas in one transaction. They have ended, and so do not change.
+// archive moves sagas in one transaction.
 func (s *Store) archive(ctx context.Context, status saga.Status, age time.Duration, limit int) (n int, err error) {
 	args := []any{int(status), age.Microseconds(), age.Microseconds(), limit}
 	keep := keep
@@ -91,22 +93,20 @@ func isolation(d Dialect) *sql.TxOptions {
 	return &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 }
 
-// erase deletes sagas that have ended from the table that they are in, with their entries
-// and signals, and returns how many were there.
+// erase deletes sagas that have ended from the table that they are in, with the entries and
+// signals that no other saga has under their IDs, and returns how many were there.
 func (s *Store) erase(ctx context.Context, tx *sql.Tx, from, entries string, ids []any) (int, error) {
 	in := " IN (" + marks(len(ids)) + ")"
-	n, err := s.exec(ctx, tx, "DELETE FROM "+from+" WHERE id"+in, ids...)
-	for _, table := range []string{entries, "{s}"} {
+	n, err := s.exec(ctx, tx, "DELETE FROM "+from+" WHERE id"+in+final, ids...)
+	for _, t := range [][2]string{{entries, from}, {"{s}", "{i}"}} {
 		if err == nil {
-			_, err = s.exec(ctx, tx, "DELETE FROM "+table+" WHERE saga_id"+in, ids...)
+			_, err = s.exec(ctx, tx, "DELETE FROM "+t[0]+" WHERE saga_id"+in+" AND (SELECT COUNT(*) FROM "+t[1]+" WHERE "+t[1]+".id = "+t[0]+".saga_id) = 0", ids...)
 		}
 	}
 	return int(n), err
 }
 
-// Prune implements saga.Store. What is to be deleted has ended and does not change any
-// more, so that it needs no further condition; what was archived meanwhile is left to the
-// next Prune.
+// Prune implements saga.Store. What was archived meanwhile is left to the next Prune.
 func (s *Store) Prune(ctx context.Context, age time.Duration, limit int) (int, error) {
 	total := 0
 	for _, t := range []struct{ search, from, entries string }{{endedArchived, "{a}", "{ah}"}, {ended, "{i}", "{h}"}} {

@@ -22,7 +22,7 @@ const (
 	leave      = "DELETE FROM {n} WHERE id = ?"
 	owned      = "SELECT " + columns + " FROM {i} WHERE wake_at IS NOT NULL AND owner = ?"
 	// The takeovers come first: MySQL evaluates assignments from left to right.
-	take = "UPDATE {i} SET takeovers = takeovers + CASE WHEN owner = '' THEN 0 ELSE 1 END, owner = ?, epoch = epoch + 1 WHERE id IN ("
+	take = "UPDATE {i} SET takeovers = takeovers + CASE WHEN owner = '' THEN 0 ELSE 1 END, owner = ?, epoch = epoch + 1 WHERE id "
 )
 
 // Beat implements saga.Store.
@@ -58,11 +58,13 @@ func (s *Store) Claim(ctx context.Context, c saga.Claim) ([]saga.Record, error) 
 	search := "SELECT id FROM {i} WHERE " + due + " ORDER BY wake_at, id LIMIT ?"
 	switch s.dialect {
 	case Postgres:
-		return s.query(ctx, nil, take+search+" FOR UPDATE SKIP LOCKED) RETURNING "+columns, slices.Concat([]any{c.Node}, args, []any{c.Limit})...)
+		// An array, since that is made once: with IN a plan for a table that was small lately asks
+		// again for each row, skips what this statement has changed, and exceeds the limit.
+		return s.query(ctx, nil, take+"= ANY (ARRAY("+search+" FOR UPDATE SKIP LOCKED)) RETURNING "+columns, slices.Concat([]any{c.Node}, args, []any{c.Limit})...)
 	case MySQL:
 		return s.claimMySQL(ctx, c, due, args)
 	}
-	look, claim := "SELECT 1 FROM {i} WHERE "+due+" LIMIT 1", take+search+") RETURNING "+columns
+	look, claim := "SELECT 1 FROM {i} WHERE "+due+" LIMIT 1", take+"IN ("+search+") RETURNING "+columns
 	if err := s.prepare(ctx, look, claim); err != nil {
 		return nil, err
 	}
@@ -98,7 +100,7 @@ func (s *Store) claimMySQL(ctx context.Context, c saga.Claim, due string, args [
 		r.Owner = c.Node
 		r.Epoch++
 	}
-	if _, err := s.exec(ctx, tx, take+marks(len(ids))+")", append([]any{c.Node}, ids...)...); err != nil {
+	if _, err := s.exec(ctx, tx, take+"IN ("+marks(len(ids))+")", append([]any{c.Node}, ids...)...); err != nil {
 		return nil, err
 	}
 	return recs, tx.Commit()

@@ -145,6 +145,9 @@ func (s *Store) conditions(f saga.Filter, status saga.Status) (conditions []stri
 	}
 	if f.Prefix != "" {
 		conditions, args = append(conditions, "SUBSTR(id, 1, ?) = ?"), append(args, utf8.RuneCountInString(f.Prefix), f.Prefix)
+		if s.dialect == MySQL { // to which a shorter ID with spaces behind it is the same
+			conditions, args = append(conditions, "LENGTH(id) >= ?"), append(args, len(f.Prefix))
+		}
 	}
 	if f.Age > 0 {
 		conditions, args = append(conditions, "created_at <= {now} - ?"), append(args, f.Age.Microseconds())

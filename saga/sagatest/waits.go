@@ -366,7 +366,7 @@ func (s *storeTest) notes() {
 }
 
 func (s *storeTest) listMore() {
-	s.start("ab", "a_", "a%", "b")
+	s.start("ab", "a_", "a%", "b", "b 2")
 	b := beginning("abc")
 	b.Version = 2
 	s.tx(true, func(tx saga.Tx) { s.ok("Start", s.Store.Start(s.Context(), tx, b)) })
@@ -379,6 +379,7 @@ func (s *storeTest) listMore() {
 		{saga.Filter{Prefix: "a%"}, []string{"a%"}},
 		{saga.Filter{Prefix: "a_"}, []string{"a_"}},
 		{saga.Filter{Prefix: "A"}, []string{}},
+		{saga.Filter{Prefix: "b "}, []string{"b 2"}},
 		{saga.Filter{Age: time.Hour}, []string{}},
 		{saga.Filter{Age: time.Hour, Status: saga.Running}, []string{}},
 	} {
