@@ -463,7 +463,7 @@ func (s *step[T]) erase(retriable bool) erased {
 			if err != nil {
 				return nil, err
 			}
-			encoded, err := json.Marshal(v)
+			encoded, err := encode(v)
 			if err != nil {
 				err = &dataError{err}
 			}
@@ -530,11 +530,21 @@ func transform[T any](data []byte, fn func(*T) error) ([]byte, error) {
 	if err := fn(v); err != nil {
 		return nil, err
 	}
-	data, err := json.Marshal(v)
+	data, err := encode(v)
 	if err != nil {
 		return nil, &dataError{err}
 	}
 	return data, nil
+}
+
+// encode returns v as JSON that any database takes. What a json.RawMessage holds need not be
+// UTF-8, and a saga that cannot be written would be tried for ever.
+func encode(v any) ([]byte, error) {
+	data, err := json.Marshal(v)
+	if err == nil && !utf8.Valid(data) {
+		err = errors.New("the JSON is not UTF-8")
+	}
+	return data, err
 }
 
 // dataError says that the saga's data and T do not fit: no attempt can help.

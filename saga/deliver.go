@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/dovetail-go/dovetail/messaging"
 )
@@ -25,7 +26,7 @@ import (
 // waits has no effect. Tx must be a transaction, not a *sql.DB. Call [Engine.Wake] after
 // its commit.
 func (e *Engine) Deliver(ctx context.Context, tx Tx, id, step string, value any) (first bool, err error) {
-	data, err := json.Marshal(value)
+	data, err := encode(value)
 	if err != nil {
 		return false, fmt.Errorf("saga %s: deliver to %s: %w", id, step, err)
 	}
@@ -76,8 +77,8 @@ func (e *Engine) Replies() messaging.Handler {
 		if err != nil {
 			return messaging.Reject(fmt.Errorf("saga: message %s: header %s: %w", d.Message.ID, HeaderKey, err))
 		}
-		if !json.Valid(d.Message.Body) {
-			return messaging.Reject(fmt.Errorf("saga: message %s: the body is not JSON", d.Message.ID))
+		if !json.Valid(d.Message.Body) || !utf8.Valid(d.Message.Body) {
+			return messaging.Reject(fmt.Errorf("saga: message %s: the body is not JSON in UTF-8", d.Message.ID))
 		}
 		_, err = e.signal(ctx, nil, Signal{Saga: saga, Step: step, Op: op, Data: d.Message.Body})
 		return err

@@ -10,7 +10,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,8 +23,8 @@ import (
 
 // Config tunes an [Engine]. The zero value is a sound default.
 type Config struct {
-	// Node is a name for this process in owners and histories. It need not be unique: a
-	// random suffix is added. Empty means the suffix alone.
+	// Node is a name for this process in owners and histories, at most 100 bytes. It need not
+	// be unique: a random suffix is added. Empty means the suffix alone.
 	Node string
 	// Concurrency is how many sagas are worked on at once. Zero means 16.
 	Concurrency int
@@ -157,6 +156,11 @@ func (c Config) withDefaults() (Config, error) {
 	c.MaxTakeovers = max(or(c.MaxTakeovers, 10), 0)
 	c.Writers = or(c.Writers, 2)
 	c.Drain = max(or(c.Drain, 10*time.Second), 0)
+	if c.Node != "" {
+		if problem := checkName(c.Node); problem != "" {
+			return c, fmt.Errorf("saga: Config.Node %s", problem)
+		}
+	}
 	if c.Concurrency < 1 {
 		return c, fmt.Errorf("saga: Config.Concurrency is %d, want at least 1", c.Concurrency)
 	}
@@ -216,7 +220,7 @@ func Start[T any](ctx context.Context, e *Engine, tx Tx, def *Definition[T], id 
 	if e.defs[DefinitionKey{d.name, d.version}] == nil {
 		return fmt.Errorf("saga %s: start: definition %s version %d is not registered with the engine", id, d.name, d.version)
 	}
-	encoded, err := json.Marshal(data)
+	encoded, err := encode(data)
 	if err != nil {
 		return fmt.Errorf("saga %s: start: data: %w", id, err)
 	}

@@ -451,6 +451,23 @@ func TestTheDeadlineCompensatesBeforeThePivot(t *testing.T) {
 }
 
 func TestCancel(t *testing.T) {
+	// What decides has been delivered, but not recorded: nobody has acted on it yet.
+	t.Run("while a pivot judges what it has waited for", func(t *testing.T) {
+		w := newWorld(t)
+		d := saga.Must(saga.New("x", 1, w.step("a"), saga.Pivot(saga.Await("b", func(*data, string) error {
+			if err := w.engine.Cancel(w.Context(), "s", byAnn); err != nil {
+				t.Errorf("Cancel = %v, want nil", err)
+			}
+			return nil
+		})), saga.Call("c", w.fn())))
+		w.defs = []saga.Registered{d}
+		w.run(func() {
+			w.start(d, "s", data{})
+			w.deliver("s", "b", "go", true)
+			w.end("s", saga.Compensated)
+			w.noted("a/do", "a/undo")
+		})
+	})
 	t.Run("an attempt in progress finishes, and the pivot does not begin", func(t *testing.T) {
 		w := newWorld(t)
 		d := saga.Must(saga.New("x", 1, saga.Call("a", func(ctx context.Context, a saga.Attempt, d *data) error {
@@ -862,16 +879,18 @@ func TestOneRunAtATime(t *testing.T) {
 
 func TestNewEngineRefuses(t *testing.T) {
 	d := saga.Must(saga.New("x", 1, saga.Pivot(saga.Call("a", call))))
-	st := sagamem.New()
+	st, long := sagamem.New(), strings.Repeat("n", 101)
 	for want, fn := range map[string]func() (*saga.Engine, error){
-		"saga: store is nil":                              func() (*saga.Engine, error) { return saga.NewEngine(nil, saga.Config{}) },
-		"saga: definition 1 is nil":                       func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{}, nil) },
-		"saga: definition x version 1 is given twice":     func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{}, d, d) },
-		"saga: Config.Concurrency is -1, want at least 1": func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Concurrency: -1}) },
-		"saga: Config.Writers is -1, want at least 1":     func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Writers: -1}) },
-		"saga: Config.Lease is 10ms, want at least 1s":    func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Lease: 10 * time.Millisecond}) },
-		"saga: Config.Poll is 1ms, want at least 10ms":    func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Poll: time.Millisecond}) },
-		"saga: Config.Timeout is -1s, want more than 0":   func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Timeout: -time.Second}) },
+		"saga: store is nil":                                                 func() (*saga.Engine, error) { return saga.NewEngine(nil, saga.Config{}) },
+		"saga: definition 1 is nil":                                          func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{}, nil) },
+		"saga: definition x version 1 is given twice":                        func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{}, d, d) },
+		"saga: Config.Concurrency is -1, want at least 1":                    func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Concurrency: -1}) },
+		"saga: Config.Writers is -1, want at least 1":                        func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Writers: -1}) },
+		`saga: Config.Node "a " begins or ends with a space`:                 func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Node: "a "}) },
+		"saga: Config.Node \"" + long + "\" has 101 bytes, want at most 100": func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Node: long}) },
+		"saga: Config.Lease is 10ms, want at least 1s":                       func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Lease: 10 * time.Millisecond}) },
+		"saga: Config.Poll is 1ms, want at least 10ms":                       func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Poll: time.Millisecond}) },
+		"saga: Config.Timeout is -1s, want more than 0":                      func() (*saga.Engine, error) { return saga.NewEngine(st, saga.Config{Timeout: -time.Second}) },
 		"saga: Config.Backoff is {Base:-1ns Max:30s Attempts:0}, want nothing negative and no Attempts": func() (*saga.Engine, error) {
 			return saga.NewEngine(st, saga.Config{Backoff: saga.Backoff{Base: -1}})
 		},

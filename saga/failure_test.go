@@ -6,6 +6,7 @@ package saga_test
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/saga"
 )
 
@@ -246,6 +248,36 @@ func TestDataThatDoesNotFitParksTheSaga(t *testing.T) {
 			t.Errorf("Data = nil, want an error")
 		}
 		w.noted()
+	})
+}
+
+// No database would take it, however often it is tried.
+func TestDataThatIsNotUTF8IsNeverStored(t *testing.T) {
+	type raw struct{ R json.RawMessage }
+	bad := json.RawMessage("\"\xff\"")
+	w := newWorld(t)
+	d := saga.Must(saga.New("x", 1, saga.Call("a", func(_ context.Context, _ saga.Attempt, d *raw) error {
+		d.R = bad
+		return nil
+	}, saga.NoUndo[raw]())))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		if err := saga.Start(w.Context(), w.engine, nil, d, "s", raw{bad}); err == nil || !strings.Contains(err.Error(), "not UTF-8") {
+			t.Errorf("Start = %v, want an error", err)
+		}
+		if _, err := w.engine.Deliver(w.Context(), nil, "s", "a", bad); err == nil || !strings.Contains(err.Error(), "not UTF-8") {
+			t.Errorf("Deliver = %v, want an error", err)
+		}
+		m := &messaging.Message{ID: "1", Header: messaging.Header{saga.HeaderKey: "s/a/do"}, Body: bad}
+		if err := w.engine.Replies().Handle(w.Context(), &messaging.Delivery{Message: m}); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+			t.Errorf("Replies = %v, want an error", err)
+		}
+		if err := saga.Start(w.Context(), w.engine, nil, d, "s", raw{}); err != nil {
+			t.Fatalf("Start = %v", err)
+		}
+		if in := w.end("s", saga.Running); !in.Parked || !strings.Contains(in.Stuck, "not UTF-8") {
+			t.Errorf("stuck = %q, want it parked over its data", in.Stuck)
+		}
 	})
 }
 

@@ -99,7 +99,7 @@ func migration[A, B any](rec Record, to *Definition[B], fn func(Instance, A) (st
 	if err != nil {
 		return Change{}, err
 	}
-	encoded, err := json.Marshal(data)
+	encoded, err := encode(data)
 	if err != nil {
 		return Change{}, &dataError{err}
 	}

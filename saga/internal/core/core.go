@@ -377,8 +377,9 @@ func (sh *Shape) done(s State, ev Event) State {
 	if ev.Yes {
 		s.Chosen = s.Chosen.With(s.Step)
 	}
-	if s.Step < sh.Pivot && s.Step < len(sh.Steps) {
-		// What follows has not begun, so that even a pivot behind this step is not too late.
+	if s.Step < sh.Pivot || s.Cancel != "" && sh.Abortable(s) {
+		// What follows has not begun, so that even a pivot behind this step is not too late. Nor
+		// is one that only waited, if the cancellation came before it was recorded.
 		if cause, why := abort(s, ev); cause != 0 {
 			return sh.back(s, last, cause, why)
 		}
