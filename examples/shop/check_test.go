@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 
 	of := func(order string) string { return ` WHERE order_id = '` + order + `'` }
 	at := func(order string) string { return ` WHERE key = '` + order + `'` }
+	const park = `INSERT INTO outbox_parked SELECT id, shard, 'parked', topic, message_key, message_type, happened, header, body, enqueued, 'refused', 1, 1, 1, `
 	for _, tt := range []struct {
 		name      string
 		invariant int
@@ -67,6 +69,11 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"an order ended twice", 1, harms{"order": `INSERT INTO eventsource_event (stream, version, bucket, event_id, event_type, happened, recorded, header, data)
 			SELECT stream, version + 100, bucket, event_id || '2', event_type, happened, recorded, header, data FROM eventsource_event WHERE event_type = 'order.confirmed.v1'`}},
 		{"a parcel is lost", 1, harms{"shipping": `DELETE FROM shipments`}},
+		{"a parcel for no order", 1, harms{"shipping": `INSERT INTO shipments VALUES ('other', 'nobody', 'packing', '', 1 << 60, 1)`}},
+		{"a parcel goes to somebody else", 1, harms{"shipping": `UPDATE shipments SET customer_id = 'nobody'` + of(confirmed)}},
+		{"an order was placed twice", 1, harms{"order": `UPDATE eventsource_event SET event_type = 'order.placed.v1' WHERE event_type = 'order.confirmed.v1' AND stream = 'order-` + refunded + `'`}},
+		{"a history has a hole", 1, harms{"order": `UPDATE eventsource_event SET version = version + 1 WHERE event_type = 'order.rejected.v1'`}},
+		{"a saga stands still", 1, harms{"order": `UPDATE saga_instance SET status = 1, step = 'settle-credit', stuck = 'refused' WHERE id = '` + confirmed + `'`}},
 		{"a charge too much", 2, harms{"provider": `UPDATE charges SET amount = amount + 1 WHERE status = 'captured'`}},
 		{"money kept for a rejected order", 2, harms{"payment": `UPDATE payments SET status = 'captured' WHERE status = 'declined'`}},
 		{"a charge for no order", 2, harms{"provider": `INSERT INTO charges SELECT 'other', reference, amount, currency, method, status, reason, updated_at FROM charges WHERE status = 'captured'`}},
@@ -83,10 +90,27 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"the money of an order that was never paid is held", 2, harms{"provider": `UPDATE charges SET status = 'authorised'` + at(voided)}},
 		{"a payment that was let go was another's", 2, harms{"payment": `UPDATE payments SET amount = amount + 1` + of(voided)}},
 		{"a payment that was let go never was", 2, harms{"provider": `DELETE FROM charges` + at(voided)}},
+		{"a charge in another currency", 2, harms{"provider": `UPDATE charges SET currency = 'USD'` + at(confirmed)}},
+		{"a payment in another currency", 2, harms{"payment": `UPDATE payments SET currency = 'USD'` + of(confirmed)}},
+		{"a charge was made otherwise than ordered", 2, harms{"provider": `UPDATE charges SET method = 'pm_slow'` + at(confirmed)}},
+		{"a payment was made otherwise than ordered", 2, harms{"payment": `UPDATE payments SET method = 'pm_slow'` + of(confirmed)}},
+		{"a charge says that it is for another order", 2, harms{"provider": `UPDATE charges SET reference = '` + refunded + `'` + at(confirmed)}},
+		{"another customer has paid", 2, harms{"payment": `UPDATE payments SET customer_id = 'nobody'` + of(confirmed)}},
+		{"an order has heard something else of its payment", 2, harms{"order": `UPDATE acknowledged_payments SET status = 'declined'` + of(confirmed)}},
+		{"an order has heard nothing of its payment", 2, harms{"order": `DELETE FROM acknowledged_payments` + of(confirmed)}},
 		{"pieces vanish", 3, harms{"inventory": `UPDATE stock SET available = available - 1 WHERE product_id = 'p-050'`}},
 		{"pieces stay reserved", 3, harms{"inventory": `UPDATE stock SET available = available - 1, reserved = 1 WHERE product_id = 'p-050'`}},
 		{"what was sold is on sale again", 3, harms{"inventory": `UPDATE reservations SET status = 'restocked' WHERE status = 'sold'`}},
 		{"the catalogue shows another stock", 3, harms{"catalog": `UPDATE availability SET available = available + 1 WHERE product_id = 'p-050'`}},
+		{"a piece too many was sold", 3, harms{
+			"inventory": `UPDATE stock SET available = available - 1, sold = sold + 1 WHERE product_id = 'p-030'`, "catalog": `UPDATE availability SET available = available - 1 WHERE product_id = 'p-030'`,
+			"reporting": `UPDATE products SET quantity = quantity + 1 WHERE product_id = 'p-030'`,
+		}},
+		{"more was reserved than ordered", 3, harms{"inventory": `UPDATE reservations SET quantity = quantity + 1` + of(refunded)}},
+		{"something else was reserved than ordered", 3, harms{"inventory": `UPDATE reservations SET product_id = 'p-050'` + of(refunded)}},
+		{"pieces were reserved for no order", 3, harms{"inventory": `INSERT INTO reservations VALUES ('other', 'p-050', 1, 'released')`}},
+		{"the catalogue shows what is not there", 3, harms{"catalog": `INSERT INTO availability VALUES ('p-999', 1, 1)`}},
+		{"a product has no stock any more", 3, harms{"inventory": `DELETE FROM stock WHERE product_id = 'p-050'`}},
 		{"credit beyond the limit", 4, harms{"customer": `UPDATE customers SET credit_limit = -1`}},
 		{"credit is settled for nothing", 4, harms{"customer": `UPDATE credit_reservations SET status = 'settled'`}},
 		{"credit is kept", 4, harms{"customer": `UPDATE customers SET credit_reserved = 1`}},
@@ -95,6 +119,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"the credit of a cancelled order was never settled", 4, harms{"customer": `UPDATE credit_reservations SET status = 'released'` + of(refunded)}},
 		{"the credit of an order that was never confirmed is settled", 4, harms{"customer": `UPDATE credit_reservations SET status = 'settled'` + of(voided)}},
 		{"credit is settled for no order", 4, harms{"customer": `UPDATE credit_reservations SET order_id = 'other'` + of(voided)}},
+		{"credit of nobody", 4, harms{"customer": `PRAGMA foreign_keys = OFF; DELETE FROM customers WHERE id = (SELECT customer_id FROM credit_reservations` + of(confirmed) + `)`}},
 		{"a mail too much", 5, harms{"notification": `INSERT INTO mails SELECT id || '2', event_id, customer_id, recipient, subject, body, written_at FROM mails`}},
 		{"a mail too few", 5, harms{"notification": `DELETE FROM mails WHERE subject LIKE '%confirmed%'`}},
 		{"a mail to nobody", 5, harms{"notification": `UPDATE mails SET customer_id = 'nobody'`}},
@@ -117,9 +142,16 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"pieces were counted twice", 7, harms{"reporting": `UPDATE products SET quantity = quantity * 2`}},
 		{"a sale was forgotten", 7, harms{"reporting": `DELETE FROM sold`}},
 		{"revenue is too much", 7, harms{"reporting": `UPDATE days SET revenue = revenue + 1`}},
+		{"revenue of one day is another's", 7, harms{"reporting": `INSERT INTO days SELECT build, '2001-01-01', 0, 0, 0, 0, 0, 1 FROM days; UPDATE days SET revenue = revenue - 1 WHERE day <> '2001-01-01'`}},
+		{"revenue of a product is too much", 7, harms{"reporting": `UPDATE products SET revenue = revenue + 1 WHERE product_id = 'p-030'`}},
 		{"an order was counted twice", 7, harms{"reporting": `UPDATE days SET placed = placed + 1`}},
 		{"the stream, read again, came to something else", 7, harms{"reporting": `INSERT INTO builds SELECT build + 1, 'different', applied, position, '1 rows of days', started_at, ended_at FROM builds WHERE status = 'serving'`}},
 		{"a dead letter without a reason", 8, harms{"catalog": `INSERT INTO dead_letters VALUES ('catalog', 'm', '{}', '', 1, 1)`}},
+		{"a dead letter for a blank reason", 8, harms{"catalog": `INSERT INTO dead_letters VALUES ('catalog', 'm', '{}', ' ', 1, 1)`}},
+		{"a message waits in an outbox", 8, harms{"payment": `INSERT INTO outbox_message (shard, message_id, topic, message_key, message_type, happened, header, body, enqueued)
+			SELECT shard, 'left', topic, message_key, message_type, happened, header, body, enqueued FROM outbox_archive LIMIT 1`}},
+		{"a message is parked", 8, harms{"payment": park + `0, '' FROM outbox_archive LIMIT 1`}},
+		{"a message was given up without a reason", 8, harms{"payment": park + `1, '' FROM outbox_archive LIMIT 1`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			invariants, err := check.Run(t.Context(), harmed(t, data, tt.harms), nil, 0, nil)
@@ -147,6 +179,21 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		}
 		if invariants[0].OK() {
 			t.Error("invariant 1 holds, want it violated")
+		}
+	})
+	t.Run("of many things the same are named each time", func(t *testing.T) { // who watches compares them
+		look := harmed(t, data, harms{"provider": `WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 40)
+			INSERT INTO charges SELECT 'other-' || n, reference, amount, currency, method, status, reason, updated_at FROM n, charges WHERE status = 'captured'`})
+		var before []check.Invariant
+		for range 5 {
+			all, err := check.Run(t.Context(), look, nil, 0, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if before != nil && !slices.Equal(all[1].Violations, before[1].Violations) {
+				t.Fatalf("first %v, then %v", before[1].Violations, all[1].Violations)
+			}
+			before = all
 		}
 	})
 	t.Run("no data is an error", func(t *testing.T) {

@@ -8,6 +8,7 @@ package check
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 	"github.com/dovetail-go/dovetail/outbox"
 	"github.com/dovetail-go/dovetail/outbox/outboxsql"
@@ -147,16 +149,28 @@ func (c *checker) close() {
 
 // order is an order as its own service knows it.
 type order struct {
-	id, customer, status string
-	total                int64
-	confirmed            bool // at some time
+	id, customer, status, method string
+	total                        int64
+	version                      int
+	confirmed                    bool // at some time
+	lines                        []kernel.OrderLine
 }
 
+// paid reports whether the order's money is the shop's.
+func (o order) paid() bool { return o.status == "confirmed" || o.status == "dispatched" }
+
 func (c *checker) check(ctx context.Context, accepted []string) ([]Invariant, error) {
-	orders, err := collect(ctx, c.db["order"], `SELECT id, customer_id, status, total,
-		EXISTS (SELECT 1 FROM eventsource_event WHERE stream = 'order-' || id AND event_type = 'order.confirmed.v1') FROM orders`, func(o *order) []any {
-		return []any{&o.id, &o.customer, &o.status, &o.total, &o.confirmed}
-	})
+	orders, err := platform.Collect(ctx, c.db["order"], func(row interface{ Scan(dest ...any) error }) (o order, err error) {
+		var lines string
+		if err := row.Scan(&o.id, &o.customer, &o.status, &o.method, &o.total, &o.version, &o.confirmed, &lines); err != nil {
+			return o, err
+		}
+		if err := json.Unmarshal([]byte(lines), &o.lines); err != nil {
+			return o, fmt.Errorf("lines of order %s: %w", o.id, err)
+		}
+		return o, nil
+	}, `SELECT id, customer_id, status, method, total, version,
+		EXISTS (SELECT 1 FROM eventsource_event WHERE stream = 'order-' || id AND event_type = 'order.confirmed.v1'), lines FROM orders`)
 	if err != nil {
 		return nil, err
 	}
@@ -190,166 +204,12 @@ func (c *checker) terminal(ctx context.Context, orders []order, accepted []strin
 			i.violated("order %s was accepted and does not exist", id)
 		}
 	}
-	if err := c.shipments(ctx, &i, orders); err != nil {
-		return i, err
-	}
-	// A history has one end: rejected, or dispatched or cancelled, either after confirmed.
-	ends, err := collect(ctx, c.db["order"], `SELECT stream, SUM(CASE WHEN event_type = 'order.confirmed.v1' THEN 1 ELSE 0 END),
-		SUM(CASE WHEN event_type = 'order.rejected.v1' THEN 1 ELSE 0 END), SUM(CASE WHEN event_type = 'order.cancelled.v1' THEN 1 ELSE 0 END),
-		SUM(CASE WHEN event_type = 'order.dispatched.v1' THEN 1 ELSE 0 END), COUNT(*) FROM eventsource_event GROUP BY stream`,
-		func(e *history) []any {
-			return []any{&e.order, &e.confirmed, &e.rejected, &e.cancelled, &e.dispatched, &e.events}
-		})
-	if err != nil {
-		return i, err
-	}
-	rows, err := collect(ctx, c.db["order"], `SELECT id, status, version FROM orders`, func(r *row) []any { return []any{&r.order, &r.status, &r.version} })
-	if err != nil {
-		return i, err
-	}
-	if len(rows) != len(ends) {
-		i.unsettled("there are %d orders and %d streams of events", len(rows), len(ends))
-	}
-	shown := map[string]row{}
-	for _, r := range rows {
-		shown[r.order] = r
-	}
-	for _, e := range ends {
-		e.order = strings.TrimPrefix(e.order, "order-")
-		if r := shown[e.order]; r.status != e.status() || r.version != e.events {
-			i.unsettled("order %s is shown as %q after %d events, it has %d that say %s", e.order, r.status, r.version, e.events, e.status())
-		}
-		if e.confirmed > 1 || e.rejected+e.cancelled+e.dispatched > 1 || e.rejected == 1 && e.confirmed > 0 || e.dispatched > e.confirmed {
-			i.violated("order %s has a contradictory history: confirmed %d, dispatched %d, rejected %d, cancelled %d times", e.order, e.confirmed, e.dispatched, e.rejected, e.cancelled)
+	for _, verify := range []func(context.Context, *Invariant, []order) error{c.shipments, c.histories, c.sagas} {
+		if err := verify(ctx, &i, orders); err != nil {
+			return i, err
 		}
 	}
 	i.Checked = fmt.Sprintf("%s (%s), %d promised", things(len(orders), "order"), counts(states), len(accepted))
-	return i, nil
-}
-
-type history struct {
-	order                          string
-	confirmed, rejected, cancelled int
-	dispatched, events             int
-}
-
-// status is what the events add up to.
-func (h history) status() string {
-	switch {
-	case h.rejected > 0:
-		return "rejected"
-	case h.cancelled > 0:
-		return "cancelled"
-	case h.dispatched > 0:
-		return "dispatched"
-	case h.confirmed > 0:
-		return "confirmed"
-	}
-	return "pending"
-}
-
-// row is an order as people see it.
-type row struct {
-	order, status string
-	version       int
-}
-
-// shipments compares orders with their parcels. A confirmed order is at rest as long as its parcel
-// is being packed.
-func (c *checker) shipments(ctx context.Context, i *Invariant, orders []order) error {
-	type shipment struct {
-		order, status string
-		due           int64
-	}
-	rows, err := collect(ctx, c.db["shipping"], `SELECT order_id, status, due_at FROM shipments`, func(s *shipment) []any {
-		return []any{&s.order, &s.status, &s.due}
-	})
-	if err != nil {
-		return err
-	}
-	parcels := map[string]shipment{}
-	for _, s := range rows {
-		parcels[s.order] = s
-	}
-	now := time.Now().UnixMicro()
-	for _, o := range orders {
-		p := parcels[o.id]
-		ok := false
-		switch o.status {
-		case "confirmed":
-			ok = p.status == "packing" && p.due > now
-		case "dispatched":
-			ok = p.status == "dispatched"
-		case "cancelled":
-			ok = p.status == "" || p.status == "stopped"
-		default: // pending, rejected
-			ok = p.status == ""
-		}
-		switch {
-		case ok:
-		case o.status == "rejected", o.status == "dispatched": // nothing can come between
-			i.violated("order %s is %s, its parcel is %q", o.id, o.status, p.status)
-		default:
-			i.unsettled("order %s is %s, its parcel is %q", o.id, o.status, p.status)
-		}
-	}
-	return nil
-}
-
-type stock struct {
-	product                            string
-	initial, available, reserved, sold int64
-}
-
-func (c *checker) stock(ctx context.Context, orders []order) (Invariant, error) {
-	i := Invariant{Number: 3, Name: "stock: initial = available + reserved + sold, never negative, sold as ordered"}
-	rows, err := collect(ctx, c.db["inventory"], `SELECT product_id, initial, available, reserved, sold FROM stock`, func(s *stock) []any {
-		return []any{&s.product, &s.initial, &s.available, &s.reserved, &s.sold}
-	})
-	if err != nil {
-		return i, err
-	}
-	var sold int64
-	for _, s := range rows {
-		sold += s.sold
-		if s.initial != s.available+s.reserved+s.sold || s.available < 0 || s.reserved < 0 || s.sold < 0 {
-			i.violated("product %s: initial %d, available %d, reserved %d, sold %d", s.product, s.initial, s.available, s.reserved, s.sold)
-		}
-		if s.reserved != 0 {
-			i.unsettled("product %s: %d pieces are still reserved", s.product, s.reserved)
-		}
-	}
-	reservations, err := collect(ctx, c.db["inventory"], `SELECT order_id, status FROM reservations GROUP BY order_id, status`, scanState)
-	if err != nil {
-		return i, err
-	}
-	want := map[string][]string{"confirmed": {"sold"}, "dispatched": {"sold"}, "rejected": {"", "released"}, "cancelled": {"", "released", "restocked"}}
-	states := map[string]string{}
-	for _, r := range reservations {
-		if states[r.order] != "" {
-			i.violated("order %s: its pieces are both %s and %s", r.order, states[r.order], r.status)
-		}
-		states[r.order] = r.status
-	}
-	for _, o := range orders {
-		if o.status != "pending" && !slices.Contains(want[o.status], states[o.id]) {
-			i.unsettled("order %s is %s, its pieces are %q", o.id, o.status, states[o.id])
-		}
-	}
-	listed, err := collect(ctx, c.db["catalog"], `SELECT product_id, available FROM availability`, func(s *stock) []any { return []any{&s.product, &s.available} })
-	if err != nil {
-		return i, err
-	}
-	shown := map[string]int64{}
-	for _, s := range listed {
-		shown[s.product] = s.available
-	}
-	for _, s := range rows {
-		if shown[s.product] != s.available {
-			i.unsettled("product %s: %d available, the catalogue shows %d", s.product, s.available, shown[s.product])
-		}
-	}
-	i.Checked = fmt.Sprintf("%s, %s sold", things(len(rows), "product"), things(sold, "piece"))
 	return i, nil
 }
 
@@ -396,11 +256,6 @@ func (c *checker) mails(ctx context.Context, _ []order) (Invariant, error) {
 	return i, nil
 }
 
-// state is what one service says of an order.
-type state struct{ order, status string }
-
-func scanState(s *state) []any { return []any{&s.order, &s.status} }
-
 func (c *checker) perCustomer(ctx context.Context, service, query string) (map[string]int64, error) {
 	type count struct {
 		customer string
@@ -430,11 +285,11 @@ func (c *checker) messages(ctx context.Context, _ []order) (Invariant, error) {
 		if err != nil {
 			return i, err
 		}
-		if stats.Parked != 0 {
-			i.violated("%s has %d parked messages in its outbox", name, stats.Parked)
-		}
 		if stats.Depth != 0 {
-			i.unsettled("%s has %d messages in its outbox", name, stats.Depth)
+			i.unsettled("%s has %s in its outbox", name, things(stats.Depth, "message"))
+		}
+		if err := c.parked(ctx, &i, name); err != nil {
+			return i, err
 		}
 		letters, err := collect(ctx, c.db[name], `SELECT consumer, message_id, reason FROM dead_letters`, func(d *deadLetter) []any {
 			return []any{&d.consumer, &d.message, &d.reason}
@@ -444,13 +299,36 @@ func (c *checker) messages(ctx context.Context, _ []order) (Invariant, error) {
 		}
 		dead += len(letters)
 		for _, d := range letters {
-			if d.reason == "" {
+			if strings.TrimSpace(d.reason) == "" {
 				i.violated("%s: message %s is a dead letter of %s without a reason", name, d.message, d.consumer)
 			}
 		}
 	}
 	i.Checked = fmt.Sprintf("%d outboxes, %s", len(speakers), things(dead, "dead letter"))
 	return i, nil
+}
+
+// parked looks for what a service could not publish: nobody has decided about it, or has given it up and not said why.
+func (c *checker) parked(ctx context.Context, i *Invariant, service string) error {
+	type message struct {
+		id, topic, key, reason, because string
+		discarded                       bool
+	}
+	rows, err := collect(ctx, c.db[service], `SELECT message_id, topic, message_key, reason, discard_reason, discarded > 0 FROM outbox_parked
+		WHERE discarded = 0 OR TRIM(discard_reason) = '' ORDER BY id`, func(m *message) []any {
+		return []any{&m.id, &m.topic, &m.key, &m.reason, &m.because, &m.discarded}
+	})
+	if err != nil {
+		return err
+	}
+	for _, m := range rows {
+		if m.discarded {
+			i.violated("%s has given up %s %s of %s without a reason", service, m.topic, m.id, m.key)
+		} else {
+			i.violated("%s has %s %s of %s parked in its outbox: %s", service, m.topic, m.id, m.key, m.reason)
+		}
+	}
+	return nil
 }
 
 // speakers are the services with an outbox: all but the provider, which is somebody else's.

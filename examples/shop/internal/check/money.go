@@ -7,15 +7,23 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 )
 
 // payment is the payment of an order, as payment or its provider knows it.
 type payment struct {
-	order, status string
-	amount        int64
+	order, status, currency, method string
+	amount                          int64
+	// of is whose it is: for payment the customer, for the provider the order, by the reference that it was given.
+	of string
 }
 
-func scanPayment(p *payment) []any { return []any{&p.order, &p.status, &p.amount} }
+func scanPayment(p *payment) []any {
+	return []any{&p.order, &p.status, &p.amount, &p.currency, &p.method, &p.of}
+}
 
 func (p payment) String() string {
 	if p.status == "" {
@@ -24,27 +32,45 @@ func (p payment) String() string {
 	return fmt.Sprintf("%s %d", p.status, p.amount)
 }
 
+// never reports whether a charge never came: the provider has closed the door before it, and knows nothing of it.
+func (p payment) never() bool { return p.status == "voided" && p.amount == 0 }
+
 // money compares each order with its payment and with the charge at the provider, and then the sums of the three.
 func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) {
 	i := Invariant{Number: 2, Name: "captured money is that of the confirmed orders, refunded or voided that of the rest; payment and provider agree, charge by charge"}
-	payments, err := c.byOrder(ctx, "payment", `SELECT order_id, status, amount FROM payments`)
+	payments, err := c.byOrder(ctx, "payment", `SELECT order_id, status, amount, currency, method, customer_id FROM payments`)
 	if err != nil {
 		return i, err
 	}
-	charges, err := c.byOrder(ctx, "provider", `SELECT key, status, amount FROM charges`)
+	charges, err := c.byOrder(ctx, "provider", `SELECT key, status, amount, currency, method, reference FROM charges`)
 	if err != nil {
 		return i, err
 	}
-	var captured, refunded sums
+	type news struct {
+		order, status string
+	}
+	rows, err := collect(ctx, c.db["order"], `SELECT order_id, status FROM acknowledged_payments`, func(n *news) []any { return []any{&n.order, &n.status} })
+	if err != nil {
+		return i, err
+	}
+	heard := make(map[string]string, len(rows))
+	for _, n := range rows {
+		heard[n.order] = n.status
+	}
+	captured, refunded := sums{what: "captured"}, sums{what: "refunded"}
 	known := make(map[string]bool, len(orders))
 	for _, o := range orders {
 		known[o.id] = true
 		ours, theirs := payments[o.id], charges[o.id]
+		i.another(o, ours, theirs)
+		if heard[o.id] != ours.status {
+			i.unsettled("order %s has heard that its payment is %q; payment: %s", o.id, heard[o.id], ours)
+		}
 		want := ""
 		switch {
 		case o.status == "pending":
 			continue
-		case o.status == "confirmed", o.status == "dispatched":
+		case o.paid():
 			want = "captured"
 			captured.orders += o.total
 		case o.confirmed: // and cancelled
@@ -55,23 +81,25 @@ func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) 
 			i.unsettled("order %s over %d is %s; payment: %s, provider: %s, want the money %s", o.id, o.total, o.status, ours, theirs, cmp.Or(want, "let go"))
 		}
 	}
-	for id, p := range payments {
+	for _, id := range slices.Sorted(maps.Keys(payments)) {
+		p := payments[id]
 		captured.payments += p.in("captured")
 		refunded.payments += p.in("refunded")
 		if !known[id] {
 			i.unsettled("there is a payment of order %s, which does not exist: %s", id, p)
 		}
 	}
-	for id, p := range charges {
+	for _, id := range slices.Sorted(maps.Keys(charges)) {
+		p := charges[id]
 		captured.charges += p.in("captured")
 		refunded.charges += p.in("refunded")
 		if !known[id] {
 			i.unsettled("the provider has a charge for order %s, which does not exist: %s", id, p)
 		}
 	}
-	for what, s := range map[string]sums{"captured": captured, "refunded": refunded} {
+	for _, s := range []sums{captured, refunded} {
 		if s.payments != s.orders || s.charges != s.orders {
-			i.unsettled("%s: orders are worth %d, payment has %d, the provider %d", what, s.orders, s.payments, s.charges)
+			i.unsettled("%s: orders are worth %d, payment has %d, the provider %d", s.what, s.orders, s.payments, s.charges)
 		}
 	}
 	i.Checked = fmt.Sprintf("%s, %s, %d captured, %d refunded", things(len(payments), "payment"), things(len(charges), "charge"), captured.payments, refunded.payments)
@@ -79,7 +107,29 @@ func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) 
 }
 
 // sums are what three sides say of the same money.
-type sums struct{ orders, payments, charges int64 }
+type sums struct {
+	what                      string
+	orders, payments, charges int64
+}
+
+// another notes what a payment and its charge say of an order that is not so. None of it ever changes.
+func (i *Invariant) another(o order, ours, theirs payment) {
+	differ := func(who, what, got, want string) {
+		if got != want {
+			i.violated("order %s: %s has the %s %q, want %q", o.id, who, what, got, want)
+		}
+	}
+	if ours.status != "" {
+		differ("payment", "customer", ours.of, o.customer)
+		differ("payment", "currency", ours.currency, kernel.Currency)
+		differ("payment", "method", ours.method, o.method)
+	}
+	if theirs.status != "" && !theirs.never() {
+		differ("the provider", "reference", theirs.of, o.id)
+		differ("the provider", "currency", theirs.currency, kernel.Currency)
+		differ("the provider", "method", theirs.method, o.method)
+	}
+}
 
 // in is the amount of a payment in that state.
 func (p payment) in(status string) int64 {
@@ -99,8 +149,8 @@ func settled(o order, want string, ours, theirs payment) bool {
 		return theirs.status == "" // payment asks nobody before it has written that down
 	case ours.amount != o.total:
 		return false
-	case theirs.status == "voided" && theirs.amount == 0:
-		return ours.status == "voided" // before it came: the provider has closed the door
+	case theirs.never():
+		return ours.status == "voided"
 	case theirs.amount != o.total:
 		return false
 	case ours.status == "voided":
@@ -131,7 +181,9 @@ func (c *checker) credit(ctx context.Context, orders []order) (Invariant, error)
 	if err != nil {
 		return i, err
 	}
+	customers := make(map[string]bool, len(accounts))
 	for _, a := range accounts {
+		customers[a.customer] = true
 		if a.reserved != a.reservations || a.reserved > a.limit || a.reserved < 0 {
 			i.violated("customer %s: limit %d, reserved %d, reservations %d", a.customer, a.limit, a.reserved, a.reservations)
 		}
@@ -166,6 +218,9 @@ func (c *checker) credit(ctx context.Context, orders []order) (Invariant, error)
 		}
 	}
 	for _, r := range rows {
+		if !customers[r.customer] {
+			i.unsettled("credit over %d is %s for order %s, its customer %s does not exist", r.amount, r.status, r.order, r.customer)
+		}
 		if !known[r.order] {
 			i.unsettled("credit of customer %s is %s for order %s, which does not exist", r.customer, r.status, r.order)
 		}

@@ -6,6 +6,8 @@ package check
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -14,29 +16,20 @@ import (
 // the order service's own books, which nobody has told reporting.
 func (c *checker) reporting(ctx context.Context, orders []order) (Invariant, error) {
 	i := Invariant{Number: 7, Name: "reporting, rebuilt from zero, equals what it had, and has counted what happened, each event once"}
-	type figures struct{ placed, confirmed, dispatched, rejected, cancelled, revenue int64 }
-	scan := func(f *figures) []any {
-		return []any{&f.placed, &f.confirmed, &f.dispatched, &f.rejected, &f.cancelled, &f.revenue}
-	}
-	got, err := collect(ctx, c.db["reporting"], `SELECT COALESCE(SUM(placed), 0), COALESCE(SUM(confirmed), 0), COALESCE(SUM(dispatched), 0),
-		COALESCE(SUM(rejected), 0), COALESCE(SUM(cancelled), 0), COALESCE(SUM(revenue), 0)
-		FROM days WHERE build = (SELECT MAX(build) FROM builds WHERE status = 'serving')`, scan)
+	got, want, err := c.days(ctx)
 	if err != nil {
 		return i, err
 	}
-	want, err := collect(ctx, c.db["order"], `SELECT COALESCE(SUM(CASE WHEN event_type = 'order.placed.v1' THEN 1 ELSE 0 END), 0), COALESCE(SUM(CASE WHEN event_type = 'order.confirmed.v1' THEN 1 ELSE 0 END), 0),
-		COALESCE(SUM(CASE WHEN event_type = 'order.dispatched.v1' THEN 1 ELSE 0 END), 0), COALESCE(SUM(CASE WHEN event_type = 'order.rejected.v1' THEN 1 ELSE 0 END), 0),
-		COALESCE(SUM(CASE WHEN event_type = 'order.cancelled.v1' THEN 1 ELSE 0 END), 0), 0 FROM eventsource_event`, scan)
-	if err != nil {
-		return i, err
-	}
-	for _, o := range orders {
-		if o.status == "confirmed" || o.status == "dispatched" {
-			want[0].revenue += o.total
+	var placed, revenue int64
+	for _, day := range slices.Sorted(maps.Keys(got)) {
+		placed, revenue = placed+got[day].placed, revenue+got[day].revenue
+		if got[day] != want[day] {
+			i.unsettled("reporting counts %+v on %s, order has %+v", got[day], day, want[day])
 		}
+		delete(want, day)
 	}
-	if got[0] != want[0] {
-		i.unsettled("reporting counts %+v, order has %+v", got[0], want[0])
+	for _, day := range slices.Sorted(maps.Keys(want)) {
+		i.unsettled("reporting counts nothing on %s, order has %+v", day, want[day])
 	}
 	if err := c.sales(ctx, &i, orders); err != nil {
 		return i, err
@@ -45,9 +38,54 @@ func (c *checker) reporting(ctx context.Context, orders []order) (Invariant, err
 	if err != nil {
 		return i, err
 	}
-	i.Checked = fmt.Sprintf("%s placed, %d in revenue, read %s", things(got[0].placed, "order"), got[0].revenue, things(builds, "time"))
+	i.Checked = fmt.Sprintf("%s placed, %d in revenue, read %s", things(placed, "order"), revenue, things(builds, "time"))
 	return i, nil
 }
+
+// figures are those of one day.
+type figures struct{ placed, confirmed, dispatched, rejected, cancelled, revenue int64 }
+
+// days returns what reporting counts of each day, and what order has.
+func (c *checker) days(ctx context.Context) (got, want map[string]figures, err error) {
+	type row struct {
+		day string
+		figures
+	}
+	fields := func(r *row) []any {
+		return []any{&r.day, &r.placed, &r.confirmed, &r.dispatched, &r.rejected, &r.cancelled, &r.revenue}
+	}
+	rows, err := collect(ctx, c.db["reporting"], `SELECT day, placed, confirmed, dispatched, rejected, cancelled, revenue FROM days`+ofServing, fields)
+	if err != nil {
+		return nil, nil, err
+	}
+	got = map[string]figures{}
+	for _, r := range rows {
+		got[r.day] = r.figures
+	}
+	// What was confirmed is sold, and no more once it is cancelled.
+	rows, err = collect(ctx, c.db["order"], `SELECT CAST(e.happened / 86400000000000 AS TEXT), SUM(CASE WHEN e.event_type = 'order.placed.v1' THEN 1 ELSE 0 END),
+		SUM(CASE WHEN e.event_type = 'order.confirmed.v1' THEN 1 ELSE 0 END), SUM(CASE WHEN e.event_type = 'order.dispatched.v1' THEN 1 ELSE 0 END),
+		SUM(CASE WHEN e.event_type = 'order.rejected.v1' THEN 1 ELSE 0 END), SUM(CASE WHEN e.event_type = 'order.cancelled.v1' THEN 1 ELSE 0 END),
+		COALESCE(SUM(CASE WHEN e.event_type = 'order.confirmed.v1' THEN o.total WHEN e.event_type = 'order.cancelled.v1' AND sold.stream IS NOT NULL THEN -o.total ELSE 0 END), 0)
+		FROM eventsource_event e LEFT JOIN orders o ON e.stream = 'order-' || o.id
+		LEFT JOIN eventsource_event sold ON sold.stream = e.stream AND sold.event_type = 'order.confirmed.v1' AND e.event_type = 'order.cancelled.v1'
+		GROUP BY e.happened / 86400000000000`, fields)
+	if err != nil {
+		return nil, nil, err
+	}
+	want = map[string]figures{}
+	for _, r := range rows {
+		days, err := strconv.ParseInt(r.day, 10, 64)
+		if err != nil {
+			return nil, nil, err
+		}
+		want[time.Unix(days*86400, 0).UTC().Format(time.DateOnly)] = r.figures
+	}
+	return got, want, nil
+}
+
+// ofServing selects the figures that serve.
+const ofServing = ` WHERE build = (SELECT MAX(build) FROM builds WHERE status = 'serving')`
 
 // rebuilds looks at the times that the stream was read from its beginning, and returns how many they are. One that came
 // to other figures than those that serve is a violation until a later one has come to the same.
@@ -79,27 +117,26 @@ func (c *checker) rebuilds(ctx context.Context, i *Invariant) (builds int, err e
 	return len(rows), nil
 }
 
-// sales compares what reporting has counted by day, by product and by order with what order and inventory have.
+// sales compares what reporting has counted by product and by order with what order and inventory have.
 func (c *checker) sales(ctx context.Context, i *Invariant, orders []order) error {
-	const serving = ` WHERE build = (SELECT MAX(build) FROM builds WHERE status = 'serving')`
 	type figure struct {
 		of    string
 		count int64
 	}
 	scan := func(f *figure) []any { return []any{&f.of, &f.count} }
 	compare := func(what string, got, want map[string]int64) {
-		for of := range want {
+		for _, of := range slices.Sorted(maps.Keys(want)) {
 			if got[of] != want[of] {
 				i.unsettled("reporting counts %d %s of %s, want %d", got[of], what, of, want[of])
 			}
 		}
-		for of, n := range got {
-			if _, ok := want[of]; !ok && n != 0 {
-				i.unsettled("reporting counts %d %s of %s, want none", n, what, of)
+		for _, of := range slices.Sorted(maps.Keys(got)) {
+			if _, ok := want[of]; !ok && got[of] != 0 {
+				i.unsettled("reporting counts %d %s of %s, want none", got[of], what, of)
 			}
 		}
 	}
-	figures := func(service, query string) (map[string]int64, error) {
+	read := func(service, query string) (map[string]int64, error) {
 		rows, err := collect(ctx, c.db[service], query, scan)
 		out := map[string]int64{}
 		for _, r := range rows {
@@ -108,38 +145,35 @@ func (c *checker) sales(ctx context.Context, i *Invariant, orders []order) error
 		return out, err
 	}
 
-	got, err := figures("reporting", `SELECT day, placed + confirmed + dispatched + rejected + cancelled FROM days`+serving)
+	got, err := read("reporting", `SELECT product_id, quantity FROM products`+ofServing)
 	if err != nil {
 		return err
 	}
-	numbers, err := figures("order", `SELECT CAST(happened / 86400000000000 AS TEXT), COUNT(*) FROM eventsource_event GROUP BY happened / 86400000000000`)
+	want, err := read("inventory", `SELECT product_id, sold FROM stock WHERE sold <> 0`)
 	if err != nil {
-		return err
-	}
-	want := map[string]int64{}
-	for number, n := range numbers {
-		days, err := strconv.ParseInt(number, 10, 64)
-		if err != nil {
-			return err
-		}
-		want[time.Unix(days*86400, 0).UTC().Format(time.DateOnly)] = n
-	}
-	compare("events", got, want)
-
-	if got, err = figures("reporting", `SELECT product_id, quantity FROM products`+serving); err != nil {
-		return err
-	}
-	if want, err = figures("inventory", `SELECT product_id, sold FROM stock WHERE sold <> 0`); err != nil {
 		return err
 	}
 	compare("sold pieces", got, want)
 
-	if got, err = figures("reporting", `SELECT order_id, 1 FROM sold`+serving); err != nil {
+	if got, err = read("reporting", `SELECT product_id, revenue FROM products`+ofServing); err != nil {
 		return err
 	}
 	want = map[string]int64{}
 	for _, o := range orders {
-		if o.status == "confirmed" || o.status == "dispatched" {
+		if o.paid() {
+			for _, l := range o.lines {
+				want[l.ProductID] += l.Quantity * int64(l.Price)
+			}
+		}
+	}
+	compare("in revenue", got, want)
+
+	if got, err = read("reporting", `SELECT order_id, 1 FROM sold`+ofServing); err != nil {
+		return err
+	}
+	want = map[string]int64{}
+	for _, o := range orders {
+		if o.paid() {
 			want[o.id] = 1
 		}
 	}
