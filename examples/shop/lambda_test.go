@@ -322,7 +322,7 @@ func TestLambdaServices(t *testing.T) {
 		"shipping":     {{"GET", "/shipments/none", "", 404, "application/problem+json"}},
 		"notification": {{"GET", "/mails", "", 200, `"items"`}},
 		"reporting":    {{"GET", "/ops/reporting", "", 200, `"serving"`}},
-		"provider":     {{"GET", "/v1/charges/none", "", 404, "application/problem+json"}},
+		"provider":     {{"GET", "/v1/charges/none", "", 401, "application/problem+json"}},
 	}
 	for _, service := range assembly.Backends {
 		t.Run(service, func(t *testing.T) {

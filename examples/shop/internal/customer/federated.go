@@ -8,9 +8,7 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/subtle"
 	"database/sql"
 	"encoding/base64"
@@ -51,7 +49,7 @@ func newOtherIssuer(env platform.Env, publicURL string) (*otherIssuer, error) {
 		return nil, nil
 	}
 	// All instances have the service token, so each can open what another has sealed.
-	key, err := hkdf.Key(sha256.New, []byte(env.Caller.Token), nil, "shop sign-in cookie", 32)
+	key, err := env.Caller.KeyFor("shop sign-in cookie")
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +158,6 @@ func (s *Service) beginSignIn(w http.ResponseWriter, r *http.Request) error {
 	if err := s.other.seal(w, a); err != nil {
 		return err
 	}
-	w.Header().Set("Cache-Control", "no-store")
 	to := s.other.client(endpoints).AuthCodeURL(a.State, oauth2.S256ChallengeOption(a.Verifier), oauth2.SetAuthURLParam("nonce", a.Nonce))
 	return platform.WriteJSON(w, http.StatusOK, map[string]string{"url": to})
 }
@@ -219,7 +216,6 @@ func (s *Service) endSignIn(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	s.other.setCookie(w, "", -1)
-	w.Header().Set("Cache-Control", "no-store")
 	session := map[string]string{"token": token, "expires_at": expires.Format(time.RFC3339)}
 	if endpoints.SignOut != "" {
 		session["sign_out_url"] = s.other.signOut(endpoints.SignOut)

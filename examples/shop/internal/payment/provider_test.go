@@ -7,6 +7,7 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -128,3 +129,27 @@ func TestNothingThatMovesMoneyIsHedged(t *testing.T) {
 		})
 	})
 }
+
+// TestProviderIsAStranger looks at what the provider is told of who asks.
+func TestProviderIsAStranger(t *testing.T) {
+	var told []string
+	p := &Provider{URL: "http://provider", Caller: &platform.Caller{Token: "the-service-token", Client: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		told = append(told, r.Header.Get("Authorization"))
+		w := httptest.NewRecorder()
+		_ = platform.WriteJSON(w, http.StatusOK, struct{}{})
+		return w.Result(), nil
+	})}}}
+	if _, err := p.Authorise(t.Context(), payment{OrderID: "o"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Capture(t.Context(), "o"); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != 2 || len(told[0]) < 40 || told[0] != told[1] || strings.Contains(told[0], "the-service-token") {
+		t.Errorf("the provider is told %q, want a key of its own each time", told)
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

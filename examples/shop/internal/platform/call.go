@@ -6,6 +6,8 @@ package platform
 import (
 	"bytes"
 	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +35,15 @@ type Caller struct {
 	// Token is the shared service token.
 	Token string
 }
+
+// KeyFor is a secret made of the service token for one purpose, such as what a stranger knows the shop by: it
+// tells nobody the token.
+func (c *Caller) KeyFor(purpose string) ([]byte, error) {
+	return hkdf.Key(sha256.New, []byte(c.Token), nil, purpose, 32)
+}
+
+// ProviderKey is the purpose of the key by which the payment provider knows the shop.
+const ProviderKey = "shop payment provider"
 
 // Known are the instances of the services that were called so far, by service.
 func (c *Caller) Known() map[string][]balance.InstanceView {

@@ -16,7 +16,9 @@ package provider
 
 import (
 	"context"
+	"crypto/subtle"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"strings"
@@ -28,6 +30,8 @@ import (
 // Service is the provider.
 type Service struct {
 	env platform.Env
+	// bearer is what a merchant shows. There is one: the shop.
+	bearer string
 }
 
 // A charge is booked under the key that the caller chose, so that a repeated request
@@ -53,7 +57,11 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err := platform.CreateTables(ctx, env.DB, schema); err != nil {
 		return nil, err
 	}
-	return &Service{env: env}, nil
+	key, err := env.Caller.KeyFor(platform.ProviderKey)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{env: env, bearer: "Bearer " + hex.EncodeToString(key)}, nil
 }
 
 // Consumers implements [platform.Service]: the provider is no part of the shop.
@@ -75,7 +83,7 @@ func (s *Service) Handler() http.Handler {
 		"POST /v1/charges/{key}/void":    s.void,
 		"POST /v1/charges/{key}/refund":  s.move("refunded", "captured"),
 	} {
-		mux.Handle(pattern, s.moody(platform.Handle(fn)))
+		mux.Handle(pattern, s.moody(s.merchants(platform.Handle(fn))))
 	}
 	return mux
 }
@@ -91,6 +99,17 @@ func (s *Service) moody(next http.Handler) http.Handler {
 			return // nobody waits any more
 		}
 		next.ServeHTTP(w, r)
+	})
+}
+
+// merchants lets those in who have a key.
+func (s *Service) merchants(next http.Handler) http.Handler {
+	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
+		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), []byte(s.bearer)) != 1 {
+			return &platform.Error{Status: http.StatusUnauthorized, Code: "no-merchant", Detail: "want a merchant's key"}
+		}
+		next.ServeHTTP(w, r)
+		return nil
 	})
 }
 
