@@ -100,6 +100,7 @@ func (c *catalogue) answer(w http.ResponseWriter, r *http.Request, key string) e
 	case err != nil:
 		return unavailable(err)
 	}
+	w.Header().Set("Cache-Control", "no-cache") // it is everybody's, but this cache alone hears of changes
 	w.Header().Set("Age", strconv.Itoa(int(got.Age.Seconds())))
 	w.Header().Set("Cache-Status", map[cache.Source]string{
 		cache.Local: "shop; hit", cache.Remote: "shop; hit; detail=shared", cache.Origin: "shop; fwd=miss", cache.Expired: "shop; hit; detail=stale",

@@ -34,7 +34,10 @@ func (s *Service) orderPage() http.Handler {
 	if err != nil {
 		panic(err) // the parts are part of this program
 	}
-	return h
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		h.ServeHTTP(w, r)
+	})
 }
 
 // ask gets one part in the name of the person who asks, within its budget.

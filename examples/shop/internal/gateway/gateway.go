@@ -37,11 +37,11 @@ var openAPI []byte
 type Service struct {
 	env      platform.Env
 	services []string
-	// quota is per customer, entries per address for who has still to show who they are, guard per address and for
-	// the gateway as a whole.
+	// quota is per customer, entries per address for who has still to show who they are, limit per address for all, and shed
+	// for the gateway as a whole.
 	quota, entries platform.Quota
 	shown          []prometheus.Collector // of the guards
-	guard          func(http.Handler) http.Handler
+	limit, shed    func(http.Handler) http.Handler
 	// catalogue answers from memory.
 	catalogue *catalogue
 	// invariants are nil where nobody controls the whole shop.
@@ -79,14 +79,20 @@ func New(env platform.Env, services, groups []string) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	guard, err := resiliencehttp.NewMiddleware(resiliencehttp.MiddlewareConfig{
+	guarded := func(w http.ResponseWriter, _ *http.Request, refusal resiliencehttp.Refusal) {
+		platform.WriteProblem(w, tooMuch(refusal.Status, refusal.RetryAfter))
+	}
+	limit, err := resiliencehttp.NewMiddleware(resiliencehttp.MiddlewareConfig{
 		RateLimit: func(r *http.Request) ratelimit.Result { return addresses.Allow(r.Context(), address(r)) },
-		Shed:      &resilience.Policy{Adaptive: adaptive},
-		Exempt:    exempt,
-		Refuse: func(w http.ResponseWriter, _ *http.Request, refusal resiliencehttp.Refusal) {
-			platform.WriteProblem(w, tooMuch(refusal.Status, refusal.RetryAfter))
+		Exempt: func(r *http.Request) bool {
+			return !strings.HasPrefix(r.URL.Path, "/api/") && !strings.HasPrefix(r.URL.Path, "/ops/api/")
 		},
+		Refuse: guarded,
 	})
+	if err != nil {
+		return nil, err
+	}
+	shed, err := resiliencehttp.NewMiddleware(resiliencehttp.MiddlewareConfig{Shed: &resilience.Policy{Adaptive: adaptive}, Exempt: exempt, Refuse: guarded})
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +102,7 @@ func New(env platform.Env, services, groups []string) (*Service, error) {
 		return nil, err
 	}
 	exchange, err := newExchange()
-	s := &Service{env: env, services: services, quota: quota, entries: entries, exchange: exchange, shown: shown, guard: guard, catalogue: products, console: newConsole(env, services, groups)}
+	s := &Service{env: env, services: services, quota: quota, entries: entries, exchange: exchange, shown: shown, limit: limit, shed: shed, catalogue: products, console: newConsole(env, services, groups)}
 	if env.Control != nil {
 		s.invariants = newInvariants(env.Control)
 	}
@@ -108,14 +114,6 @@ func New(env platform.Env, services, groups []string) (*Service, error) {
 func exempt(r *http.Request) bool {
 	watching := strings.HasPrefix(r.URL.Path, "/api/orders/") && strings.HasSuffix(r.URL.Path, "/events")
 	return watching || !strings.HasPrefix(r.URL.Path, "/api/")
-}
-
-// address is where a request comes from. Nothing stands before the gateway, so nobody else is believed.
-func address(r *http.Request) string {
-	if ip := gateway.ClientIP(r, nil); ip.IsValid() {
-		return ip.String()
-	}
-	return r.RemoteAddr
 }
 
 func tooMuch(status int, after time.Duration) *platform.Error {
@@ -179,7 +177,7 @@ func (s *Service) Handler() http.Handler {
 	for _, r := range s.routes() {
 		mux.Handle(r.pattern, platform.Routed(r.who(r.to)))
 	}
-	return s.identified(s.guard(sameOrigin().Handler(gateway.StrictPath(legible(http.MaxBytesHandler(otelkit.Routes(mux), platform.MaxBody))))))
+	return s.identified(s.limit(sameOrigin().Handler(gateway.StrictPath(legible(received(s.shed(otelkit.Routes(mux))))))))
 }
 
 // sameOrigin refuses changes that another site has a browser ask for. None of them would work: sessions are no
@@ -209,7 +207,7 @@ func (s *Service) routes() []route {
 	customer, admin, operator := roles(platform.RoleCustomer), roles(platform.RoleAdmin), roles(platform.RoleOperator)
 	person := roles(platform.RoleCustomer, platform.RoleAdmin, platform.RoleOperator)
 
-	return []route{
+	all := []route{
 		{"POST /api/customers", s.entering, s.proxy("customer", "/api")},
 		{"POST /api/sessions", s.entering, s.proxy("customer", "/api")},
 		{"GET /api/sign-in", anyone, s.proxy("customer", "/api")},
@@ -257,11 +255,9 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/load", operator, s.control()},
 		{"PUT /ops/api/load", operator, s.control()},
 		{"GET /ops/api/services", operator, platform.Handle(s.health)},
-		{"/api/", anyone, unknown()},
-		{"/ops/api/", anyone, unknown()},
 		{"GET /openapi.yaml", anyone, static("application/yaml", openAPI)},
-		{"/", anyone, pages()},
 	}
+	return append(all, route{"/api/", anyone, unknown(all)}, route{"/ops/api/", anyone, unknown(all)}, route{"/", anyone, pages()})
 }
 
 // proxy passes a request on to a service, its path without the prefix, or with another
@@ -272,8 +268,12 @@ func (s *Service) proxy(service, prefix string, replacement ...string) http.Hand
 		AddPrefix:   strings.Join(replacement, ""),
 		MaxBody:     platform.MaxBody,
 		Drop:        []string{"Dovetail-*", "Saga-*"}, // what services tell each other
-		Refuse:      refuse,
-		Logger:      s.env.Log,
+		Response: func(answer *http.Response) error {
+			answer.Header.Del("X-Content-Type-Options") // every answer has it already
+			return nil
+		},
+		Refuse: refuse,
+		Logger: s.env.Log,
 	})
 	if err != nil {
 		panic(err) // the table of routes is part of this program
@@ -315,7 +315,6 @@ func (s *Service) stock(w http.ResponseWriter, r *http.Request) error {
 	case err != nil:
 		return unavailable(err)
 	}
-	w.Header().Set("Cache-Control", "no-store")
 	return platform.WriteJSON(w, http.StatusOK, struct {
 		ProductID string `json:"product_id"`
 		Available int64  `json:"available"`
@@ -351,22 +350,6 @@ func (s *Service) control() http.Handler {
 
 var requestID = regexp.MustCompile(`^[A-Za-z0-9_-]{8,64}$`)
 
-// legible turns requests away whose path or query is no text: no database would take it.
-func legible(next http.Handler) http.Handler {
-	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
-		if !platform.Text(r.URL.Path) {
-			return &platform.Error{Status: http.StatusBadRequest, Code: "bad-request", Detail: "the path is not UTF-8"}
-		}
-		for name, values := range r.URL.Query() {
-			if !platform.Text(name + strings.Join(values, "")) {
-				return platform.Invalid(strings.ToValidUTF8(name, "?"), "is not UTF-8, or has a NUL character in it")
-			}
-		}
-		next.ServeHTTP(w, r)
-		return nil
-	})
-}
-
 // identified gives every request an ID, the client's own if that is sound: all services log by it.
 func (s *Service) identified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -385,12 +368,6 @@ func (s *Service) identified(next http.Handler) http.Handler {
 			h.Set("Strict-Transport-Security", "max-age=31536000")
 		}
 		next.ServeHTTP(w, r)
-	})
-}
-
-func unknown() http.Handler {
-	return platform.Handle(func(_ http.ResponseWriter, r *http.Request) error {
-		return &platform.Error{Status: http.StatusNotFound, Code: "not-found", Detail: "there is no " + r.Method + " " + r.URL.Path + "; see /openapi.yaml"}
 	})
 }
 

@@ -4,16 +4,21 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -63,6 +68,9 @@ func TestClientIsSlowedDown(t *testing.T) {
 		if w := from(t, h, "192.0.2.2", "/api/nothing"); w.Code != http.StatusNotFound {
 			t.Errorf("somebody else is answered %d, want 404", w.Code)
 		}
+		for _, path := range []string{"/api/orders/none/events", "/ops/api/sagas", "/api/products/p-1"} {
+			wantProblem(t, from(t, h, "192.0.2.1", path), http.StatusTooManyRequests, "too-many-requests")
+		}
 		if w := from(t, h, "192.0.2.1", "/"); w.Code != http.StatusOK {
 			t.Errorf("a page is answered %d, want 200: it costs nothing", w.Code)
 		}
@@ -108,6 +116,7 @@ func TestWhatIsNoText(t *testing.T) {
 	h := whole(t, &origin{})
 	for path, field := range map[string]string{
 		"/api/products/%ff": "", "/api/products?category=%00": "category", "/api/products?q=saw&q=%c3%28": "q", "/api/products?%ff=1": "?",
+		"/api/products?q=%": "", "/api/products?q=%zz": "", "/api/products?q=a;page=2": "",
 	} {
 		w := from(t, h, "192.0.2.1", path)
 		var p struct{ Field string }
@@ -165,6 +174,125 @@ func TestAccessLog(t *testing.T) {
 				t.Errorf("log %s, want no query: it may hold what is nobody's business", &log)
 			}
 		})
+	}
+}
+
+// TestSlowBodyTakesNoRoom has many clients begin a body and say no more.
+func TestSlowBodyTakesNoRoom(t *testing.T) {
+	server := httptest.NewServer(whole(t, &origin{}))
+	defer server.Close()
+	for range 150 {
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		if _, err := io.WriteString(conn, "POST /api/customers HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		// That is said when somebody waits for the body.
+		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, " 100 ") {
+			t.Fatalf("answered %q, %v; want to be asked for the body", line, err)
+		}
+	}
+	resp, err := http.Get(server.URL + "/api/products/p-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("meanwhile somebody else is answered %s, want 200", resp.Status)
+	}
+}
+
+// slowBody says nothing until its connection's deadline.
+type slowBody struct {
+	*httptest.ResponseRecorder
+	deadline time.Time
+}
+
+func (b *slowBody) SetReadDeadline(at time.Time) error {
+	b.deadline = at
+	return nil
+}
+
+func (b *slowBody) Read([]byte) (int, error) {
+	time.Sleep(time.Until(b.deadline))
+	return 0, os.ErrDeadlineExceeded
+}
+
+func TestBody(t *testing.T) {
+	serve := func(t *testing.T) http.Handler {
+		env := platform.Env{Name: "gateway", Caller: &platform.Caller{Client: &http.Client{Transport: &origin{}}}, Log: slog.New(slog.DiscardHandler)}
+		s, err := New(env, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return platform.Handler(t.Context(), env, s)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		served := serve(t)
+		b := &slowBody{ResponseRecorder: httptest.NewRecorder()}
+		begun := time.Now()
+		served.ServeHTTP(b, httptest.NewRequestWithContext(t.Context(), "POST", "/api/customers", b))
+		if took := time.Since(begun); b.Code != http.StatusRequestTimeout || took != bodyTakes || !b.deadline.IsZero() {
+			t.Errorf("a body that does not come: %d after %v, deadline %v; want 408 after %v and none left", b.Code, took, b.deadline, bodyTakes)
+		}
+	})
+	served := serve(t)
+	for name, c := range map[string]struct {
+		body io.Reader
+		want int
+	}{
+		"what breaks off":     {iotest.ErrReader(io.ErrUnexpectedEOF), http.StatusBadRequest},
+		"too much":            {io.MultiReader(strings.NewReader("{}"), strings.NewReader(strings.Repeat(" ", platform.MaxBody))), http.StatusRequestEntityTooLarge},
+		"as much as may be":   {io.MultiReader(strings.NewReader(strings.Repeat(" ", platform.MaxBody))), http.StatusOK},
+		"too much as it says": {strings.NewReader(strings.Repeat(" ", platform.MaxBody+1)), http.StatusRequestEntityTooLarge},
+	} {
+		w := httptest.NewRecorder()
+		served.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "POST", "/api/customers", c.body))
+		if closes := w.Header().Get("Connection") == "close"; w.Code != c.want || closes != (c.want != http.StatusOK) {
+			t.Errorf("%s: %d %s, the connection is closed %v; want %d", name, w.Code, w.Body, closes, c.want)
+		}
+	}
+}
+
+func TestMethods(t *testing.T) {
+	h := whole(t, &origin{})
+	for _, c := range []struct{ method, path, allow string }{
+		{"DELETE", "/api/products", "GET, HEAD, POST"},
+		{"PUT", "/api/products/p-1", "GET, HEAD, PATCH"},
+		{"OPTIONS", "/api/me", "GET, HEAD"},
+		{"GET", "/api/sessions", "POST"},
+		{"POST", "/ops/api/load", "GET, HEAD, PUT"},
+		{"PATCH", "/ops/api/chaos/none", "DELETE"},
+		{"POST", "/openapi.yaml", "GET, HEAD"},
+		{"GET", "/api/nothing", ""},
+		{"POST", "/api/products/p-1/nothing", ""},
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), c.method, c.path, nil))
+		want := http.StatusMethodNotAllowed
+		if c.allow == "" {
+			want = http.StatusNotFound
+		}
+		if w.Code != want || w.Header().Get("Allow") != c.allow {
+			t.Errorf("%s %s = %d %s, Allow %q; want %d, %q", c.method, c.path, w.Code, w.Body, w.Header().Get("Allow"), want, c.allow)
+		}
+	}
+}
+
+func TestAddress(t *testing.T) {
+	for remote, want := range map[string]string{
+		"192.0.2.1:1234": "192.0.2.1", "[::ffff:192.0.2.1]:1234": "192.0.2.1", "[2001:db8::1]:1234": "2001:db8::/64",
+		"[2001:db8::ffff:1]:1": "2001:db8::/64", "[2001:db8:0:1::1]:1": "2001:db8:0:1::/64", "@": "@",
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
+		r.RemoteAddr = remote
+		r.Header.Set("X-Forwarded-For", "198.51.100.1") // is not believed
+		if got := address(r); got != want {
+			t.Errorf("address of %s = %q, want %q", remote, got, want)
+		}
 	}
 }
 

@@ -328,7 +328,7 @@ func (c *console) latest() sample {
 func (c *console) pastNow() ([]moment, uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.past), c.n
+	return append([]moment{}, c.past...), c.n // not null, even before the first look
 }
 
 // ownName is what an instance calls itself, in the name by which it is found: shops that share a registry put their own
@@ -395,11 +395,12 @@ func (c *console) behind(s *sample, answers []*answer, queues []platform.Queue) 
 	for _, name := range c.groups {
 		groups[name] = &groupState{Service: serviceOf(name), Group: name}
 	}
-	readers := map[string][]platform.Reader{}
+	readers, answered := map[string][]platform.Reader{}, map[string]bool{}
 	for _, a := range answers {
 		if a.traffic == nil {
 			continue
 		}
+		answered[a.service] = true
 		readers[a.service] = a.traffic.Readers
 		for _, in := range a.traffic.Groups {
 			g := groups[in.Group]
@@ -439,6 +440,11 @@ func (c *console) behind(s *sample, answers []*answer, queues []platform.Queue) 
 		for _, r := range readers[service] {
 			s.Readers = append(s.Readers, readerState{service, r})
 		}
+		for _, r := range c.last.Readers {
+			if r.Service == service && !answered[service] { // it is where it was
+				s.Readers = append(s.Readers, r)
+			}
+		}
 	}
 }
 
@@ -456,6 +462,7 @@ func (c *console) sum(s *sample, answers []*answer) {
 		all.services[service] = &serviceState{Service: service, Instances: []instanceState{}}
 	}
 	before := map[string]seen{}
+	counted := false // somebody has told how many sagas there are
 	for _, a := range answers {
 		key := a.service + " " + a.Instance
 		was, known := c.before[key]
@@ -474,13 +481,18 @@ func (c *console) sum(s *sample, answers []*answer) {
 				}
 			}
 			all.add(a, a.traffic, since, max(seconds, 0.001))
-			s.Totals.Sagas = max(s.Totals.Sagas, a.traffic.Gauges["sagas"]) // all instances count the same sagas
-			s.Totals.Stuck = max(s.Totals.Stuck, a.traffic.Gauges["stuck"])
+			if g := a.traffic.Gauges; g != nil {
+				counted = true
+				s.Totals.Sagas, s.Totals.Stuck = max(s.Totals.Sagas, g["sagas"]), max(s.Totals.Stuck, g["stuck"]) // all instances count the same sagas
+			}
 		}
 		state := all.services[a.service]
 		state.Instances = append(state.Instances, a.instanceState)
 	}
 	c.before = before
+	if !counted { // as many as before: that there are none would be news
+		s.Totals.Sagas, s.Totals.Stuck = c.last.Totals.Sagas, c.last.Totals.Stuck
+	}
 
 	for _, service := range c.services {
 		state := all.services[service]
@@ -615,7 +627,6 @@ func worse(a, b platform.BreakerState) platform.BreakerState {
 
 // now answers with the last sample.
 func (c *console) now(w http.ResponseWriter, _ *http.Request) error {
-	w.Header().Set("Cache-Control", "no-store")
 	return platform.WriteJSON(w, http.StatusOK, c.latest())
 }
 
