@@ -123,6 +123,53 @@ func TestEveryAnswerIsProtected(t *testing.T) {
 	}
 }
 
+// TestPersonalAnswersAreNotKept looks for what a cache would need to give one person's answer to another.
+func TestPersonalAnswersAreNotKept(t *testing.T) {
+	shop := openShop(t).stocked()
+	ada := shop.newcomer()
+	order := ada.place("", lineItem{"product_id": "p-001", "quantity": 1})
+	operator := shop.as("operator@shop.example", "dovetail-operator")
+	for _, ask := range []struct {
+		who          *api
+		method, path string
+		body         any
+	}{
+		{shop, "POST", "/api/sessions", map[string]string{"email": "ada@shop.example", "password": "dovetail-ada"}},
+		{shop, "POST", "/api/sessions", map[string]string{"email": "ada@shop.example", "password": "wrong"}},
+		{shop, "GET", "/api/me", nil},
+		{ada, "GET", "/api/me", nil},
+		{ada, "GET", "/api/me/orders", nil},
+		{ada, "GET", "/api/me/mails", nil},
+		{ada, "GET", "/api/orders/" + order, nil},
+		{ada, "GET", "/api/orders/" + order + "/events", nil},
+		{operator, "GET", "/api/orders/" + order, nil},
+		{operator, "GET", "/ops/api/sagas", nil},
+		{operator, "GET", "/ops/api/mails", nil},
+		{operator, "GET", "/ops/api/services", nil},
+		{operator, "GET", "/ops/api/invariants", nil},
+	} {
+		got := ask.who.send(ask.method, ask.path, nil, ask.body)
+		for name, want := range map[string]string{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} {
+			if have := got.header.Values(name); len(have) != 1 || have[0] != want {
+				t.Errorf("%s %s = %d with %s %q, want %q once", ask.method, ask.path, got.status, name, have, want)
+			}
+		}
+	}
+}
+
+// TestOnlyThePasswordIsThePassword signs in with what bcrypt, which reads 72 bytes, takes for the same.
+func TestOnlyThePasswordIsThePassword(t *testing.T) {
+	shop := openShop(t)
+	password := strings.Repeat("x", 72)
+	shop.want(http.StatusCreated, shop.send("POST", "/api/customers", nil, map[string]string{"name": "Eve", "email": "eve@shop.example", "password": password}), nil)
+	for guess, status := range map[string]int{password: http.StatusOK, password + "x": http.StatusUnauthorized, password[:71]: http.StatusUnauthorized} {
+		got := shop.send("POST", "/api/sessions", nil, map[string]string{"email": "eve@shop.example", "password": guess})
+		if got.status != status {
+			t.Errorf("%d bytes: %d %s, want %d", len(guess), got.status, got.body, status)
+		}
+	}
+}
+
 // shelf keeps what is written.
 type shelf struct {
 	mu sync.Mutex

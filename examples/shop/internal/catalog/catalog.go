@@ -142,7 +142,7 @@ func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
 	if text := q.Get("page"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > 100_000 {
-			return platform.Invalid("page", "is %q, want a number from 1", text)
+			return platform.Invalid("page", "is %.20q, want a number from 1 to 100000", text)
 		}
 		number = n
 	}
@@ -239,14 +239,19 @@ type draft struct {
 }
 
 func (d draft) validate() error {
-	if d.Name != nil {
-		if n := utf8.RuneCountInString(strings.TrimSpace(*d.Name)); n < 1 || n > maxName {
-			return platform.Invalid("name", "has %d characters, want 1 to %d", n, maxName)
+	for _, f := range []struct {
+		name string
+		is   *string
+	}{{"name", d.Name}, {"category", d.Category}} {
+		if f.is == nil {
+			continue
 		}
-	}
-	if d.Category != nil {
-		if n := utf8.RuneCountInString(strings.TrimSpace(*d.Category)); n < 1 || n > maxName {
-			return platform.Invalid("category", "has %d characters, want 1 to %d", n, maxName)
+		text := strings.TrimSpace(*f.is)
+		if n := utf8.RuneCountInString(text); n < 1 || n > maxName {
+			return platform.Invalid(f.name, "has %d characters, want 1 to %d", n, maxName)
+		}
+		if !platform.Line(text) {
+			return platform.Invalid(f.name, "has characters in it that cannot be read, want one line of text")
 		}
 	}
 	if d.Price != nil && (*d.Price < minPrice || *d.Price > maxPrice) {

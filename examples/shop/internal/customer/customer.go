@@ -14,6 +14,7 @@ import (
 	"net/mail"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -216,15 +217,22 @@ func validate(a Account) error {
 	if n := utf8.RuneCountInString(a.Name); n < 1 || n > 100 {
 		return platform.Invalid("name", "has %d characters, want 1 to 100", n)
 	}
-	if addr, err := mail.ParseAddress(a.Email); err != nil || addr.Address != a.Email || len(a.Email) > platform.MaxEmail {
+	if !platform.Line(a.Name) {
+		return platform.Invalid("name", "has characters in it that cannot be read, want one line of text")
+	}
+	// An address that looks like another one may not be another one.
+	hidden := func(r rune) bool { return !unicode.IsGraphic(r) }
+	if addr, err := mail.ParseAddress(a.Email); err != nil || addr.Address != a.Email || len(a.Email) > platform.MaxEmail || strings.ContainsFunc(a.Email, hidden) {
 		return platform.Invalid("email", "want a mail address such as name@example.com")
 	}
-	// bcrypt reads 72 bytes and no more.
-	if n := len(a.Password); n < 8 || n > 72 {
-		return platform.Invalid("password", "has %d bytes, want 8 to 72", n)
+	if n := len(a.Password); n < 8 || n > maxPassword {
+		return platform.Invalid("password", "has %d bytes, want 8 to %d", n, maxPassword)
 	}
 	return nil
 }
+
+// maxPassword is how many bytes bcrypt reads: whatever comes after them would be as good as the password.
+const maxPassword = 72
 
 func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
 	var in struct {
@@ -249,7 +257,7 @@ func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
 	} else if err != nil {
 		return err
 	}
-	if bcrypt.CompareHashAndPassword([]byte(hash), []byte(in.Password)) != nil || id == "" {
+	if bcrypt.CompareHashAndPassword([]byte(hash), []byte(in.Password)) != nil || id == "" || len(in.Password) > maxPassword {
 		return &platform.Error{Status: http.StatusUnauthorized, Code: "bad-credentials", Detail: "the address or the password is wrong"}
 	}
 	token, expires, err := s.issuer.sign(platform.Identity{Subject: id, Email: email, Role: role})

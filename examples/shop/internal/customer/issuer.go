@@ -95,6 +95,7 @@ func (i *issuer) signUntil(id platform.Identity, expires time.Time) (token strin
 
 // configuration answers OpenID Connect Discovery.
 func (i *issuer) configuration(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Cache-Control", "max-age=300")
 	return platform.WriteJSON(w, http.StatusOK, map[string]any{
 		"issuer":                                i.url,
 		"jwks_uri":                              i.url + "/.well-known/jwks.json",

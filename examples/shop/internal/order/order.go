@@ -319,7 +319,7 @@ func (s *Service) price(ctx context.Context, in *request) (lines []kernel.OrderL
 		in.PaymentMethod = paymentMethods[0]
 	}
 	if !slices.Contains(paymentMethods, in.PaymentMethod) {
-		return nil, 0, platform.Invalid("payment_method", "is %q, want one of %v", in.PaymentMethod, paymentMethods)
+		return nil, 0, platform.Invalid("payment_method", "is %.60q, want one of %v", in.PaymentMethod, paymentMethods)
 	}
 	ids := make([]string, len(in.Items))
 	for i, item := range in.Items {
@@ -328,7 +328,7 @@ func (s *Service) price(ctx context.Context, in *request) (lines []kernel.OrderL
 		case item.ProductID == "":
 			return nil, 0, platform.Invalid(field+".product_id", "is missing")
 		case slices.Contains(ids[:i], item.ProductID):
-			return nil, 0, platform.Invalid(field+".product_id", "names %q a second time, want one line per product", item.ProductID)
+			return nil, 0, platform.Invalid(field+".product_id", "names %.60q a second time, want one line per product", item.ProductID)
 		case item.Quantity < 1 || item.Quantity > maxQuantity:
 			return nil, 0, platform.Invalid(field+".quantity", "is %d, want 1 to %d", item.Quantity, maxQuantity)
 		}
@@ -354,7 +354,7 @@ func (s *Service) price(ctx context.Context, in *request) (lines []kernel.OrderL
 			}
 		}
 		if !known {
-			return nil, 0, platform.Invalid(fmt.Sprintf("items[%d].product_id", i), "is %q, which is not in the catalogue", item.ProductID)
+			return nil, 0, platform.Invalid(fmt.Sprintf("items[%d].product_id", i), "is %.60q, which is not in the catalogue", item.ProductID)
 		}
 	}
 	return lines, total, nil

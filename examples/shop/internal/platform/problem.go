@@ -4,6 +4,7 @@
 package platform
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/dovetail-go/dovetail/fault"
@@ -65,7 +67,7 @@ func Invalid(field, format string, args ...any) error {
 
 // NotFound says that the thing does not exist, or not for this caller.
 func NotFound(what, id string) error {
-	return &Error{Status: http.StatusNotFound, Code: "not-found", Detail: fmt.Sprintf("there is no %s %q", what, id)}
+	return &Error{Status: http.StatusNotFound, Code: "not-found", Detail: fmt.Sprintf("there is no %s %.100q", what, id)}
 }
 
 // Refused is a business refusal: a saga that asked gives up and compensates.
@@ -94,13 +96,18 @@ func WriteProblem(w http.ResponseWriter, e *Error) {
 	gateway.WriteProblem(w, p)
 }
 
-// WriteJSON answers with v.
+// WriteJSON answers with v, which no cache keeps unless the answer says otherwise already: most of what the shop says is
+// one person's business.
 func WriteJSON(w http.ResponseWriter, status int, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
-	w.Header().Set("Content-Type", "application/json")
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "no-store")
+	}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // the client may have gone
 	return nil
@@ -143,7 +150,14 @@ func Decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported-media-type", Detail: "want Content-Type: application/json"}
 	}
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, MaxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	switch {
+	case err != nil:
+		return decodeError(err)
+	case !utf8.Valid(body): // what is not would be replaced, and two passwords could become one
+		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "the body is not UTF-8"}
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
 		return decodeError(err)
@@ -185,6 +199,20 @@ func withNUL(v reflect.Value, path string) (field string, found bool) {
 
 // Text reports whether s can be stored as text: it is UTF-8 and has no NUL character.
 func Text(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
+// Line reports whether s is a line that people can read: something is to be seen, and nothing in it breaks the line or
+// turns its direction around.
+func Line(s string) bool {
+	seen := false
+	for _, r := range s {
+		graphic := unicode.IsGraphic(r)
+		if !graphic && (!unicode.Is(unicode.Cf, r) || unicode.Is(unicode.Bidi_Control, r)) {
+			return false
+		}
+		seen = seen || graphic && !unicode.IsSpace(r)
+	}
+	return seen
+}
 
 func decodeError(err error) error {
 	var tooLarge *http.MaxBytesError

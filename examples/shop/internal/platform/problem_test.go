@@ -42,6 +42,8 @@ func TestDecode(t *testing.T) {
 		{`{"lines":[{"product":"a"},{"product":"\u0000"}]}`, "lines[1].product", "has a NUL character in it", 422},
 		{`{"name":`, "", "the body is not complete, valid JSON", 400},
 		{``, "", "the body is not complete, valid JSON", 400},
+		{"{\"name\":\"\xff\"}", "", "the body is not UTF-8", 400},
+		{`{}` + strings.Repeat(" ", MaxBody), "", "want at most 1048576 bytes", 413},
 		{`{} {}`, "", "want one JSON value and nothing after it", 400},
 		{`{"name":"` + strings.Repeat("x", MaxBody) + `"}`, "", "want at most 1048576 bytes", 413},
 		{`{"name":"a","lines":[{"product":"p","quantity":1}]}`, "", "", 0},
@@ -69,4 +71,27 @@ func TestDecode(t *testing.T) {
 			t.Errorf("Decode = %v, want 415", err)
 		}
 	})
+}
+
+func TestLine(t *testing.T) {
+	for s, want := range map[string]bool{
+		"Ada": true, "O'Brien, Größe 5": true, "日本": true, "\U0001F469\u200d\U0001F680": true, "می\u200cخواهم": true,
+		"": false, " ": false, "\u200b": false, "a\nb": false, "a\x00": false, "a\u2028b": false, "\u202egnp.exe": false, "a\u0085": false,
+	} {
+		if got := Line(s); got != want {
+			t.Errorf("Line(%+q) = %v, want %v", s, got, want)
+		}
+	}
+}
+
+func TestWriteJSONIsNotKept(t *testing.T) {
+	w := httptest.NewRecorder()
+	if err := WriteJSON(w, 200, 1); err != nil || w.Header().Get("Cache-Control") != "no-store" {
+		t.Errorf("WriteJSON = %v with %v, want no-store", err, w.Header())
+	}
+	w = httptest.NewRecorder()
+	w.Header().Set("Cache-Control", "max-age=300")
+	if err := WriteJSON(w, 200, 1); err != nil || w.Header().Get("Cache-Control") != "max-age=300" {
+		t.Errorf("WriteJSON = %v with %v, want what was said before", err, w.Header())
+	}
 }
