@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/dovetail-go/dovetail/bulkhead"
 	"github.com/dovetail-go/dovetail/cache"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
@@ -42,6 +43,9 @@ type Service struct {
 	quota, entries platform.Quota
 	shown          []prometheus.Collector // of the guards
 	limit, shed    func(http.Handler) http.Handler
+	// door is the room of those who come in: a password takes more work than anything else, and is no reason to have none
+	// for whoever is in already.
+	door func(http.Handler) http.Handler
 	// catalogue answers from memory.
 	catalogue *catalogue
 	// invariants are nil where nobody controls the whole shop.
@@ -57,6 +61,12 @@ var (
 	customerLimit = ratelimit.Limit{Rate: 100, Burst: 200}
 	// A whole office comes in at nine, but nobody there has thousands of passwords to try.
 	entryLimit = ratelimit.Limit{Rate: 20, Burst: 600}
+)
+
+// How many may come in at once, and for how long the others of an office wait.
+const (
+	doorRoom = 16
+	doorWait = 5 * time.Second
 )
 
 // New returns the gateway of the named services, whose consumers are these groups.
@@ -96,13 +106,21 @@ func New(env platform.Env, services, groups []string) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	shown := append(platform.QuotaCollectors(map[string]platform.Quota{"address": addresses, "customer": quota, "entry": entries}), promkit.AdaptiveLimits(adaptive))
+	entrance, err := bulkhead.New(doorRoom, bulkhead.Config{Name: "door", Queue: entryLimit.Burst, Wait: doorWait, Hooks: env.Tracing().Bulkhead()})
+	if err != nil {
+		return nil, err
+	}
+	door, err := resiliencehttp.NewMiddleware(resiliencehttp.MiddlewareConfig{Shed: &resilience.Policy{Bulkhead: entrance}, Refuse: guarded})
+	if err != nil {
+		return nil, err
+	}
+	shown := append(platform.QuotaCollectors(map[string]platform.Quota{"address": addresses, "customer": quota, "entry": entries}), promkit.AdaptiveLimits(adaptive), promkit.Bulkheads(entrance))
 	products, err := newCatalogue(env)
 	if err != nil {
 		return nil, err
 	}
 	exchange, err := newExchange()
-	s := &Service{env: env, services: services, quota: quota, entries: entries, exchange: exchange, shown: shown, limit: limit, shed: shed, catalogue: products, console: newConsole(env, services, groups)}
+	s := &Service{env: env, services: services, quota: quota, entries: entries, exchange: exchange, shown: shown, limit: limit, shed: shed, door: door, catalogue: products, console: newConsole(env, services, groups)}
 	if env.Control != nil {
 		s.invariants = newInvariants(env.Control)
 	}
@@ -110,8 +128,12 @@ func New(env platform.Env, services, groups []string) (*Service, error) {
 }
 
 // exempt is what says nothing about load: a page costs nothing, a stream takes as long as somebody
-// watches, and operators must see most when there is too much to do.
+// watches, operators must see most when there is too much to do, and who comes in waits at the door.
 func exempt(r *http.Request) bool {
+	switch r.URL.Path {
+	case "/api/customers", "/api/sessions", "/api/sign-in", "/api/sign-in/session":
+		return true
+	}
 	watching := strings.HasPrefix(r.URL.Path, "/api/orders/") && strings.HasSuffix(r.URL.Path, "/events")
 	return watching || !strings.HasPrefix(r.URL.Path, "/api/")
 }
@@ -136,8 +158,9 @@ func (s *Service) metered(next http.Handler) http.Handler {
 }
 
 // entering lets those through who have still to show who they are, at the pace of one address: guessing passwords of
-// many accounts is as slow as guessing those of one.
+// many accounts is as slow as guessing those of one. They have a room of their own.
 func (s *Service) entering(next http.Handler) http.Handler {
+	next = s.door(next)
 	return platform.Handle(func(w http.ResponseWriter, r *http.Request) error {
 		if result := s.entries.Allow(r.Context(), address(r)); !result.OK {
 			return tooMuch(http.StatusTooManyRequests, result.RetryAfter)

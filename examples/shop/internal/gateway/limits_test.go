@@ -112,6 +112,43 @@ func TestOverload(t *testing.T) {
 	})
 }
 
+// TestDoor has many sign in at once, which takes long, and looks whether others are served meanwhile.
+func TestDoor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := whole(t, roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Path == "/sessions" {
+				time.Sleep(time.Minute)
+			}
+			w := httptest.NewRecorder()
+			_ = platform.WriteJSON(w, http.StatusOK, struct{}{})
+			return w.Result(), nil
+		}))
+		var served, refused atomic.Int64
+		var all sync.WaitGroup
+		for range entryLimit.Burst {
+			all.Go(func() {
+				w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", "/api/sessions", strings.NewReader("{}"))
+				if h.ServeHTTP(w, r); w.Code == http.StatusOK {
+					served.Add(1)
+					return
+				}
+				refused.Add(1)
+				wantProblem(t, w, http.StatusServiceUnavailable, "overloaded")
+			})
+		}
+		synctest.Wait()
+		for i := range 100 {
+			if w := from(t, h, "192.0.2.1", fmt.Sprintf("/api/products/p-%d", i)); w.Code != http.StatusOK {
+				t.Fatalf("meanwhile somebody else is answered %d %s, want 200", w.Code, w.Body)
+			}
+		}
+		all.Wait()
+		if served.Load() != doorRoom || refused.Load() != int64(entryLimit.Burst)-doorRoom {
+			t.Errorf("%d came in, %d were refused; want %d, and the rest when they have waited", served.Load(), refused.Load(), doorRoom)
+		}
+	})
+}
+
 func TestWhatIsNoText(t *testing.T) {
 	h := whole(t, &origin{})
 	for path, field := range map[string]string{
