@@ -151,7 +151,6 @@ func testFalseFigures(shop *api, open func(service string) (*sql.DB, error), cha
 	t := shop.t
 	t.Helper()
 	change(`UPDATE products SET revenue = revenue + 1`)
-	verify(t, open, nil)
 	if status, differences, _ := shop.rebuild(); status != "different" || !strings.Contains(differences, "products") {
 		t.Errorf("the stream, read again, is %s (%s), want the products different", status, differences)
 	}
