@@ -2,7 +2,7 @@
 # make help lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down stack bench bench-blocks fuzz sim chaos
+.PHONY: help test quick fmt vet lint race tidy release-check services-up services-down stack stack-down bench bench-blocks fuzz sim chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -35,8 +35,11 @@ release-check: ## pack every module and use it from outside, as a user would
 services-up: ## install and start the test servers (NAMES="postgres redis" for some)
 	@scripts/services up $(NAMES)
 
-stack: ## install and start the servers of the shop's stack, and write its settings for shop --stack
+stack: ## start the servers of the shop's stack, with Docker Compose where an engine runs, and write its settings for shop --stack
 	@scripts/stack
+
+stack-down: ## stop them; their data stays
+	@scripts/stack down
 
 services-down: ## stop the test servers; their data stays
 	@scripts/services down $(NAMES)

@@ -6,13 +6,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,26 +65,5 @@ func health(ctx context.Context, addr string, secure bool, timeout time.Duration
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	url := "http://" + net.JoinHostPort(host, port) + "/readyz"
-	client := &http.Client{Transport: &http.Transport{
-		// It never leaves the machine, and its certificate is for another name.
-		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true}, //nolint:gosec // see above
-	}}
-	if secure {
-		url = strings.Replace(url, "http", "https", 1)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return fmt.Errorf("not ready: %s: %s", resp.Status, strings.TrimSpace(string(body)))
-	}
-	return nil
+	return stack.CheckReady(ctx, net.JoinHostPort(host, port), secure)
 }

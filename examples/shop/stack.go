@@ -88,8 +88,8 @@ func upCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Run the shop on real servers, one process per service",
 		Long: `Up starts one process per service on PostgreSQL, RabbitMQ, Redis and Consul, starts again what dies, and
-drains all of them on Ctrl-C. "shop --stack" is the same. make stack installs and starts the servers and writes
-the settings to shop-data/stack.env; shop doctor --stack says whether all that is needed is there.
+drains all of them on Ctrl-C. "shop --stack" is the same. make stack starts the servers and writes the
+settings to shop-data/stack.env; shop doctor --stack says whether all that is needed is there.
 
 With --json it prints a line of JSON for each thing that happens: {"event": "started", "service": "order", "instance": "order-1",
 "addr": "127.0.0.1:1234", "pid": 42} for each process that is up, {"event": "open", "url": "http://...", "ready_in_ms": 4000} once every service answers,

@@ -225,7 +225,7 @@ func and(f doctor.Finding, format string, args ...any) doctor.Finding {
 
 // unreachable says why a server cannot be had.
 func unreachable(variable string, err error) []doctor.Finding {
-	do := "start it, or correct " + variable + "; make stack installs and starts all four"
+	do := "start it, or correct " + variable + "; make stack starts all four"
 	var refused *pgconn.PgError
 	var spoken *amqp091.Error
 	var answered redis.Error

@@ -33,6 +33,7 @@ const (
 	RabbitMQVar         = "SHOP_RABBITMQ_URL"
 	RedisVar            = "SHOP_REDIS_URL"
 	ConsulVar           = "SHOP_CONSUL_ADDR"
+	ConsulLooksVar      = "SHOP_CONSUL_LOOKS"
 	DiscoveryFileVar    = "SHOP_DISCOVERY_FILE"
 	DiscoveryDNSVar     = "SHOP_DISCOVERY_DNS"
 	TLSCertVar          = "SHOP_TLS_CERT_FILE"
@@ -71,6 +72,8 @@ type Settings struct {
 	// Consul is the agent's address, as host:port or https://host:port; DiscoveryFile, or else DiscoveryDNS, takes its
 	// place if it is empty.
 	Consul, DiscoveryFile, DiscoveryDNS string
+	// Unseen says that the agent does not reach the services. They then look at their readiness themselves.
+	Unseen bool
 	// TLSCert, TLSKey and TLSCA are files: the certificate of this service, its key, and the authorities of all
 	// services' certificates. With them, services talk to each other by mutual TLS only.
 	TLSCert, TLSKey, TLSCA string
@@ -158,6 +161,14 @@ var variables = []variable{
 			_, _, err := net.SplitHostPort(strings.TrimPrefix(v, "https://"))
 			return err
 		}, func(s *Settings, v string) { s.Consul = v },
+	},
+	{
+		ConsulLooksVar, nil, "on, or off where the Consul agent does not reach the services", func(v string) error {
+			if v != "on" && v != "off" {
+				return errors.New("is neither")
+			}
+			return nil
+		}, func(s *Settings, v string) { s.Unseen = v == "off" },
 	},
 	{
 		DiscoveryFileVar, nil, "a JSON file of the services' addresses", anything, func(s *Settings, v string) { s.DiscoveryFile = v },

@@ -393,8 +393,7 @@ func (s Settings) discovery(ctx context.Context) (discovery.Resolver, discovery.
 	if _, err := client.API().Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx)); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", ConsulVar, err)
 	}
-	// The agent's own look finds a process that hangs sooner than its lease would.
-	registry, err := consulkit.NewRegistry(client, consulkit.RegistryConfig{Checks: s.looks})
+	registry, err := s.registry(client)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -404,6 +403,16 @@ func (s Settings) discovery(ctx context.Context) (discovery.Resolver, discovery.
 	}
 	names := named{registry, resolver, s.Name + "-"}
 	return names, names, nil
+}
+
+// registry is the agent's, which looks at the services itself, if it can: it finds a process that hangs sooner than its
+// lease would.
+func (s Settings) registry(client *consulkit.Client) (discovery.Registry, error) {
+	if s.Unseen {
+		registry, err := consulkit.NewRegistry(client, consulkit.RegistryConfig{})
+		return introspection{registry, s.readiness}, err
+	}
+	return consulkit.NewRegistry(client, consulkit.RegistryConfig{Checks: s.looks})
 }
 
 // named keeps the services of several shops on one Consul apart by the beginning of their names.

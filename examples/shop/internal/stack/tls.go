@@ -16,7 +16,6 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/dovetail-go/dovetail/consulkit"
 	"github.com/dovetail-go/dovetail/discovery"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
@@ -82,22 +81,6 @@ func (s Settings) consul() *api.Config {
 		cfg.TLSConfig.CAFile = s.ServersCA
 	}
 	return cfg
-}
-
-// looks is how the agent sees for itself whether an instance is ready. It has no certificate of ours and
-// knows none: whoever can answer in an instance's place has its address already.
-func (s Settings) looks(in discovery.Instance) api.AgentServiceChecks {
-	checks := consulkit.HTTPCheck("/readyz", 2*time.Second)(in)
-	secure := s.TLSCert != ""
-	if in.Service == s.Name+"-"+assembly.Gateway {
-		secure = s.PublicTLSCert != ""
-	}
-	if secure {
-		for _, c := range checks {
-			c.HTTP, c.TLSSkipVerify = "https://"+in.Addr+"/readyz", true
-		}
-	}
-	return checks
 }
 
 // byDNS reads a name of DiscoveryDNS: with a port there are addresses to look up, without one there are SRV

@@ -251,6 +251,7 @@ func TestTogether(t *testing.T) {
 		ServersCAVar:     {ServersCAVar, file + ".not"},
 		DiscoveryDNSVar:  {DiscoveryDNSVar, "order:8080"},
 		DiscoveryFileVar: {DiscoveryDNSVar, ""},
+		ConsulLooksVar:   {ConsulLooksVar, "no"},
 	} {
 		if err := load(more...); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("with %q Load = %v, want an error that names %s", more, err, name)
