@@ -38,7 +38,10 @@ It prints what happened when, and the seed: with the same --seed the same happen
 ` + stack.OperatorPasswordVar + ` in the environment or in --env-file, or else the demo operator's. Customers should be there meanwhile, and
 afterwards everything must be as if nothing had happened: see shop load and shop check.
 
-It exits with 1 if a fault could not be brought about, or did not end.`,
+It exits with 1 if a fault could not be brought about, or did not end, and if Ctrl-C called it off: what is in force ends then too.
+
+With --json it prints {"seed": 42, "seconds": 60, "strikes": [{"at": 0.7, "id": "...", "kind": "latency", "service": "order", "amount": 950, "seconds": 8.5},
+...], "kinds": {"latency": 3, ...}, "left": []}: "error" in a strike says why it did not begin, "left" names what did not end.`,
 		Example: `  shop load --orders 5000 --report load.json &
   shop chaos --for 2m
   wait; shop check --load load.json --wait 1m

@@ -73,6 +73,10 @@ func TestExitCodes(t *testing.T) {
 	if err := os.WriteFile(text, []byte("this is no report"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	object := filepath.Join(empty, "object")
+	if err := os.WriteFile(object, []byte(`{"findings": []}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	onServers := t.TempDir()
 	if err := os.WriteFile(filepath.Join(onServers, envFile), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -88,6 +92,15 @@ func TestExitCodes(t *testing.T) {
 		{"--listen nowhere", 2, "host:port"},
 		{"--listen 127.0.0.1:seventy", 2, "host:port"},
 		{"--instances order=2", 2, "--stack"},
+		{"lode", 2, "perhaps load"},
+		{"--instances order=2 --stack --packing 1s", 2, "--packing"},
+		{"--packing -1s", 2, "0 or more"},
+		{"--env-file " + text, 2, "--stack"},
+		{"--data=", 2, "want a folder"},
+		{"help", 0, "shop doctor"},
+		{"help load", 0, "Ctrl-C"},
+		{"help lode", 2, "lode"},
+		{"help load extra", 2, "extra"},
 		{"--log xml", 2, "text or json"},
 		{"--data " + text, 1, text},
 		{"--data " + empty + " --listen " + stranger.Listener.Addr().String(), 1, "in use; choose another address with --listen"},
@@ -106,12 +119,14 @@ func TestExitCodes(t *testing.T) {
 		{"run", 2, "1 arg"},
 		{"run till", 2, "inventory"},
 		{"run order extra", 2, "1 arg"},
+		{"run order --listen nowhere", 2, "host:port"},
 		{"run order", 1, stack.PostgresVar},
 
 		{"health --help", 0, "readyz"},
 		{"health --listen nowhere", 2, "host:port"},
 		{"health a b", 2, "at most 1"},
 		{"health till", 2, "inventory"},
+		{"health --timeout 0", 2, "more than 0"},
 		{"health --listen " + strings.TrimPrefix(nothing, "http://"), 1, "refused"},
 		{"health --listen " + stranger.Listener.Addr().String(), 1, "not ready"},
 
@@ -126,6 +141,10 @@ func TestExitCodes(t *testing.T) {
 		{"load --orders 0", 2, "1 or more"},
 		{"load --concurrency 5000", 2, "1 to 1000"},
 		{"load --addr shop.example", 2, "URL"},
+		{"load --addr http://shop.example/?a=b", 2, "URL"},
+		{"load --patience 0", 2, "more than 0"},
+		{"load --patience -1s", 2, "more than 0"},
+		{"load --report " + empty + "/none/load.json --addr " + nothing, 1, "no such file"},
 		{"load --patience 100ms --addr " + nothing, 1, "waiting for the shop at " + nothing},
 		{"load --patience 100ms --addr " + stranger.URL, 1, "404"},
 
@@ -133,6 +152,10 @@ func TestExitCodes(t *testing.T) {
 		{"check --nope", 2, "--nope"},
 		{"check --data " + empty, 1, "not the data folder of a shop"},
 		{"check --load " + text, 1, "want a report"},
+		{"check --load " + object, 1, "want a report"},
+		{"check --wait -1s", 2, "0 or more"},
+		{"check --env-file " + text, 2, "--stack"},
+		{"check --data=", 2, "want a folder"},
 		{"check --load " + empty + "/none", 1, "no such file"},
 		{"check --data " + onServers, 1, "--stack"},
 		{"check --stack --data " + empty, 1, stack.PostgresVar},
@@ -150,6 +173,7 @@ func TestExitCodes(t *testing.T) {
 		{"doctor --nope", 2, "--nope"},
 		{"doctor --timeout 0", 2, "more than 0"},
 		{"doctor --listen nowhere", 2, "host:port"},
+		{"doctor --data=", 2, "want a folder"},
 		{"doctor --instances order=2", 2, "--stack"},
 		{"doctor --timeout 2m --listen 127.0.0.1:0 --data " + empty + "/new", 0, "can be made"},
 		{"doctor --listen 127.0.0.1:0 --data " + text, 1, "FAIL  data-folder"},
@@ -293,7 +317,7 @@ func TestVerbsAgainstAShop(t *testing.T) {
 	t.Run("load", func(t *testing.T) {
 		got := shopWith(t, "load", "--addr", shop.url+"/", "--orders", "20", "--concurrency", "4", "--json", "--report", report)
 		var r load.Report
-		if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != 0 || len(r.Accepted) == 0 || got.err != "" {
+		if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != 0 || len(r.Accepted) == 0 || got.err != "" || strings.Contains(got.out, "null") {
 			t.Errorf("exit code %d, said %s and %s (%v); want the report alone", got.code, got.out, got.err, err)
 		}
 	})
@@ -353,9 +377,10 @@ func TestVerbsAgainstAShop(t *testing.T) {
 		got := shopWith(t, "check", "--data", data, "--wait", "0s", "--json")
 		var all []struct {
 			Number     int
+			OK         bool
 			Violations []string
 		}
-		if err := json.Unmarshal([]byte(got.out), &all); err != nil || got.code != 1 || len(all) != 8 || len(all[2].Violations) == 0 {
+		if err := json.Unmarshal([]byte(got.out), &all); err != nil || got.code != 1 || len(all) != 8 || len(all[2].Violations) == 0 || all[2].OK || !all[0].OK || strings.Contains(got.out, "null") {
 			t.Errorf("exit code %d, said %s%s (%v); want 1 and what is wrong with the stock", got.code, got.out, got.err, err)
 		}
 	})

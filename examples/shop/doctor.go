@@ -48,6 +48,9 @@ With --json it prints {"ok": false, "findings": [{"check": "redis", "of": "SHOP_
 			if err := o.check(cmd, onServers); err != nil {
 				return err
 			}
+			if err := checkData(cmd, data); err != nil {
+				return err
+			}
 			var checks []doctor.Check
 			var secrets []string
 			if onServers {

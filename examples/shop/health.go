@@ -38,6 +38,9 @@ there is TLS: the gateway has its own certificate, or none.`,
 			if err := checkListen(cmd, addr); err != nil {
 				return err
 			}
+			if timeout <= 0 {
+				return usage(cmd, "--timeout is %v, want more than 0", timeout)
+			}
 			secure := os.Getenv(stack.TLSCertVar) != ""
 			if len(args) == 1 {
 				if err := stack.CheckService(args[0]); err != nil {

@@ -87,6 +87,11 @@ func strict(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			if err := check(cmd, args); err != nil {
+				if len(args) > 0 && cmd.HasSubCommands() {
+					if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+						return usage(cmd, "%w, perhaps %s", err, strings.Join(near, " or "))
+					}
+				}
 				return usage(cmd, "%w", err)
 			}
 			return nil
@@ -121,7 +126,10 @@ With --json it prints one line of JSON once it is open: {"event": "open", "url":
   shop load --orders 2000                # in a second terminal: drive it
   shop chaos --for 1m                    # and in a third: break it
   shop check --data shop-data            # verify what must be true of its data`,
-		Args:          cobra.NoArgs,
+		Args: cobra.NoArgs,
+		// Two letters may be wrong in the name of a command that is proposed.
+		SuggestionsMinimumDistance: 2,
+
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -130,6 +138,15 @@ With --json it prints one line of JSON once it is open: {"event": "open", "url":
 			}
 			if err := o.check(cmd, onServers); err != nil {
 				return err
+			}
+			if err := checkData(cmd, cfg.Data); err != nil {
+				return err
+			}
+			if cfg.Packing < 0 {
+				return usage(cmd, "--packing is %v, want 0 or more", cfg.Packing)
+			}
+			if onServers && cmd.Flags().Changed("packing") {
+				return usage(cmd, "--packing cannot be chosen with --stack")
 			}
 			cfg.Log = logger(cmd.ErrOrStderr(), verbose)
 			slog.SetDefault(cfg.Log)
@@ -163,6 +180,7 @@ With --json it prints one line of JSON once it is open: {"event": "open", "url":
 	o.add(root)
 	addLogFlag(root)
 	root.AddCommand(upCommand(), runCommand(), healthCommand(), lambdaCommand(), loadCommand(), checkCommand(), chaosCommand(), doctorCommand(), completionCommand())
+	root.SetHelpCommand(helpCommand())
 	complete(root)
 	strict(root)
 	return root
@@ -174,6 +192,31 @@ func welcome(w io.Writer, url string) {
 		fmt.Fprintf(w, "  %-22s %-20s %s\n", a.Email, a.Password, a.Role)
 	}
 	fmt.Fprintf(w, "\nThe interface is described at %s/openapi.yaml. Ctrl-C stops the shop.\n", url)
+}
+
+// helpCommand is cobra's, but that it has not understood who asks for help with what there is not.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [COMMAND]",
+		Short:   "Explain a command",
+		Long:    "Help explains a command, as its flag --help does.",
+		Example: `  shop help load`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, left, err := cmd.Root().Find(args)
+			if err != nil || len(left) > 0 {
+				return usage(cmd.Root(), "there is no command %q", strings.Join(args, " "))
+			}
+			return about.Help()
+		},
+	}
+}
+
+// checkData refuses what is no name of a folder.
+func checkData(cmd *cobra.Command, data string) error {
+	if data == "" {
+		return usage(cmd, "--data is empty, want a folder")
+	}
+	return nil
 }
 
 func loadCommand() *cobra.Command {
@@ -188,7 +231,11 @@ knows, cancel, and press the button twice. It goes on through outages: a request
 again with the same Idempotency-Key. It exits with 1 if an accepted order did not end, if a repeated
 request was answered differently, and if it did not come to its end: Ctrl-C prints the report of what was done until then.
 
-The progress is shown where standard error is a terminal, the report is on standard output.`,
+The progress is shown where standard error is a terminal, the report is on standard output.
+
+With --json, and in the file of --report, it is {"accepted": ["ID", ...], "ended": {"confirmed": 460, ...}, "unfinished": [], "left": [],
+"refused": {"CODE": 1}, "repeats": 25, "mismatches": [], "retries": 0, "accept": {"p50_ns": ..., "p99_ns": ..., "max_ns": ...}, "finish": the same,
+"elapsed_ns": ...}: "accept" is how long it took until an order was accepted, "finish" until it had ended.`,
 		Example: `  shop load --orders 2000 --concurrency 16 --report load.json
   shop check --data shop-data --load load.json`,
 		Args: cobra.NoArgs,
@@ -199,9 +246,17 @@ The progress is shown where standard error is a terminal, the report is on stand
 			if cfg.Concurrency < 1 || cfg.Concurrency > 1000 {
 				return usage(cmd, "--concurrency is %d, want 1 to 1000", cfg.Concurrency)
 			}
+			if cfg.Patience <= 0 {
+				return usage(cmd, "--patience is %v, want more than 0", cfg.Patience)
+			}
 			var err error
 			if cfg.URL, err = shopURL(cmd, cfg.URL); err != nil {
 				return err
+			}
+			if reportFile != "" { // who drives a shop for an hour wants to know now
+				if err := writable(reportFile); err != nil {
+					return err
+				}
 			}
 			progress := cmd.ErrOrStderr()
 			seen := !asJSON && isTerminal(progress)
@@ -242,6 +297,20 @@ The progress is shown where standard error is a terminal, the report is on stand
 	return cmd
 }
 
+// writable reports whether a file can be written, and leaves it as it was.
+func writable(path string) error {
+	_, err := os.Lstat(path)
+	f, failed := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if failed != nil {
+		return failed
+	}
+	failed = f.Close()
+	if errors.Is(err, fs.ErrNotExist) {
+		failed = errors.Join(failed, os.Remove(path))
+	}
+	return failed
+}
+
 func writeReport(path string, report *load.Report) error {
 	body, err := json.Marshal(report)
 	if err != nil {
@@ -251,8 +320,12 @@ func writeReport(path string, report *load.Report) error {
 }
 
 func printLoad(w io.Writer, r *load.Report) {
-	fmt.Fprintf(w, "%d orders accepted in %.1f s (%.0f a second), %d requests made again, %d sent twice\n",
-		len(r.Accepted), r.Elapsed.Seconds(), float64(len(r.Accepted))/max(r.Elapsed.Seconds(), 0.001), r.Retries, r.Repeats)
+	orders := "orders"
+	if len(r.Accepted) == 1 {
+		orders = "order"
+	}
+	fmt.Fprintf(w, "%d %s accepted in %.1f s (%.0f a second), %d requests made again, %d sent twice\n",
+		len(r.Accepted), orders, r.Elapsed.Seconds(), float64(len(r.Accepted))/max(r.Elapsed.Seconds(), 0.001), r.Retries, r.Repeats)
 	for _, state := range slices.Sorted(maps.Keys(r.Ended)) {
 		fmt.Fprintf(w, "  %-12s %d\n", state, r.Ended[state])
 	}
@@ -275,7 +348,7 @@ func printLoad(w io.Writer, r *load.Report) {
 // shopURL is the URL of a shop as it was given on the command line, without a slash at the end.
 func shopURL(cmd *cobra.Command, text string) (string, error) {
 	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
 		return "", usage(cmd, "--addr is %q, want a URL such as http://127.0.0.1:8080", text)
 	}
 	return strings.TrimRight(text, "/"), nil
@@ -300,12 +373,24 @@ func checkCommand() *cobra.Command {
 		Short: "Verify the invariants from the databases",
 		Long: `Check reads the databases of all services and verifies what must be true whatever happened to the
 shop's processes. The shop may be running: check waits until it has come to rest. It exits with 1 if an invariant is broken,
-and names what breaks it.`,
+and names what breaks it.
+
+With --json it prints [{"number": 1, "name": "every accepted order ...", "ok": true, "checked": "400 orders ...", "violations": []}, ...]: one
+for each invariant, by number.`,
 		Example: `  shop check
   shop check --load load.json --wait 1m   # with what shop load --report load.json was promised
   shop check --stack --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkData(cmd, data); err != nil {
+				return err
+			}
+			if patience < 0 {
+				return usage(cmd, "--wait is %v, want 0 or more", patience)
+			}
+			if err := o.check(cmd, onServers); err != nil {
+				return err
+			}
 			var promised load.Report
 			if loadFile != "" {
 				body, err := os.ReadFile(loadFile)
@@ -314,6 +399,9 @@ and names what breaks it.`,
 				}
 				if err := json.Unmarshal(body, &promised); err != nil {
 					return fmt.Errorf("%s: want a report written by shop load --report: %w", loadFile, err)
+				}
+				if promised.Accepted == nil {
+					return fmt.Errorf("%s: want a report written by shop load --report: it says nothing of accepted orders", loadFile)
 				}
 			}
 			open := check.Files(data)
@@ -340,7 +428,11 @@ and names what breaks it.`,
 				return err
 			}
 			if asJSON {
-				err = json.NewEncoder(cmd.OutOrStdout()).Encode(invariants)
+				items := make([]check.Item, len(invariants))
+				for n, i := range invariants {
+					items[n] = i.Item()
+				}
+				err = json.NewEncoder(cmd.OutOrStdout()).Encode(items)
 			} else {
 				printCheck(cmd.OutOrStdout(), invariants)
 			}

@@ -44,6 +44,9 @@ func (o *stackOptions) check(cmd *cobra.Command, onServers bool) error {
 	if len(o.instances) > 0 && !onServers {
 		return usage(cmd, "--instances needs --stack: in one process there is one of each")
 	}
+	if o.envFile != "" && !onServers {
+		return usage(cmd, "--env-file needs --stack: in one process there is nothing to set")
+	}
 	if err := stack.CheckInstances(o.instances); err != nil {
 		return usage(cmd, "--%w", err)
 	}
@@ -206,6 +209,11 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 			service := args[0]
 			if err := stack.CheckService(service); err != nil {
 				return usage(cmd, "%w", err)
+			}
+			if !supervised { // who may hand a listener down
+				if err := checkListen(cmd, listen); err != nil {
+					return err
+				}
 			}
 			settings, err := stack.Load(service, os.Getenv)
 			if err != nil {

@@ -182,7 +182,7 @@ func (s Storm) Rage(ctx context.Context) (*StormReport, error) {
 	if len(s.Kinds) > 0 {
 		shop.Kinds = slices.DeleteFunc(shop.Kinds, func(k Kind) bool { return !slices.Contains(s.Kinds, k.Kind) })
 	}
-	report := &StormReport{Seed: s.Seed, Seconds: s.For.Seconds(), Kinds: map[string]int{}, Left: []string{}}
+	report := &StormReport{Seed: s.Seed, Seconds: s.For.Seconds(), Strikes: []Strike{}, Kinds: map[string]int{}, Left: []string{}}
 	begin := time.Now()
 	err := s.strike(ctx, c, plan(s.Seed, s.For, shop.Kinds, shop.Instances), report)
 	if err == nil {

@@ -27,13 +27,13 @@ import (
 // Invariant is one thing that must be true, and whether it is.
 type Invariant struct {
 	// Number is that of the invariant in the shop's README.
-	Number int `json:"number"`
+	Number int
 	// Name says what must be true.
-	Name string `json:"name"`
+	Name string
 	// Checked says how much was looked at.
-	Checked string `json:"checked"`
+	Checked string
 	// Violations are what is not so. None means that the invariant holds.
-	Violations []string `json:"violations"`
+	Violations []string
 	// unfinished is what is not so yet: a violation if it stays that way.
 	unfinished []string
 }

@@ -22,6 +22,11 @@ type Item struct {
 	Violations []string `json:"violations"`
 }
 
+// Item returns the invariant as programs read it.
+func (i Invariant) Item() Item {
+	return Item{Number: i.Number, Name: i.Name, OK: i.OK(), Checked: i.Checked, Violations: append([]string{}, i.Violations...)}
+}
+
 // State is what is true of a shop at a moment.
 type State struct {
 	At time.Time `json:"at"`
@@ -107,7 +112,7 @@ func (w *Watch) look(ctx context.Context) (State, error) {
 		if resting {
 			i = i.atRest()
 		}
-		state.Items[n] = Item{Number: i.Number, Name: i.Name, OK: i.OK(), Checked: i.Checked, Violations: append([]string{}, i.Violations...)}
+		state.Items[n] = i.Item()
 	}
 	return state, nil
 }

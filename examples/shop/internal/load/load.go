@@ -51,7 +51,7 @@ type Report struct {
 	// Unfinished are accepted orders that did not end in time.
 	Unfinished []string `json:"unfinished"`
 	// Left are accepted orders whose end nobody waited for, because the run was cut short.
-	Left []string `json:"left,omitempty"`
+	Left []string `json:"left"`
 	// Refused counts requests answered with a final no, by problem code.
 	Refused map[string]int `json:"refused"`
 	// Repeats counts orders sent again although they had been answered.
@@ -144,7 +144,9 @@ type tally struct {
 }
 
 func newTally() *tally {
-	return &tally{report: Report{Ended: map[string]int{}, Refused: map[string]int{}}, open: map[string]bool{}}
+	return &tally{report: Report{
+		Accepted: []string{}, Ended: map[string]int{}, Unfinished: []string{}, Refused: map[string]int{}, Mismatches: []string{},
+	}, open: map[string]bool{}}
 }
 
 func (t *tally) accepted(id string, took time.Duration) {
@@ -236,7 +238,8 @@ func run(ctx context.Context, cfg Config, d *driver, t *tally) (*Report, error) 
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("load: interrupted: %w", context.Cause(ctx))
 	}
-	t.report.Left = slices.Sorted(maps.Keys(t.open))
+	t.report.Left = slices.AppendSeq([]string{}, maps.Keys(t.open))
+	slices.Sort(t.report.Left)
 	t.report.Elapsed = time.Since(start)
 	t.report.Retries = d.retries.Load()
 	t.report.Accept, t.report.Finish = latency(t.accept), latency(t.finish)
