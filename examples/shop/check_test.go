@@ -120,8 +120,11 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"the credit of an order that was never confirmed is settled", 4, harms{"customer": `UPDATE credit_reservations SET status = 'settled'` + of(voided)}},
 		{"credit is settled for no order", 4, harms{"customer": `UPDATE credit_reservations SET order_id = 'other'` + of(voided)}},
 		{"credit of nobody", 4, harms{"customer": `PRAGMA foreign_keys = OFF; DELETE FROM customers WHERE id = (SELECT customer_id FROM credit_reservations` + of(confirmed) + `)`}},
-		{"a mail too much", 5, harms{"notification": `INSERT INTO mails SELECT id || '2', event_id, customer_id, recipient, subject, body, written_at FROM mails`}},
+		{"a mail too much", 5, harms{"notification": `INSERT INTO mails SELECT id || '2', event_id, customer_id, recipient, subject, body, written_at, topic FROM mails`}},
 		{"a mail too few", 5, harms{"notification": `DELETE FROM mails WHERE subject LIKE '%confirmed%'`}},
+		{"a receipt too few", 5, harms{"notification": `DELETE FROM mails WHERE subject = 'Your receipt'`}},
+		{"a receipt too much", 5, harms{"notification": `INSERT INTO mails SELECT id || '2', event_id, customer_id, recipient, subject, body, written_at, topic FROM mails WHERE subject = 'Your receipt'`}},
+		{"another customer's receipt", 5, harms{"notification": `UPDATE mails SET customer_id = 'another' WHERE subject = 'Your receipt'`}},
 		{"a mail to nobody", 5, harms{"notification": `UPDATE mails SET customer_id = 'nobody'`}},
 		{"an event was never published", 6, harms{"order": `DELETE FROM outbox_archive WHERE topic = 'order.confirmed'`}},
 		{"events were published out of order", 6, harms{"order": `UPDATE outbox_archive SET id = 1000000 - id`}},
@@ -130,6 +133,8 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"a product's event was not applied", 6, harms{"inventory": `DELETE FROM applied WHERE message_key = 'p-050'`}},
 		{"a change of stock was not applied", 6, harms{"catalog": `DELETE FROM applied WHERE message_key = 'p-030'`}},
 		{"a change of payment was not applied", 6, harms{"order": `DELETE FROM applied WHERE topic = 'payment.changed'`}},
+		{"shipping was not told of a customer", 6, harms{"shipping": `DELETE FROM applied WHERE topic = 'customer.registered'`}},
+		{"notification was not told of a payment", 6, harms{"notification": `DELETE FROM applied WHERE topic = 'payment.changed'`}},
 		{"reporting has not applied an event", 6, harms{"reporting": `DELETE FROM applied WHERE topic = 'order.placed'`}},
 		{"an event is a dead letter", 6, harms{
 			"shipping": `INSERT INTO dead_letters SELECT consumer, message_id, '{}', 'on purpose', 1, 1 FROM applied WHERE message_key = '` + confirmed + `'; DELETE FROM applied WHERE message_key = '` + confirmed + `'`,
@@ -169,6 +174,10 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a topic that is heard since today", func(t *testing.T) {
+		verifyWithin(t, harmed(t, data, harms{"notification": `DELETE FROM applied WHERE topic = 'payment.changed'; DELETE FROM mails WHERE topic = 'payment.changed';
+			UPDATE hears SET since = (SELECT MAX(at) + 1 FROM applied) WHERE topic = 'payment.changed'`}), nil, 0)
+	})
 	t.Run("a build that came to something else, and a later one that did not", func(t *testing.T) {
 		verifyWithin(t, harmed(t, data, harms{"reporting": `UPDATE builds SET status = 'different', differences = '1 rows of days' WHERE status = 'retired'`}), nil, 0)
 	})

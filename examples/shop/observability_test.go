@@ -352,7 +352,7 @@ func TestMetricsOfARunningShop(t *testing.T) {
 	a.ends(a.place("pm_declined", lineItem{"product_id": "p-040", "quantity": 1}), "rejected")
 	a.want(http.StatusOK, a.send("GET", "/api/products/p-040/stock", nil, nil), nil)
 	eventually(t, func() error { // what comes last
-		if text := shop.scrapes(data)["notification"]; !bytes.Contains(text, []byte(`shop_event_delay_seconds_count{consumer="notification.orders"} 5`)) {
+		if text := shop.scrapes(data)["notification"]; !bytes.Contains(text, []byte(`shop_event_delay_seconds_count{consumer="notification.orders"} 9`)) {
 			return fmt.Errorf("the mails of two orders are not written:\n%s", sample.FindAll(text, -1))
 		}
 		return nil

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -217,11 +218,12 @@ type orderPage struct {
 		Status string
 		Amount int64
 	}
-	Shipment *struct{ Status, Tracking string }
+	Shipment *struct{ Status, Tracking, Recipient string }
+	Partial  []string
 }
 
 // ends polls an order until it has the wanted status; confirmed is also one that has gone on from
-// there. A busy machine may answer 503 in between.
+// there. A busy machine may answer 503 in between, or without the payment.
 func (a *api) ends(id, status string) orderPage {
 	a.t.Helper()
 	var page orderPage
@@ -234,6 +236,9 @@ func (a *api) ends(id, status string) orderPage {
 		a.want(http.StatusOK, answer, &page)
 		if page.Status != status && (status != "confirmed" || page.Status != "dispatched") {
 			return fmt.Errorf("order %s is %s (%s), want %s", id, page.Status, page.Reason, status)
+		}
+		if slices.Contains(page.Partial, "payment") {
+			return fmt.Errorf("order %s is %s, and payment does not answer", id, page.Status)
 		}
 		return nil
 	})

@@ -78,10 +78,15 @@ var listeners = map[string][]messaging.Subscription{
 	"catalog":   {platform.Group("catalog", kernel.TopicStockChanged)},
 	"inventory": {platform.Group("inventory", kernel.TopicProductChanged)},
 	"order":     {platform.Group("order", kernel.TopicPaymentChanged, kernel.TopicShipmentDispatched)},
-	"shipping":  {platform.Group("shipping", kernel.TopicOrderConfirmed)},
+	"shipping": {
+		platform.Group("shipping.customers", kernel.TopicCustomerRegistered),
+		platform.Group("shipping", kernel.TopicOrderConfirmed),
+	},
 	"notification": {
 		platform.Group("notification.customers", kernel.TopicCustomerRegistered),
-		platform.Group("notification.orders", kernel.TopicOrderPlaced, kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicShipmentDispatched),
+		platform.Group("notification.orders", kernel.TopicOrderPlaced, kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled,
+			kernel.TopicOrderDispatched, kernel.TopicPaymentChanged, kernel.TopicShipmentDispatched),
+		platform.Group("notification.products", kernel.TopicProductChanged, kernel.TopicStockChanged),
 	},
 }
 

@@ -23,6 +23,7 @@ type group struct {
 	service, name string
 	topics        []string // patterns
 	dead          map[string]string
+	heard         heard
 }
 
 // applied compares three records of the last week, key by key: the orders' histories with what their service has
@@ -106,6 +107,9 @@ func (c *checker) groups(ctx context.Context) (out []group, err error) {
 		if err != nil {
 			return nil, err
 		}
+		if out[n].heard, err = c.heard(ctx, out[n].service); err != nil {
+			return nil, err
+		}
 		out[n].dead = map[string]string{}
 		for _, d := range letters {
 			if d.consumer == out[n].name {
@@ -114,6 +118,32 @@ func (c *checker) groups(ctx context.Context) (out []group, err error) {
 		}
 	}
 	return out, nil
+}
+
+// heard is since when the groups of a service hear a topic that they did not hear from the beginning.
+type heard map[[2]string]int64
+
+func (c *checker) heard(ctx context.Context, service string) (heard, error) {
+	type row struct {
+		group, topic string
+		since        int64
+	}
+	rows, err := collect(ctx, c.db[service], `SELECT consumer, topic, since FROM hears WHERE since > 0`, func(r *row) []any { return []any{&r.group, &r.topic, &r.since} })
+	out := heard{}
+	for _, r := range rows {
+		out[[2]string{r.group, r.topic}] = r.since
+	}
+	return out, err
+}
+
+// since is what selects the messages of some topics in an archive that a group should have heard, and its arguments.
+func (h heard) since(group string, topics []string) (where string, args []any) {
+	each := make([]string, len(topics))
+	for n, topic := range topics {
+		args = append(args, topic, h[[2]string{group, topic}])
+		each[n] = fmt.Sprintf("topic = $%d AND enqueued >= $%d", 2*n+1, 2*n+2)
+	}
+	return "(" + strings.Join(each, " OR ") + ")", args
 }
 
 // told compares the history of each order with what its service has published of it. An event's ID is that of its
@@ -142,15 +172,11 @@ func (c *checker) told(ctx context.Context, i *Invariant) error {
 // how many of these events it has.
 func (c *checker) follows(ctx context.Context, i *Invariant, publisher string, g group, topics []string) (applications int, err error) {
 	from, to := c.db[publisher], c.db[g.service]
-	args, these := make([]any, len(topics)), ""
-	for n, t := range topics {
-		args[n] = t
-		these += fmt.Sprintf("$%d, ", n+1)
-	}
-	where := ` WHERE topic IN (` + strings.TrimSuffix(these, ", ") + `)`
-	published := lines(ctx, from, `SELECT message_key, message_id, topic, 0 FROM outbox_archive`+where+` ORDER BY message_key`+bytewise(from)+`, id`, args...)
-	applied := lines(ctx, to, `SELECT message_key, message_id, topic, replayed FROM applied`+where+fmt.Sprintf(` AND consumer = $%d`, len(args)+1)+
-		` ORDER BY message_key`+bytewise(to)+`, position`, append(args, g.name)...)
+	where, args := g.heard.since(g.name, topics)
+	published := lines(ctx, from, `SELECT message_key, message_id, topic, 0 FROM outbox_archive WHERE `+where+` ORDER BY message_key`+bytewise(from)+`, id`, args...)
+	these, names := among(topics)
+	applied := lines(ctx, to, `SELECT message_key, message_id, topic, replayed FROM applied WHERE `+these+fmt.Sprintf(` AND consumer = $%d`, len(names)+1)+
+		` ORDER BY message_key`+bytewise(to)+`, position`, append(names, g.name)...)
 	err = along(published, applied, func(key string, published, applied []event) {
 		known := compare(published, applied, func(e, before event) {
 			i.violated("%s has applied %s of %s after %s, which came later", g.name, e, key, before)
@@ -168,6 +194,15 @@ func (c *checker) follows(ctx context.Context, i *Invariant, publisher string, g
 		}
 	})
 	return applications, err
+}
+
+// among is what selects the messages of some topics, and its arguments.
+func among(topics []string) (where string, args []any) {
+	each := make([]string, len(topics))
+	for n, topic := range topics {
+		args, each[n] = append(args, topic), fmt.Sprintf("$%d", n+1)
+	}
+	return "topic IN (" + strings.Join(each, ", ") + ")", args
 }
 
 // event is one event on record.

@@ -116,6 +116,8 @@ type PaymentChanged struct {
 	Status   string `json:"status"`
 	Amount   Money  `json:"amount"`
 	Currency string `json:"currency"`
+	// CustomerID is whose order it is. Empty in events of before it was told.
+	CustomerID string `json:"customer_id,omitempty"`
 }
 
 // Describe implements [Event].

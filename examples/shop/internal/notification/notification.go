@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package notification is the service that writes to people. It listens to everything, knows
-// nobody who speaks, and writes one mail per event, however often the event comes.
+// Package notification is the service that writes to people. It hears every event of the shop, knows
+// nobody who speaks, and writes one mail to a customer for each event that concerns that customer, however often the
+// event comes. What concerns the range of goods is written to the shop's own people when there is something to do.
 package notification
 
 import (
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
@@ -25,12 +27,18 @@ type Service struct {
 	bus *platform.Bus
 }
 
-// Recipients is this service's own copy of what it needs to know about customers.
+// Recipients and products are this service's own copies of what it needs to know to write. The mails of before topics
+// were kept have none.
 const schema = `
 CREATE TABLE IF NOT EXISTS recipients (
 	customer_id TEXT PRIMARY KEY,
 	name TEXT NOT NULL,
 	email TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS products (
+	product_id TEXT PRIMARY KEY,
+	name TEXT NOT NULL,
+	price BIGINT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS mails (
 	id TEXT PRIMARY KEY,
@@ -48,6 +56,9 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 	if err := platform.CreateTables(ctx, env.DB, schema); err != nil {
 		return nil, err
 	}
+	if err := platform.AddColumn(ctx, env.DB, "mails", "topic", "TEXT NOT NULL DEFAULT ''"); err != nil {
+		return nil, err
+	}
 	bus, err := platform.NewBus(ctx, env)
 	if err != nil {
 		return nil, err
@@ -60,7 +71,11 @@ func New(ctx context.Context, env platform.Env) (*Service, error) {
 func (s *Service) Consumers() []platform.Consumer {
 	return []platform.Consumer{
 		s.bus.On("notification.customers", []string{kernel.TopicCustomerRegistered}, s.customerRegistered),
-		s.bus.On("notification.orders", []string{kernel.TopicOrderPlaced, kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicShipmentDispatched}, s.orderChanged),
+		s.bus.On("notification.orders", []string{
+			kernel.TopicOrderPlaced, kernel.TopicOrderConfirmed, kernel.TopicOrderRejected, kernel.TopicOrderCancelled, kernel.TopicOrderDispatched,
+			kernel.TopicPaymentChanged, kernel.TopicShipmentDispatched,
+		}, s.orderChanged),
+		s.bus.On("notification.products", []string{kernel.TopicProductChanged, kernel.TopicStockChanged}, s.productChanged),
 	}
 }
 
@@ -86,47 +101,144 @@ func (s *Service) customerRegistered(ctx context.Context, tx *sql.Tx, d *messagi
 		ON CONFLICT (customer_id) DO UPDATE SET name = excluded.name, email = excluded.email`, e.CustomerID, e.Name, e.Email); err != nil {
 		return err
 	}
-	return s.write(ctx, tx, d.Message.ID, e.CustomerID, e.Email, "Welcome to the shop", fmt.Sprintf("Dear %s,\n\nyour account is ready.\n", e.Name))
+	return s.write(ctx, tx, d.Message, e.CustomerID, e.Email, "Welcome to the shop", fmt.Sprintf("Dear %s,\n\nyour account is ready.\n", e.Name))
 }
 
+// orderChanged writes to the customer about an order, its payment or its parcel.
 func (s *Service) orderChanged(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
-	var e struct {
-		kernel.OrderChanged
-		Tracking string `json:"tracking"` // of a shipment
-	}
-	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
+	l, err := letterOf(d.Message)
+	if err != nil {
 		return messaging.Reject(err)
 	}
+	if l.customer == "" {
+		return nil // of a payment, from before these told whose it is
+	}
 	var name, email string
-	err := tx.QueryRowContext(ctx, `SELECT name, email FROM recipients WHERE customer_id = $1`, e.CustomerID).Scan(&name, &email)
+	err = tx.QueryRowContext(ctx, `SELECT name, email FROM recipients WHERE customer_id = $1`, l.customer).Scan(&name, &email)
 	if errors.Is(err, sql.ErrNoRows) {
 		// The event that introduces the customer is still on its way: come back to this one.
-		return fmt.Errorf("customer %s is not known here yet", e.CustomerID)
+		return fmt.Errorf("customer %s is not known here yet", l.customer)
 	}
 	if err != nil {
 		return err
 	}
-	var subject, body string
-	switch d.Message.Topic {
-	case kernel.TopicOrderPlaced:
-		subject, body = "We have received your order", fmt.Sprintf("thank you for your order of %d article(s) over %v. You hear from us as soon as it is confirmed.", len(e.Lines), e.Total)
-	case kernel.TopicOrderConfirmed:
-		subject, body = "Your order is confirmed", fmt.Sprintf("we have received %v and are packing %d article(s).", e.Total, len(e.Lines))
-	case kernel.TopicOrderRejected:
-		subject, body = "We could not take your order", fmt.Sprintf("your order over %v was not accepted: %s. You have not been charged.", e.Total, e.Reason)
-	case kernel.TopicOrderCancelled:
-		subject, body = "Your order is cancelled", fmt.Sprintf("your order over %v is cancelled; what you paid comes back to you.", e.Total)
-	case kernel.TopicShipmentDispatched:
-		subject, body = "Your order is on its way", fmt.Sprintf("your parcel has left us. Its number is %s.", e.Tracking)
-	default:
-		return messaging.Reject(fmt.Errorf("there is no mail for %s", d.Message.Topic))
-	}
-	return s.write(ctx, tx, d.Message.ID, e.CustomerID, email, subject, fmt.Sprintf("Dear %s,\n\n%s\n\nOrder %s\n", name, body, e.OrderID))
+	return s.write(ctx, tx, d.Message, l.customer, email, l.subject, fmt.Sprintf("Dear %s,\n\n%s\n\nOrder %s\n", name, l.text, l.order))
 }
 
-func (s *Service) write(ctx context.Context, tx *sql.Tx, event, customer, recipient, subject, body string) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO mails (id, event_id, customer_id, recipient, subject, body, written_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-		kernel.NewID(), event, customer, recipient, subject, body, time.Now().UnixMicro())
+// letter is what there is to say to a customer about an event.
+type letter struct{ customer, order, subject, text string }
+
+func letterOf(m *messaging.Message) (letter, error) {
+	switch m.Topic {
+	case kernel.TopicPaymentChanged:
+		var e kernel.PaymentChanged
+		if err := json.Unmarshal(m.Body, &e); err != nil {
+			return letter{}, err
+		}
+		l := letter{customer: e.CustomerID, order: e.OrderID}
+		switch e.Status {
+		case "authorised":
+			l.subject, l.text = "Your payment is authorised", fmt.Sprintf("%v is held for your order. It is taken when the order is confirmed, and let go if it is not.", e.Amount)
+		case "declined":
+			l.subject, l.text = "Your payment was declined", fmt.Sprintf("%v could not be taken. You have not been charged.", e.Amount)
+		case "captured":
+			l.subject, l.text = "Your receipt", fmt.Sprintf("we have taken %v for your order.", e.Amount)
+		case "voided":
+			l.subject, l.text = "Your money is yours again", fmt.Sprintf("%v that was held for your order is let go. You have not been charged.", e.Amount)
+		case "refunded":
+			l.subject, l.text = "Your refund", fmt.Sprintf("we have given you %v back.", e.Amount)
+		default:
+			return l, fmt.Errorf("there is no mail for a payment that is %q", e.Status)
+		}
+		return l, nil
+	case kernel.TopicShipmentDispatched:
+		var e kernel.ShipmentDispatched
+		if err := json.Unmarshal(m.Body, &e); err != nil {
+			return letter{}, err
+		}
+		return letter{e.CustomerID, e.OrderID, "Your order is on its way", fmt.Sprintf("your parcel has left us. Its number is %s.", e.Tracking)}, nil
+	}
+	var e kernel.OrderChanged
+	if err := json.Unmarshal(m.Body, &e); err != nil {
+		return letter{}, err
+	}
+	l := letter{customer: e.CustomerID, order: e.OrderID}
+	switch m.Topic {
+	case kernel.TopicOrderPlaced:
+		l.subject, l.text = "We have received your order", fmt.Sprintf("thank you for your order of %d article(s) over %v. You hear from us as soon as it is confirmed.", len(e.Lines), e.Total)
+	case kernel.TopicOrderConfirmed:
+		l.subject, l.text = "Your order is confirmed", fmt.Sprintf("we have received %v and are packing %d article(s).", e.Total, len(e.Lines))
+	case kernel.TopicOrderRejected:
+		l.subject, l.text = "We could not take your order", fmt.Sprintf("your order over %v was not accepted: %s. You have not been charged.", e.Total, e.Reason)
+	case kernel.TopicOrderCancelled:
+		l.subject, l.text = "Your order is cancelled", fmt.Sprintf("your order over %v is cancelled; what you paid comes back to you.", e.Total)
+	case kernel.TopicOrderDispatched:
+		l.subject, l.text = "Your invoice", invoice(e)
+	default:
+		return l, fmt.Errorf("there is no mail for %s", m.Topic)
+	}
+	return l, nil
+}
+
+// invoice lists what was sent. It is due when the goods have left.
+func invoice(e kernel.OrderChanged) string {
+	var b strings.Builder
+	b.WriteString("this is what we have sent you.\n\n")
+	for _, l := range e.Lines {
+		fmt.Fprintf(&b, "%d x %s: %v\n", l.Quantity, l.Name, l.Price*kernel.Money(l.Quantity))
+	}
+	fmt.Fprintf(&b, "\nPaid: %v", e.Total)
+	return b.String()
+}
+
+// staff is who reads of the range of goods.
+const staff = "staff@shop.example"
+
+// productChanged writes to the shop's people when a price changes and when something is sold out. That a product is new
+// they know: one of them wrote it.
+func (s *Service) productChanged(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	if d.Message.Topic == kernel.TopicStockChanged {
+		return s.stockChanged(ctx, tx, d)
+	}
+	var e kernel.ProductChanged
+	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
+		return messaging.Reject(err)
+	}
+	var before kernel.Money
+	err := tx.QueryRowContext(ctx, `SELECT price FROM products WHERE product_id = $1`, e.ProductID).Scan(&before)
+	known := err == nil
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO products (product_id, name, price) VALUES ($1, $2, $3)
+		ON CONFLICT (product_id) DO UPDATE SET name = excluded.name, price = excluded.price`, e.ProductID, e.Name, e.Price); err != nil {
+		return err
+	}
+	if !known || before == e.Price {
+		return nil
+	}
+	return s.write(ctx, tx, d.Message, "", staff, "New price of "+e.Name, fmt.Sprintf("%s (%s) cost %v and costs %v now.\n", e.Name, e.ProductID, before, e.Price))
+}
+
+func (s *Service) stockChanged(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	var e kernel.StockChanged
+	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
+		return messaging.Reject(err)
+	}
+	if e.Available > 0 {
+		return nil
+	}
+	name := e.ProductID // if it is not known here yet
+	if err := tx.QueryRowContext(ctx, `SELECT name FROM products WHERE product_id = $1`, e.ProductID).Scan(&name); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	return s.write(ctx, tx, d.Message, "", staff, name+" is sold out", fmt.Sprintf("Nothing is left of %s (%s) that can be ordered.\n", name, e.ProductID))
+}
+
+// write puts a mail into the mailbox. One to the shop's own people has no customer.
+func (s *Service) write(ctx context.Context, tx *sql.Tx, about *messaging.Message, customer, recipient, subject, body string) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO mails (id, event_id, topic, customer_id, recipient, subject, body, written_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+		kernel.NewID(), about.ID, about.Topic, customer, recipient, subject, body, time.Now().UnixMicro())
 	return err
 }
 

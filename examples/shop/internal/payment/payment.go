@@ -258,7 +258,7 @@ func (s *Service) move(ctx context.Context, order, to, reason, from string) (p p
 		if p, err = s.read(ctx, tx, order); err != nil || moved == 0 {
 			return err
 		}
-		return s.bus.Emit(ctx, tx, kernel.PaymentChanged{OrderID: order, Revision: p.Revision, Status: to, Amount: p.Amount, Currency: p.Currency})
+		return s.bus.Emit(ctx, tx, kernel.PaymentChanged{OrderID: order, Revision: p.Revision, Status: to, Amount: p.Amount, Currency: p.Currency, CustomerID: p.CustomerID})
 	})
 }
 

@@ -136,14 +136,14 @@ func TestFinishedForNobody(t *testing.T) {
 	if err := ask(waits, "authorise"); err == nil {
 		t.Fatal("there was an answer, want that nobody waited for it")
 	}
-	heard(kernel.PaymentChanged{OrderID: "o-1", Revision: 1, Status: "authorised", Amount: 1999, Currency: "EUR"})
+	heard(kernel.PaymentChanged{OrderID: "o-1", Revision: 1, Status: "authorised", Amount: 1999, Currency: "EUR", CustomerID: "c-1"})
 	for _, step := range []string{"authorise", "capture", "capture", "refund"} {
 		if err := ask(t.Context(), step); err != nil {
 			t.Fatal(err)
 		}
 	}
-	heard(kernel.PaymentChanged{OrderID: "o-1", Revision: 2, Status: "captured", Amount: 1999, Currency: "EUR"})
-	heard(kernel.PaymentChanged{OrderID: "o-1", Revision: 3, Status: "refunded", Amount: 1999, Currency: "EUR"})
+	heard(kernel.PaymentChanged{OrderID: "o-1", Revision: 2, Status: "captured", Amount: 1999, Currency: "EUR", CustomerID: "c-1"})
+	heard(kernel.PaymentChanged{OrderID: "o-1", Revision: 3, Status: "refunded", Amount: 1999, Currency: "EUR", CustomerID: "c-1"})
 	if n := asked.Load(); n != 3 {
 		t.Errorf("the provider was asked %d times, want once for each change", n)
 	}

@@ -28,6 +28,12 @@ CREATE TABLE IF NOT EXISTS applied (
 	replayed BIGINT NOT NULL,
 	at BIGINT NOT NULL,
 	PRIMARY KEY (consumer, message_key, position)
+);
+CREATE TABLE IF NOT EXISTS hears (
+	consumer TEXT NOT NULL,
+	topic TEXT NOT NULL,
+	since BIGINT NOT NULL,
+	PRIMARY KEY (consumer, topic)
 );`
 
 const (
@@ -54,6 +60,38 @@ func (b *Bus) Applied(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) er
 		SELECT $1, $2, COALESCE(MAX(position), 0) + 1, $3, $4, CAST($5 AS BIGINT), CAST($6 AS BIGINT) FROM applied WHERE consumer = $1 AND message_key = $2`,
 		d.Group, d.Message.Key, d.Message.ID, d.Message.Topic, replayed, time.Now().UnixMicro()); err != nil {
 		return fmt.Errorf("%s: put on record what was applied: %w", b.service, err)
+	}
+	return nil
+}
+
+// skew is how much the clocks of two services may differ.
+const skew = time.Minute
+
+// hear puts on record since when the service's groups hear their topics: what was told before a new version of the
+// service wanted to know is not to be expected here. A new database is to have everything from the beginning, and so is
+// a group of before there was this record.
+func (b *Bus) hear(ctx context.Context, consumers []Consumer) error {
+	if err := Exclusively(ctx, b.db, func(tx *sql.Tx) error {
+		var used bool
+		if err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM applied)`).Scan(&used); err != nil {
+			return err
+		}
+		var now int64
+		if used {
+			now = time.Now().Add(skew).UnixMicro()
+		}
+		for _, c := range consumers {
+			for _, topic := range c.Subscription.Topics {
+				if _, err := tx.ExecContext(ctx, `INSERT INTO hears (consumer, topic, since)
+					SELECT $1, $2, CASE WHEN EXISTS (SELECT 1 FROM applied WHERE consumer = $1 AND topic = $2) THEN 0 ELSE CAST($3 AS BIGINT) END
+					WHERE NOT EXISTS (SELECT 1 FROM hears WHERE consumer = $1 AND topic = $2)`, c.Subscription.Group, topic, now); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("%s: put on record since when topics are heard: %w", b.service, err)
 	}
 	return nil
 }

@@ -178,3 +178,49 @@ func TestAppliedOneByOne(t *testing.T) {
 		t.Errorf("delivered again: %v, want it applied", err)
 	}
 }
+
+// TestHear begins a service on a new database, and newer versions of it, which hear more, on the same one.
+func TestHear(t *testing.T) {
+	onBoth(t, func(t *testing.T, db *sql.DB) {
+		b := busOn(t, db)
+		heard := func(group string, topics ...string) Consumer {
+			return Consumer{Subscription: Group(group, topics...)}
+		}
+		// since is when each topic began to be heard: at the beginning, or later.
+		since := func(consumers ...Consumer) (out []string) {
+			t.Helper()
+			if err := b.hear(t.Context(), consumers); err != nil {
+				t.Fatal(err)
+			}
+			out, err := Collect(t.Context(), db, func(row interface{ Scan(dest ...any) error }) (s string, err error) {
+				err = row.Scan(&s)
+				return s, err
+			}, `SELECT consumer || ' ' || topic || CASE WHEN since = 0 THEN '' WHEN since > $1 THEN ' later' ELSE ' too early' END FROM hears ORDER BY consumer, topic`,
+				time.Now().UnixMicro())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return out
+		}
+		stock, more := heard("stock", "stock.changed"), heard("stock", "stock.changed", "stock.counted")
+		if got, want := since(stock), []string{"stock stock.changed"}; !slices.Equal(got, want) {
+			t.Errorf("a new database: %q, want %q", got, want)
+		}
+		handler := b.On("stock", []string{"stock.*"}, func(context.Context, *sql.Tx, *messaging.Delivery) error { return nil }).Handler
+		if err := handler.Handle(t.Context(), &messaging.Delivery{Message: message("a1", "a"), Group: "stock", Attempt: 1}); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"goods goods.changed later", "stock stock.changed", "stock stock.counted later"}
+		for _, when := range []string{"a newer version", "the same once more"} {
+			if got := since(more, heard("goods", "goods.changed")); !slices.Equal(got, want) {
+				t.Errorf("%s: %q, want %q", when, got, want)
+			}
+		}
+		if _, err := db.ExecContext(t.Context(), `DELETE FROM hears`); err != nil {
+			t.Fatal(err)
+		}
+		if got := since(more); !slices.Equal(got, want[1:]) {
+			t.Errorf("a database of before there was the record: %q, want %q", got, want[1:])
+		}
+	})
+}

@@ -17,7 +17,7 @@ import (
 
 // TestAddColumn gives a table with a row a column, and once more.
 func TestAddColumn(t *testing.T) {
-	add := func(t *testing.T, db *sql.DB) {
+	onBoth(t, func(t *testing.T, db *sql.DB) {
 		if err := CreateTables(t.Context(), db, "CREATE TABLE t (id BIGINT PRIMARY KEY);\nINSERT INTO t VALUES (1)"); err != nil {
 			t.Fatal(err)
 		}
@@ -33,21 +33,26 @@ func TestAddColumn(t *testing.T) {
 		if err := AddColumn(t.Context(), db, "none", "revision", "BIGINT"); err == nil {
 			t.Error("a table that does not exist has got a column")
 		}
-	}
+	})
+}
+
+// onBoth runs a test on an empty database of each kind that the shop can have.
+func onBoth(t *testing.T, test func(t *testing.T, db *sql.DB)) {
+	t.Helper()
 	t.Run("SQLite", func(t *testing.T) {
 		db, err := OpenSQLite(filepath.Join(t.TempDir(), "t.db"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = db.Close() }()
-		add(t, db)
+		test(t, db)
 	})
 	t.Run("PostgreSQL", func(t *testing.T) {
 		dsn := os.Getenv("DOVETAIL_POSTGRES_DSN")
 		if dsn == "" {
 			testserver.Missing(t, "DOVETAIL_POSTGRES_DSN is not set: run scripts/services up postgres && eval \"$(scripts/services env)\"")
 		}
-		schema := "column" + strings.ReplaceAll(messaging.NewID(), "-", "")
+		schema := "test" + strings.ReplaceAll(messaging.NewID(), "-", "")
 		db, err := OpenPostgres(t.Context(), dsn, schema)
 		if err != nil {
 			t.Fatal(err)
@@ -58,6 +63,6 @@ func TestAddColumn(t *testing.T) {
 				t.Error(err)
 			}
 		}()
-		add(t, db)
+		test(t, db)
 	})
 }

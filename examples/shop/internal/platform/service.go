@@ -156,6 +156,11 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 		return nil
 	})
 	bus := busOf(s)
+	if bus != nil {
+		if err := bus.hear(running, s.Consumers()); err != nil {
+			fail(err)
+		}
+	}
 	for _, c := range s.Consumers() {
 		part(intake, &taking, "group "+c.Subscription.Group, func(ctx context.Context) error {
 			handler := messaging.Chain(c.Handler, env.Tracing().Consumer(), messaging.Recover())

@@ -39,7 +39,8 @@ type Service struct {
 
 // A shipment whose customer is unknown was stopped, or asked to go on, before this service heard
 // of its order. What a parcel is part of is kept while it is being packed, so that its way out belongs to the trace of
-// its order, whatever happens to this process in between.
+// its order, whatever happens to this process in between. Recipients is this service's own copy of what is written on
+// the parcels: it need not ask anybody who that customer is, and packs while customer is down.
 const schema = `
 CREATE TABLE IF NOT EXISTS shipments (
 	order_id TEXT PRIMARY KEY,
@@ -53,6 +54,10 @@ CREATE INDEX IF NOT EXISTS shipments_due ON shipments (status, due_at);
 CREATE TABLE IF NOT EXISTS shipment_traces (
 	order_id TEXT PRIMARY KEY,
 	header TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS recipients (
+	customer_id TEXT PRIMARY KEY,
+	name TEXT NOT NULL
 );`
 
 // New prepares the service's database and returns the service.
@@ -72,7 +77,10 @@ func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
 
 // Consumers implements [platform.Service].
 func (s *Service) Consumers() []platform.Consumer {
-	return []platform.Consumer{s.bus.On("shipping", []string{kernel.TopicOrderConfirmed}, s.orderConfirmed)}
+	return []platform.Consumer{
+		s.bus.On("shipping.customers", []string{kernel.TopicCustomerRegistered}, s.customerRegistered),
+		s.bus.On("shipping", []string{kernel.TopicOrderConfirmed}, s.orderConfirmed),
+	}
 }
 
 // Run implements [platform.Service].
@@ -89,6 +97,15 @@ func (s *Service) Handler() http.Handler {
 	mux.Handle("POST /internal/shipments/stop", auth.Require(platform.Participant(s.bus, s.stop)))
 	mux.Handle("POST /internal/shipments/resume", auth.Require(platform.Participant(s.bus, s.resume)))
 	return mux
+}
+
+func (s *Service) customerRegistered(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
+	var e kernel.CustomerRegistered
+	if err := json.Unmarshal(d.Message.Body, &e); err != nil {
+		return messaging.Reject(err)
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO recipients (customer_id, name) VALUES ($1, $2) ON CONFLICT (customer_id) DO UPDATE SET name = excluded.name`, e.CustomerID, e.Name)
+	return err
 }
 
 func (s *Service) orderConfirmed(ctx context.Context, tx *sql.Tx, d *messaging.Delivery) error {
@@ -140,8 +157,10 @@ func (s *Service) resume(ctx context.Context, tx *sql.Tx, in orderRef) error {
 }
 
 type view struct {
-	OrderID   string    `json:"order_id"`
-	Status    string    `json:"status"`
+	OrderID string `json:"order_id"`
+	Status  string `json:"status"`
+	// Recipient is empty while the news of the customer is still on its way.
+	Recipient string    `json:"recipient,omitempty"`
 	Tracking  string    `json:"tracking,omitempty"`
 	UpdatedAt time.Time `json:"updated_at"`
 }
@@ -150,8 +169,9 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
 	v := view{OrderID: r.PathValue("id")}
 	var customer string
 	var at int64
-	err := s.env.DB.QueryRowContext(r.Context(), `SELECT customer_id, status, tracking, updated_at FROM shipments WHERE order_id = $1 AND customer_id <> ''`, v.OrderID).
-		Scan(&customer, &v.Status, &v.Tracking, &at)
+	err := s.env.DB.QueryRowContext(r.Context(), `SELECT customer_id, COALESCE((SELECT name FROM recipients r WHERE r.customer_id = shipments.customer_id), ''),
+		status, tracking, updated_at FROM shipments WHERE order_id = $1 AND customer_id <> ''`, v.OrderID).
+		Scan(&customer, &v.Recipient, &v.Status, &v.Tracking, &at)
 	if errors.Is(err, sql.ErrNoRows) {
 		return platform.NotFound("shipment", v.OrderID)
 	}
