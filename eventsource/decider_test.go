@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -189,17 +190,24 @@ func TestDo(t *testing.T) {
 		}
 	})
 	t.Run("a commit whose answer was lost", func(t *testing.T) {
+		var f *fixture
 		for name, c := range map[string]struct {
 			commit func(n int, tx *eventsourcemem.Tx) error
 			want   int
 			ok     bool
 		}{
-			"happened":        {func(_ int, tx *eventsourcemem.Tx) error { return errors.Join(tx.Commit(), errDown) }, 20, true},
+			"happened": {func(_ int, tx *eventsourcemem.Tx) error { return errors.Join(tx.Commit(), errDown) }, 20, true},
+			"happened, and others after it": {func(n int, tx *eventsourcemem.Tx) error {
+				err := tx.Commit()
+				f.add(t, 20)
+				f.add(t, 20)
+				return errors.Join(err, errDown)
+			}, 60, true},
 			"may still come":  {func(_ int, tx *eventsourcemem.Tx) error { return errors.Join(tx.Rollback(), errDown) }, 0, false},
 			"lost its race":   {func(n int, tx *eventsourcemem.Tx) error { return lostOnce(n, tx) }, 20, true},
 			"refused a while": {func(n int, tx *eventsourcemem.Tx) error { return busyOnce(n, tx) }, 20, true},
 		} {
-			f := newFixture(t, eventsource.Config{}, eventsource.RepositoryConfig{})
+			f = newFixture(t, eventsource.Config{}, eventsource.RepositoryConfig{})
 			f.atCommit = c.commit
 			st, err := f.repo.Do(t.Context(), "s", 20)
 			if (err == nil) != c.ok || c.ok && st.Value != c.want || !c.ok && !fault.IsUnknown(err) {
@@ -218,6 +226,15 @@ func TestDo(t *testing.T) {
 		if _, err := f.repo.Do(t.Context(), "s", 0, also); !fault.IsUnknown(err) || !errors.Is(err, errDown) || calls != 1 {
 			t.Errorf("Do = %v after %d calls, want an unknown outcome after 1", err, calls)
 		}
+		f.atCommit = func(_ int, tx *eventsourcemem.Tx) error {
+			err := tx.Commit()
+			f.add(t, 1) // says nothing about a commit that had no events
+			return errors.Join(err, errDown)
+		}
+		if _, err := f.repo.Do(t.Context(), "s", 0, also); !fault.IsUnknown(err) || calls != 2 {
+			t.Errorf("Do beside another's event = %v after %d calls, want an unknown outcome after 1 more", err, calls)
+		}
+		calls = 1
 		f.begun, f.atCommit = 0, busyOnce
 		if _, err := f.repo.Do(t.Context(), "s", 0, also); err != nil || calls != 3 {
 			t.Errorf("Do after a commit that lost its race = %v after %d calls, want nil after 3", err, calls)
@@ -317,18 +334,57 @@ func TestSnapshots(t *testing.T) {
 	if got := load(f.repo); got != "12 at 12 from 10" {
 		t.Errorf("Load = %s, want 12 at 12 from 10", got)
 	}
+	// Several events may pass over the multiple.
+	many := adder()
+	many.Decide = func(_, n int) ([]deposited, error) { return make([]deposited, n), nil }
+	leaps, err := eventsource.NewRepository(f.log, func(context.Context) (eventsource.Transaction, error) { return f.store.Begin(), nil }, codec(), many,
+		eventsource.RepositoryConfig{SnapshotEvery: 5, SnapshotName: "leaps"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ events, from int }{{1, 0}, {4, 17}, {1, 17}} {
+		if _, err := leaps.Do(t.Context(), "s", c.events); err != nil {
+			t.Fatal(err)
+		}
+		if got := load(leaps); !strings.HasSuffix(got, fmt.Sprint(" from ", c.from)) {
+			t.Errorf("Load after %d more events = %s, want it from %d", c.events, got, c.from)
+		}
+	}
 	other, err := eventsource.NewRepository(f.log, func(context.Context) (eventsource.Transaction, error) { return f.store.Begin(), nil }, codec(), adder(),
 		eventsource.RepositoryConfig{SnapshotEvery: 5, SnapshotSchema: "2"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := load(other); got != "12 at 12 from 0" {
+	if got := load(other); got != "12 at 18 from 0" {
 		t.Errorf("Load with another schema = %s, want it from the begin", got)
 	}
 	if err := f.store.SaveSnapshot(t.Context(), eventsource.Snapshot{Stream: "s", Name: "state", Schema: "1", Version: 11, State: []byte("{broken")}); err != nil {
 		t.Fatal(err)
 	}
-	if got := load(f.repo); got != "12 at 12 from 0" || len(failed) != 1 {
+	if got := load(f.repo); got != "12 at 18 from 0" || len(failed) != 1 {
 		t.Errorf("Load with a broken snapshot = %s, %v, want it from the begin and told", got, failed)
+	}
+}
+
+// gappy is a store that has lost an event.
+type gappy struct{ *eventsourcemem.Store }
+
+func (g gappy) Read(ctx context.Context, stream string, after int64, limit int) ([]eventsource.Recorded, error) {
+	events, err := g.Store.Read(ctx, stream, after, limit)
+	return slices.DeleteFunc(events, func(e eventsource.Recorded) bool { return e.Version == 2 }), err
+}
+
+func TestLoadRefusesAGap(t *testing.T) {
+	f := newFixture(t, eventsource.Config{}, eventsource.RepositoryConfig{})
+	for range 3 {
+		f.add(t, 1)
+	}
+	repo, err := eventsource.NewRepository(newLog(t, gappy{f.store}, eventsource.Config{}), func(context.Context) (eventsource.Transaction, error) { return f.store.Begin(), nil },
+		codec(), adder(), eventsource.RepositoryConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := repo.Load(t.Context(), "s"); err == nil || !strings.Contains(err.Error(), "goes on with version 3 after 1") {
+		t.Errorf("Load of a stream with a gap = %+v, %v, want an error", st, err)
 	}
 }

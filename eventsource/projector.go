@@ -688,11 +688,11 @@ func reached[T ModelTx](ctx context.Context, m Models[T], name string, at Cursor
 	}
 	all := len(shards) > 0
 	for _, s := range shards {
-		if s.Cursor >= at {
-			continue
+		if s.Cursor >= at || s.Parked != nil && s.Parked.At > at {
+			continue // what it is parked at is the first that is not applied
 		}
 		all = false
-		if s.Parked != nil && s.Parked.At <= at {
+		if s.Parked != nil {
 			return false, &StoppedError{*s.Parked}
 		}
 	}

@@ -482,6 +482,112 @@ func TestRevisions(t *testing.T) {
 	})
 }
 
+// Who has read from the old revision must not see less in the new one.
+func TestANewRevisionIsAsFarAsTheOldOneBeforeItServes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		put(t, w.log, w.store, "a", "1", "2")
+		// The old one is at event 5, which the new one cannot know when it starts.
+		old := eventsource.ProjectionID{Name: "list", Revision: 1}
+		v, err := w.models.Lease(t.Context(), eventsource.ProjectionLease{ID: old, Shards: 1, Owner: "old", TTL: time.Hour, Take: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tx, err := w.models.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := w.models.Advance(t.Context(), tx, old, 0, v.Held[0].Epoch, 0, 5); !ok || err != nil {
+			t.Fatalf("Advance = %v, %v", ok, err)
+		}
+		_, err = w.models.Activate(t.Context(), old, false)
+		if err := errors.Join(err, tx.Commit()); err != nil {
+			t.Fatal(err)
+		}
+		p := w.projection(1)
+		p.Revision = 2
+		stop := start(t, w.projector(t, p, eventsource.ProjectorConfig{}))
+		for _, c := range []struct {
+			event, seen string
+			active      int
+		}{{"3", "1 2 3", 1}, {"4", "1 2 3 4", 1}, {"5", "1 2 3 4 5", 2}} {
+			put(t, w.log, w.store, "a", c.event)
+			time.Sleep(time.Minute)
+			if n, err := w.models.Active(t.Context(), "list"); err != nil || n != c.active || w.seen() != c.seen {
+				t.Errorf("Active = %d, %v with %q, want %d with %q", n, err, w.seen(), c.active, c.seen)
+			}
+		}
+		stop()
+	})
+}
+
+func TestTheNextAttemptIsNotBeforeWhatTheErrorAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.fail("1", fault.RetryAfter(errDown, time.Hour))
+		put(t, w.log, w.store, "a", "1")
+		stop := start(t, w.projector(t, w.projection(1), eventsource.ProjectorConfig{}))
+		synctest.Wait()
+		w.fail("1", nil)
+		for _, c := range []struct {
+			after time.Duration
+			want  string
+		}{{59 * time.Minute, ""}, {time.Minute, "1"}} {
+			time.Sleep(c.after)
+			synctest.Wait()
+			if got := w.seen(); got != c.want {
+				t.Errorf("applied %q after %v more, want %q", got, c.after, c.want)
+			}
+		}
+		stop()
+	})
+}
+
+func TestStatsAreOfTheShardThatIsLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		streams := map[int]string{}
+		for i := range 100 {
+			name := fmt.Sprint("s", i)
+			streams[eventsource.Bucket(name)%2] = name
+		}
+		w.fail("bad", fault.Permanent(errDown))
+		put(t, w.log, w.store, streams[1], "1")
+		put(t, w.log, w.store, streams[0], "bad")
+		put(t, w.log, w.store, streams[1], "2")
+		p := w.projector(t, w.projection(2), eventsource.ProjectorConfig{})
+		stop := start(t, p)
+		time.Sleep(time.Minute)
+		if st, err := p.Stats(t.Context()); err != nil || st.Cursor >= 2 || st.Head != 3 || st.Parked != 1 {
+			t.Errorf("Stats = %+v, %v, want it before event 2, where a shard is stopped", st, err)
+		}
+		stop()
+	})
+}
+
+func TestAttemptsAreOfOneEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		put(t, w.log, w.store, "a", "1", "2", "3")
+		left := map[string]int{"1": 4, "2": 4, "3": 4}
+		p := w.projection(1)
+		handle := p.Handle
+		p.Handle = func(ctx context.Context, tx memTx, batch []eventsource.Recorded) error {
+			if first := batch[0].Type; left[first] > 0 {
+				left[first]--
+				return errDown
+			}
+			return handle(ctx, tx, batch)
+		}
+		stop := start(t, w.projector(t, p, eventsource.ProjectorConfig{MaxAttempts: 5, Batch: 1}))
+		time.Sleep(time.Hour)
+		if got := w.seen(); got != "1 2 3" {
+			t.Errorf("applied %q, want all: none was tried five times", got)
+		}
+		stop()
+	})
+}
+
 func TestWaitFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -499,5 +605,31 @@ func TestWaitFor(t *testing.T) {
 			t.Errorf("WaitFor behind a bad event = %v, want a StoppedError", err)
 		}
 		stop()
+		// A bad event says nothing about those before it, also if they are not for the projection.
+		other := w.projection(1)
+		other.Name, other.Filter.Types = "other", []string{"1", "4"}
+		w.fail("4", fault.Permanent(errDown))
+		put(t, w.log, w.store, "a", "3", "4")
+		p := w.projector(t, other, eventsource.ProjectorConfig{})
+		stop = start(t, p)
+		time.Sleep(time.Minute)
+		if err := p.Activate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := eventsource.WaitFor(ctx, w.models, "other", 3); err != nil {
+			t.Errorf("WaitFor before a bad event = %v, want nil", err)
+		}
+		if err := eventsource.WaitFor(ctx, w.models, "other", 4); !errors.As(err, &stopped) {
+			t.Errorf("WaitFor at a bad event = %v, want a StoppedError", err)
+		}
+		stop()
+		if _, err := w.models.Activate(t.Context(), eventsource.ProjectionID{Name: "none", Revision: 1}, true); err != nil {
+			t.Fatal(err)
+		}
+		short, end := context.WithTimeout(t.Context(), time.Minute)
+		defer end()
+		if err := eventsource.WaitFor(short, w.models, "none", 1); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("WaitFor a projection that nobody runs = %v, want the deadline", err)
+		}
 	})
 }
