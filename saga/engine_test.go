@@ -273,6 +273,32 @@ func TestVerbsWantToKnowWhoAndWhy(t *testing.T) {
 	})
 }
 
+func TestASagaIsStuckAfterItsAttemptsAndRetryCountsAfresh(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.StuckAfter = 3
+	var numbers []int
+	w.defs = []saga.Registered{saga.Must(saga.New("x", 1, saga.Call("a", func(_ context.Context, a saga.Attempt, _ *data) error {
+		numbers = append(numbers, a.Number)
+		return errOops
+	}, saga.Undo(w.fn()))))}
+	verbs := []func() error{
+		func() error { return w.engine.Retry(w.Context(), "s", byAnn) },
+		func() error { return w.engine.Cancel(w.Context(), "s", byAnn) },
+	}
+	w.cfg.Hooks.Stuck = func(saga.Stuck) {
+		w.note(fmt.Sprint(numbers))
+		if err := verbs[0](); err != nil {
+			t.Errorf("verb = %v", err)
+		}
+		verbs = verbs[1:]
+	}
+	w.run(func() {
+		w.start(w.defs[0].(*saga.Definition[data]), "s", data{})
+		w.end("s", saga.Compensated)
+		w.noted("[1 2 3]", "[1 2 3 1 2 3]", "a/undo")
+	})
+}
+
 func TestAnUndoIsNeverGivenUp(t *testing.T) {
 	w := newWorld(t)
 	stuck := 0
@@ -824,6 +850,40 @@ func TestDrain(t *testing.T) {
 			}
 			if h := w.history("s"); len(h) != 0 {
 				t.Errorf("history is %q, want nothing", h)
+			}
+		})
+	})
+	t.Run("so are steps in parallel", func(t *testing.T) {
+		w := newWorld(t)
+		hang := func(ctx context.Context, _ saga.Attempt, _ *data) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		d := saga.Must(saga.New("x", 1, saga.Parallel(saga.Call("a", hang, saga.NoUndo[data]()), saga.Call("b", hang, saga.NoUndo[data](), saga.Timeout[data](time.Hour)))))
+		w.defs = []saga.Registered{d}
+		w.cfg.Timeout = time.Hour
+		synctestRun(t, w, func(stop func()) {
+			w.start(d, "s", data{})
+			synctest.Wait()
+			stop()
+			if in, h := w.get("s"), w.history("s"); in.Owner != "" || in.Attempt != 0 || len(h) != 0 {
+				t.Errorf("the saga is %+v with history %q, want it free, and the attempts not counted", in, h)
+			}
+		})
+	})
+	t.Run("so is a local one, and its transaction", func(t *testing.T) {
+		w := newWorld(t)
+		d := saga.Must(saga.New("x", 1, saga.Local("a", func(ctx context.Context, _ *sql.Tx, _ saga.Attempt, _ *data) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}, saga.Timeout[data](time.Hour))))
+		w.defs = []saga.Registered{d}
+		synctestRun(t, w, func(stop func()) {
+			w.start(d, "s", data{})
+			synctest.Wait()
+			stop()
+			if in, h := w.get("s"), w.history("s"); in.Owner != "" || in.Attempt != 0 || len(h) != 0 {
+				t.Errorf("the saga is %+v with history %q, want it free, and the attempt not counted", in, h)
 			}
 		})
 	})

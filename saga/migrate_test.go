@@ -185,6 +185,22 @@ func TestWhatWaitsCostsNothing(t *testing.T) {
 
 // TestTheHeartbeatIsOneWriteHoweverManySagas counts the calls of the store in an hour in which
 // one engine has many sagas in its hands and another none.
+func TestWhatHasComeDoesNotKeepASagaAwake(t *testing.T) {
+	w := newWorld(t)
+	d := saga.Must(saga.New("x", 1, saga.Await("a", judge), saga.Await("b", judge)))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		w.start(d, "s", data{})
+		w.deliver("s", "a", answer{OK: true}, true)
+		w.waiting("s", "b")
+		before := w.engine.Stats().Claimed
+		time.Sleep(time.Hour)
+		if n := w.engine.Stats().Claimed - before; n > 1 {
+			t.Errorf("a saga that waits was claimed %d times in an hour", n)
+		}
+	})
+}
+
 func TestTheHeartbeatIsOneWriteHoweverManySagas(t *testing.T) {
 	beats, calls := map[int]int{}, map[int]int{}
 	for _, sagas := range []int{0, 100} {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -890,4 +891,38 @@ func ExampleIf() {
 	//   s1 -. refused .-> compensated
 	//   s3 -. refused .-> compensated
 	//   s4 -. refused .-> compensated
+}
+
+func TestParallelStepsOfAMapAddAndRemoveKeys(t *testing.T) {
+	w := newWorld(t)
+	type dict = map[string]int
+	d := saga.Must(saga.New("x", 1, saga.Parallel(
+		saga.Call("a", func(_ context.Context, _ saga.Attempt, d *dict) error { delete(*d, "gone"); return nil }, saga.NoUndo[dict]()),
+		saga.Call("b", func(_ context.Context, _ saga.Attempt, d *dict) error { (*d)["new"] = 2; return nil }, saga.NoUndo[dict]()),
+	)))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		if err := saga.Start(w.Context(), w.engine, nil, d, "s", dict{"gone": 1, "stays": 1}); err != nil {
+			t.Fatalf("Start = %v", err)
+		}
+		if v, err := d.Data(w.end("s", saga.Completed)); err != nil || !maps.Equal(v, dict{"new": 2, "stays": 1}) {
+			t.Errorf("data = %v, %v, want what both have changed", v, err)
+		}
+	})
+}
+
+func TestAChildThatNeverBeganIsUndone(t *testing.T) {
+	w := newWorld(t)
+	child := saga.Must(saga.New("child", 1, w.step("c")))
+	d := saga.Must(saga.New("x", 1, w.step("a"), saga.Child("b", child, func(*data) data { panic("oops") }, func(*data, data) error { return nil })))
+	w.defs = []saga.Registered{d, child}
+	w.run(func() {
+		w.start(d, "s", data{})
+		time.Sleep(time.Minute)
+		if err := w.engine.Cancel(w.Context(), "s", byAnn); err != nil {
+			t.Errorf("Cancel = %v", err)
+		}
+		w.end("s", saga.Compensated)
+		w.noted("a/do", "a/undo")
+	})
 }
