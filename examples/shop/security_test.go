@@ -14,9 +14,15 @@ import (
 	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/stockpb"
 )
 
 // described calls do for each operation of openapi.yaml. In its path the parameters have a value that nothing has.
@@ -99,6 +105,98 @@ func TestEveryRouteIsGuarded(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestEveryServiceChecksForItself goes around the gateway: nobody, a stranger and the operator ask each service for what is
+// not theirs.
+func TestEveryServiceChecksForItself(t *testing.T) {
+	shop := openShopWith(t, embedded.Config{Data: t.TempDir(), Packing: time.Millisecond}).stocked()
+	owner, stranger, operator := shop.newcomer(), shop.newcomer(), shop.as("operator@shop.example", "dovetail-operator")
+	order := owner.place("", lineItem{"product_id": "p-001", "quantity": 1})
+	owner.ends(order, "dispatched") // so that everybody has been asked by somebody
+	var services struct {
+		Items []struct {
+			Service   string
+			Instances []struct{ Addr string }
+		}
+	}
+	operator.want(http.StatusOK, operator.send("GET", "/ops/api/services", nil, nil), &services)
+	at := map[string]string{}
+	for _, s := range services.Items {
+		for _, in := range s.Instances {
+			at[s.Service] = in.Addr
+		}
+	}
+	people := map[string]*api{"nobody": shop, "a stranger": stranger, "the owner": owner, "the operator": operator}
+	const internal, theirs, operators = "internal", "theirs", "operators"
+	for _, ask := range []struct{ service, method, path, whose string }{
+		{"customer", "POST", "/internal/sessions", internal},
+		{"customer", "POST", "/internal/credit/reserve", internal},
+		{"customer", "POST", "/internal/credit/release", internal},
+		{"customer", "POST", "/internal/credit/settle", internal},
+		{"catalog", "POST", "/internal/quote", internal},
+		{"payment", "POST", "/internal/payments/authorise", internal},
+		{"payment", "POST", "/internal/payments/void", internal},
+		{"payment", "POST", "/internal/payments/capture", internal},
+		{"payment", "POST", "/internal/payments/refund", internal},
+		{"payment", "GET", "/payments/" + order, theirs},
+		{"shipping", "POST", "/internal/shipments/stop", internal},
+		{"shipping", "POST", "/internal/shipments/resume", internal},
+		{"shipping", "GET", "/shipments/" + order, theirs},
+		{"order", "GET", "/orders/" + order, theirs},
+		{"order", "GET", "/orders/" + order + "/events", theirs},
+		{"order", "GET", "/ops/sagas", operators},
+		{"order", "GET", "/ops/sagas/" + order, operators},
+		{"order", "POST", "/ops/sagas/" + order + "/retry", operators},
+		{"order", "POST", "/ops/sagas/" + order + "/skip", operators},
+		{"order", "POST", "/ops/sagas/" + order + "/cancel", operators},
+		{"order", "GET", "/ops/events", operators},
+		{"order", "GET", "/ops/dead-letters", operators},
+		{"order", "POST", "/ops/dead-letters/order/none/replay", operators},
+		{"order", "GET", "/ops/parked", operators},
+		{"order", "POST", "/ops/parked/order/none/retry", operators},
+		{"order", "POST", "/ops/parked/order/none/discard", operators},
+		{"order", "GET", "/ops/outbox", operators},
+		{"order", "GET", "/ops/breakers", operators},
+		{"order", "GET", "/ops/spans", operators},
+		{"order", "GET", "/ops/traffic", operators},
+		{"reporting", "GET", "/ops/reporting", operators},
+		{"reporting", "POST", "/ops/reporting/rebuild", operators},
+	} {
+		if at[ask.service] == "" {
+			t.Fatalf("nobody knows where %s is", ask.service)
+		}
+		by := func(who string) int {
+			var body any
+			if ask.method == http.MethodPost {
+				body = struct{}{}
+			}
+			return (&api{t, "http://" + at[ask.service], people[who].token}).send(ask.method, ask.path, nil, body).status
+		}
+		wanted := map[string]int{"nobody": http.StatusUnauthorized, "a stranger": http.StatusForbidden}
+		switch ask.whose {
+		case internal:
+			wanted["the operator"] = http.StatusForbidden
+		case theirs:
+			wanted["a stranger"], wanted["the owner"] = http.StatusNotFound, http.StatusOK
+		}
+		for who, want := range wanted {
+			if got := by(who); got != want {
+				t.Errorf("%s answers %d to %s %s by %s, want %d", ask.service, got, ask.method, ask.path, who, want)
+			}
+		}
+	}
+	conn, err := grpc.NewClient("passthrough:///"+at["inventory"], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	for name, who := range people {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+who.token)
+		if _, err := stockpb.NewStockClient(conn).Availability(ctx, &stockpb.AvailabilityRequest{ProductId: "p-001"}); status.Code(err) != codes.Unauthenticated && status.Code(err) != codes.PermissionDenied {
+			t.Errorf("inventory answers %v to %s, want a refusal", err, name)
+		}
+	}
 }
 
 // TestEveryAnswerIsProtected looks at the headers that a browser obeys.

@@ -111,7 +111,7 @@ func (a *Auth) identify(r *http.Request) (Identity, error) {
 		Email string `json:"email"`
 		Role  string `json:"role"`
 	}
-	if err := token.Claims(&claims); err != nil {
+	if err := token.Claims(&claims); err != nil || claims.Role == roleService {
 		return Identity{}, oidckit.ErrClaim
 	}
 	return Identity{Subject: token.Subject, Email: claims.Email, Role: claims.Role}, nil
