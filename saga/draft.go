@@ -151,10 +151,12 @@ func (j *job) commit(build func() draft) bool {
 }
 
 // results reports whether rec is what c made: the change was written, although its
-// writer was not told.
+// writer was not told. A verb can have made the same revision of the same step, but it leaves
+// the saga to its owner.
 func results(rec Record, c Change) bool {
 	return rec.Epoch == c.Epoch && rec.Revision == c.NewRevision() &&
-		rec.Status == c.Status && rec.Step == c.Step && rec.Attempt == c.Attempt
+		rec.Status == c.Status && rec.Step == c.Step && rec.Attempt == c.Attempt &&
+		rec.Cancel == c.Cancel && rec.Stuck == c.Stuck && (rec.Owner == "") == c.Release
 }
 
 // accept takes note of a change that was written, and reports whether the saga is

@@ -235,3 +235,29 @@ func TestTheHeartbeatIsOneWriteHoweverManySagas(t *testing.T) {
 		t.Errorf("with 100 sagas in hand it called the store %d times in an hour, without any %d times; want no difference", calls[100], calls[0])
 	}
 }
+
+func TestMigrateHasAWaitBeginAnew(t *testing.T) {
+	w := newWorld(t)
+	p := newPost(w)
+	define := func(version int) *saga.Definition[data] {
+		return saga.Must(saga.New("x", version, saga.Send("a", command("do"), judge, saga.NoUndo[data]())))
+	}
+	v1, v2 := define(1), define(2)
+	w.defs = []saga.Registered{v1, v2}
+	w.run(func() {
+		w.start(v1, "s", data{})
+		w.waiting("s", "a")
+		n, err := saga.Migrate(t.Context(), w.engine, 1, v2, func(_ saga.Instance, old data) (string, data, error) { return "a", old, nil })
+		if n != 1 || err != nil {
+			t.Fatalf("Migrate = %d, %v", n, err)
+		}
+		w.waiting("s", "a")
+		if _, n := p.last(); n != 2 {
+			t.Errorf("%d commands were sent, want one more", n)
+		}
+		if err := w.reply(p, answer{true, "yes"}); err != nil {
+			t.Errorf("reply = %v", err)
+		}
+		w.end("s", saga.Completed)
+	})
+}

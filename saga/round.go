@@ -480,7 +480,8 @@ func (j *job) fold(turns []turn) draft {
 			d.after = max(d.after, retryAfter(t.err))
 		}
 	}
-	d.rest = stands() && d.state.Waiting != 0 && !d.state.Parked
+	// A cancellation that came meanwhile is looked at now: nothing else may ever come.
+	d.rest = stands() && d.state.Waiting != 0 && !d.state.Parked && !j.shape.Turns(d.state, false)
 	return d
 }
 

@@ -562,6 +562,9 @@ func (s *storeTest) saveBatch() {
 	if got := s.load(recs[3].ID); got.Stuck != "help" || got.Owner != "" || got.WakeAt.IsZero() {
 		s.Errorf("the fourth of the batch is %+v, want it stuck, released, and due", got)
 	}
+	if lost := s.save(changes...); !slices.Equal(lost, []int{0, 1, 2, 3}) {
+		s.Errorf("Save again from the old revisions: lost %v, want all four", lost)
+	}
 	if lost := s.save(); len(lost) > 0 {
 		s.Errorf("Save of nothing: lost %v", lost)
 	}

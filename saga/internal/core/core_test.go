@@ -13,7 +13,7 @@ import (
 func TestDecide(t *testing.T) {
 	call, idle := Step{Undo: true}, Step{Local: true, Idle: true}
 	pivot := Step{Pivot: true}
-	group := []Step{{Undo: true, Group: 2}, call, call}
+	group := []Step{{Undo: true, Group: 3}, call, call, call}
 	parked := State{Status: Running, Step: 1, Attempt: 3, Stuck: "oops", Parked: true}
 	for what, c := range map[string]struct {
 		steps []Step
@@ -35,7 +35,7 @@ func TestDecide(t *testing.T) {
 		},
 		"to skip a group is to skip all of it": {
 			group, State{Status: Running, Stuck: "oops", Finished: Set(0).With(1), Waiting: Set(0).With(0)}, Event{Kind: Skip},
-			State{Status: Running, Step: 2}, nil,
+			State{Status: Running, Step: 3}, nil,
 		},
 		"a completed saga that has decided is not undone for its parent": {
 			[]Step{call, pivot}, State{Status: Completed, Step: 2}, Event{Kind: Revert, Text: "no"},
