@@ -266,10 +266,16 @@ func TestAudit(t *testing.T) {
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
+	var last time.Time
+	for e := range l.Audit(t.Context(), eventsource.AuditQuery{}) {
+		last = e.Recorded
+	}
 	for _, c := range []struct {
 		q    eventsource.AuditQuery
 		want string
 	}{
+		{eventsource.AuditQuery{Stream: "s-2", Since: last}, "t2 "},
+		{eventsource.AuditQuery{Stream: "s-2", Until: last}, ""}, // which is outside
 		{eventsource.AuditQuery{}, "t0 t1 t2 "},
 		{eventsource.AuditQuery{Actor: "ada"}, "t0 t2 "},
 		{eventsource.AuditQuery{Actor: "ada", After: 1}, "t2 "},
@@ -346,5 +352,32 @@ func TestPublish(t *testing.T) {
 	}
 	if m := rows[0].Message; m.Topic != "order.placed" || m.Key != "order-1" || m.Type != "placed.v1" || m.ID != events[0].ID || string(m.Body) != "d" {
 		t.Errorf("message = %+v, want the event's", m)
+	}
+}
+
+// ahead is a store that reads on over events that are not selected, as one does that knows how far
+// it may go.
+type ahead struct {
+	*eventsourcemem.Store
+	reads int
+}
+
+func (a *ahead) ReadAll(_ context.Context, after eventsource.Cursor, _ eventsource.Filter, _ int) (eventsource.Page, error) {
+	if a.reads++; a.reads > 10 {
+		return eventsource.Page{}, errDown
+	}
+	return eventsource.Page{Next: after + 10, More: after < 50}, nil
+}
+
+func TestAllGoesOnBehindWhatIsNotSelected(t *testing.T) {
+	store := &ahead{Store: eventsourcemem.New()}
+	for e, err := range newLog(t, store, eventsource.Config{}).All(t.Context(), 0, eventsource.Filter{}) {
+		t.Errorf("All = %+v, %v, want nothing", e, err)
+	}
+	if store.reads != 6 {
+		t.Errorf("All read %d times, want 6", store.reads)
+	}
+	if eventsource.At(0) != eventsource.None {
+		t.Errorf("At(0) = %v, want it to be None", eventsource.At(0))
 	}
 }
