@@ -69,7 +69,8 @@ func (s Strike) String() string {
 
 // StormReport is what a storm did.
 type StormReport struct {
-	Seed    uint64   `json:"seed"`
+	Seed uint64 `json:"seed"`
+	// Seconds is how long it lasted.
 	Seconds float64  `json:"seconds"`
 	Strikes []Strike `json:"strikes"`
 	// Kinds counts the faults that began, by kind.
@@ -187,6 +188,10 @@ func (s Storm) Rage(ctx context.Context) (*StormReport, error) {
 	err := s.strike(ctx, c, plan(s.Seed, s.For, shop.Kinds, shop.Instances), report)
 	if err == nil {
 		err = sleepUntil(ctx, begin.Add(s.For))
+	}
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("interrupted: %w", context.Cause(ctx))
+		report.Seconds = round(time.Since(begin).Seconds())
 	}
 	// Also when it was called off.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), impatience)

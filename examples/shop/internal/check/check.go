@@ -119,7 +119,7 @@ func Run(ctx context.Context, open func(service string) (*sql.DB, error), accept
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, fmt.Errorf("check: interrupted while it waited for the shop to come to rest: %w", context.Cause(ctx))
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

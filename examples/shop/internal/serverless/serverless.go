@@ -13,6 +13,9 @@
 // An answer is sent when it is whole. A stream is cut off before the deadline of its invocation and sent as far as it
 // got; clients of server-sent events then come again. API Gateway itself waits 29 or 30 seconds, whatever the function's timeout is.
 //
+// A path is what follows the stage. An API at a domain of its own is to be mapped at the root of it: what it is mapped at
+// would be part of every path. A load balancer is to append to X-Forwarded-For, as it does by default.
+//
 // Between invocations the process is frozen: nothing may be left to goroutines of its own.
 package serverless
 
@@ -25,8 +28,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -141,7 +144,7 @@ func (f *Function) serve(ctx context.Context, r *http.Request) *recorder {
 	if f.cfg.Draining != nil {
 		ctx = f.cfg.Draining(ctx, draining)
 	}
-	w := &recorder{header: http.Header{}}
+	w := &recorder{header: http.Header{}, head: r.Method == http.MethodHead}
 	done := make(chan any, 1)
 	go func() {
 		defer func() { done <- recover() }()
@@ -193,6 +196,7 @@ type recorder struct {
 	body         bytes.Buffer
 	tooMuch      bool
 	flushed      bool
+	head         bool // asked for the header only
 }
 
 func (w *recorder) Header() http.Header { return w.header }
@@ -207,6 +211,12 @@ var errTooMuch = errors.New("serverless: the answer is larger than Lambda takes"
 
 func (w *recorder) Write(p []byte) (int, error) {
 	w.WriteHeader(http.StatusOK)
+	switch {
+	case w.status == http.StatusNoContent, w.status == http.StatusNotModified:
+		return 0, http.ErrBodyNotAllowed
+	case w.head:
+		return len(p), nil
+	}
 	if w.tooMuch || w.body.Len()+len(p) > MaxAnswer {
 		w.tooMuch = true
 		return 0, errTooMuch
@@ -244,6 +254,9 @@ func (in request) http(ctx context.Context) (*http.Request, error) {
 			return nil, errors.New("the body is not base64")
 		}
 	}
+	if !strings.HasPrefix(in.path, "/") {
+		return nil, errors.New("the path does not begin with a slash")
+	}
 	// A path comes as the client wrote it, or decoded: what cannot be decoded is.
 	u := &url.URL{Path: in.path, RawQuery: in.query}
 	if path, err := url.PathUnescape(in.path); err == nil {
@@ -255,22 +268,27 @@ func (in request) http(ctx context.Context) (*http.Request, error) {
 	}
 	r.URL, r.RequestURI, r.Header, r.Host = u, u.RequestURI(), in.header, in.host
 	r.Header.Del("Host")
-	if ip := net.ParseIP(in.source); ip != nil {
-		r.RemoteAddr = net.JoinHostPort(in.source, "0")
+	if ip, err := netip.ParseAddr(in.source); err == nil {
+		r.RemoteAddr = netip.AddrPortFrom(ip, 0).String()
+	} else if addr, err := netip.ParseAddrPort(in.source); err == nil { // a load balancer may add the client's port
+		r.RemoteAddr = addr.String()
 	}
 	return r, nil
 }
 
-// headers joins what comes once with what may come more than once.
+// headers joins what comes once with what may come more than once. A client may write the same name in two ways: both
+// are kept, always in the same order.
 func headers(single map[string]string, multi map[string][]string) http.Header {
 	h := http.Header{}
-	for name, value := range single {
-		h.Set(name, value)
-	}
-	for name, values := range multi {
-		h.Del(name)
-		for _, v := range values {
+	for _, name := range slices.Sorted(maps.Keys(multi)) {
+		for _, v := range multi[name] {
 			h.Add(name, v)
+		}
+	}
+	several := maps.Clone(h)
+	for _, name := range slices.Sorted(maps.Keys(single)) {
+		if _, ok := several[http.CanonicalHeaderKey(name)]; !ok {
+			h.Add(name, single[name])
 		}
 	}
 	return h
@@ -324,11 +342,15 @@ func toV2(_ *events.APIGatewayV2HTTPRequest, r *http.Response, body string, enco
 
 func fromV1(e *events.APIGatewayProxyRequest) (request, error) {
 	in := request{
-		// The path of the event is without the stage, that of the context is with it.
 		method: e.HTTPMethod, path: e.Path, query: query(e.QueryStringParameters, e.MultiValueQueryStringParameters, false),
 		source: e.RequestContext.Identity.SourceIP, header: headers(e.Headers, e.MultiValueHeaders), body: e.Body, encoded: e.IsBase64Encoded,
 	}
 	in.host = host(in.header, e.RequestContext.DomainName)
+	// The path of a REST API's event is without the stage, that of its context is with it. In payload 1.0 of an HTTP API
+	// both are with it.
+	if e.Path == e.RequestContext.Path {
+		in.path = withoutStage(in.path, e.RequestContext.Stage, e.RequestContext.DomainName)
+	}
 	return in, nil
 }
 

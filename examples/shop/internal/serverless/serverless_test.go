@@ -161,10 +161,53 @@ func TestEvents(t *testing.T) {
 			t.Errorf("answer = %+v", a)
 		}
 	})
+	t.Run("hostile cases", func(t *testing.T) {
+		const api = `abc.execute-api.eu-west-1.amazonaws.com`
+		rest := strings.Replace(v1, `"requestContext":{`, `"requestContext":{"domainName":"`+api+`",`, 1)
+		whole := strings.Replace(rest, `"path":"/orders/7","httpMethod"`, `"path":"/live/orders/7","httpMethod"`, 1)
+		for _, tt := range []struct {
+			name, event string
+			got         func(s seen) string
+			want        string
+		}{
+			{"the stage of a REST API is not in its path", rest, func(s seen) string { return s.Path }, "/orders/7"},
+			{"a path that begins as the stage does", strings.ReplaceAll(rest, "/orders/7", "/live/7"), func(s seen) string { return s.Path }, "/live/7"},
+			{"payload 1.0 of an HTTP API has the stage in its path", whole, func(s seen) string { return s.Path }, "/orders/7"},
+			{"payload 1.0 at a domain of its own has not", strings.ReplaceAll(whole, api, "shop.example"), func(s seen) string { return s.Path }, "/live/orders/7"},
+			{"the stage alone", strings.Replace(v2, `"rawPath":"/live/orders/a%2Fb"`, `"rawPath":"/live"`, 1), func(s seen) string { return s.Path }, "/"},
+			{"a path that only begins as the stage does", strings.Replace(v2, `"rawPath":"/live/orders/a%2Fb"`, `"rawPath":"/lively"`, 1), func(s seen) string { return s.Path }, "/lively"},
+			{"a path that was decoded", strings.Replace(v2, `/orders/a%2Fb","rawQ`, `/orders/50% off","rawQ`, 1), func(s seen) string { return s.Path }, "/orders/50%25%20off"},
+			{
+				"a header in two ways of writing", strings.Replace(v1, `"Accept":["a","b"]`, `"accept":["b"],"Accept":["a"],"ACCEPT":["c"]`, 1),
+				func(s seen) string { return strings.Join(s.Header.Values("Accept"), " ") }, "c a b",
+			},
+			{
+				"single headers in two ways of writing", strings.Replace(alb, `"cookie"`, `"X-A":"1","x-a":"2","cookie"`, 1),
+				func(s seen) string { return strings.Join(s.Header.Values("X-A"), " ") }, "1 2",
+			},
+			{"a header that only the single ones have", strings.Replace(v1, `"Accept":"b"`, `"Accept":"b","X-A":"1"`, 1), func(s seen) string { return s.Header.Get("X-A") }, "1"},
+			{"a load balancer that adds ports", strings.Replace(alb, "192.0.2.7", "192.0.2.7:4711", 1), func(s seen) string { return s.Remote }, "192.0.2.7:4711"},
+			{"and to IPv6", strings.Replace(alb, "192.0.2.7", "[2001:db8::1]:4711", 1), func(s seen) string { return s.Remote }, "[2001:db8::1]:4711"},
+			{"an address that is none", strings.Replace(alb, "192.0.2.7", "unknown", 1), func(s seen) string { return s.Remote }, ""},
+			{"a health check of a load balancer has no address", strings.Replace(alb, `"x-forwarded-for":"203.0.113.9, 192.0.2.7",`, "", 1), func(s seen) string { return s.Remote + s.Path }, "/orders/7"},
+			{"no body at all", strings.Replace(v2, `"body":"aGVsbG8=",`, "", 1), func(s seen) string { return s.Body }, ""},
+			{"a body that is null", strings.Replace(v1, `"body":"hello"`, `"body":null`, 1), func(s seen) string { return s.Body }, ""},
+			{"no cookies", strings.Replace(v2, `"cookies":["s=1","t=2"],`, "", 1), func(s seen) string { return strings.Join(s.Cookies, " ") }, ""},
+		} {
+			for range 10 { // the order of maps is a matter of chance
+				if got := tt.got(invoke(t, f, t.Context(), tt.event).seen(t)); got != tt.want {
+					t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+					break
+				}
+			}
+		}
+	})
 	t.Run("what is no request is refused", func(t *testing.T) {
 		for event, want := range map[string]int{
 			strings.Replace(v2, "aGVsbG8=", "not base64!", 1): 400,
 			strings.Replace(v2, `"POST"`, `"P OST"`, 1):       400,
+			strings.Replace(alb, `"/orders/7"`, `""`, 1):      400,
+			strings.Replace(alb, `"/orders/7"`, `"*"`, 1):     400,
 		} {
 			if a := invoke(t, f, t.Context(), event); a.StatusCode != want {
 				t.Errorf("answer to %s = %+v, want %d", event, a, want)
@@ -198,6 +241,22 @@ func TestBodies(t *testing.T) {
 		a := invoke(t, function(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }), t.Context(), v2)
 		if a.StatusCode != 200 || a.Headers["Content-Type"] != "text/html; charset=utf-8" || a.IsBase64Encoded {
 			t.Errorf("answer = %+v", a)
+		}
+	})
+	t.Run("what has no body has none", func(t *testing.T) {
+		write := func(status int) http.HandlerFunc {
+			return func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(status)
+				_, _ = io.WriteString(w, "text")
+			}
+		}
+		for _, tt := range []struct {
+			event  string
+			status int
+		}{{strings.Replace(v2, `"POST"`, `"HEAD"`, 1), 200}, {v2, 204}, {v2, 304}} {
+			if a := invoke(t, function(t, write(tt.status)), t.Context(), tt.event); a.StatusCode != tt.status || a.Body != "" {
+				t.Errorf("answer = %+v, want %d without a body", a, tt.status)
+			}
 		}
 	})
 	t.Run("a handler that says nothing says 200", func(t *testing.T) {
