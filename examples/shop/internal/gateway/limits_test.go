@@ -81,6 +81,26 @@ func TestClientIsSlowedDown(t *testing.T) {
 	})
 }
 
+func TestCustomerIsSlowedDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(platform.Env{Name: "gateway", Caller: &platform.Caller{Client: &http.Client{Transport: &origin{}}}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := s.metered(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		for i := range customerLimit.Burst { // from one address after the other
+			if w := from(t, h, fmt.Sprintf("192.0.2.%d", i%250), "/api/me"); w.Code != http.StatusOK {
+				t.Fatalf("answered %d, want 200", w.Code)
+			}
+		}
+		wantProblem(t, from(t, h, "198.51.100.1", "/api/me"), http.StatusTooManyRequests, "too-many-requests")
+		time.Sleep(time.Second)
+		if w := from(t, h, "198.51.100.1", "/api/me"); w.Code != http.StatusOK {
+			t.Errorf("a second later: %d, want 200", w.Code)
+		}
+	})
+}
+
 func TestOverload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := whole(t, roundTripper(func(*http.Request) (*http.Response, error) {
@@ -282,7 +302,7 @@ func TestBody(t *testing.T) {
 		want int
 	}{
 		"what breaks off":     {iotest.ErrReader(io.ErrUnexpectedEOF), http.StatusBadRequest},
-		"too much":            {io.MultiReader(strings.NewReader("{}"), strings.NewReader(strings.Repeat(" ", platform.MaxBody))), http.StatusRequestEntityTooLarge},
+		"too much":            {io.MultiReader(strings.NewReader(strings.Repeat(" ", 2*platform.MaxBody)), iotest.ErrReader(io.ErrUnexpectedEOF)), http.StatusRequestEntityTooLarge}, // and nobody reads to its end
 		"as much as may be":   {io.MultiReader(strings.NewReader(strings.Repeat(" ", platform.MaxBody))), http.StatusOK},
 		"too much as it says": {strings.NewReader(strings.Repeat(" ", platform.MaxBody+1)), http.StatusRequestEntityTooLarge},
 	} {
