@@ -463,3 +463,17 @@ func TestASagaThatEndsByASkipIsNotDueAgain(t *testing.T) {
 		t.Errorf("the engine has left %d times, want once", n)
 	}
 }
+
+func TestWithoutATransactionNoAttemptIsCounted(t *testing.T) {
+	w := newWorld(t)
+	cut := &cutStore{Store: w.store}
+	w.store = cut
+	d := saga.Must(saga.New("x", 1, w.step("a"), saga.Local("b", w.localFn(), saga.Retry[data](saga.Backoff{Attempts: 2}))))
+	w.defs = []saga.Registered{d}
+	w.run(func() {
+		cut.set(failing("SaveTx", 5), nil)
+		w.start(d, "s", data{})
+		w.end("s", saga.Completed)
+		w.noted("a/do", "b/do")
+	})
+}
