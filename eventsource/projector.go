@@ -25,7 +25,8 @@ type ProjectorConfig struct {
 	// woken. Zero means the log's.
 	Poll time.Duration
 	// Lease is how long a shard stays with a projector that is not heard of, and so the
-	// time until another takes over. Zero means 10 seconds; at least 100 ms.
+	// time until another takes over. A batch should take less. Zero means 10 seconds; at
+	// least 100 ms.
 	Lease time.Duration
 	// MaxAttempts is how often a single event is tried before its shard is parked. Failures
 	// of the database itself do not count. Zero means 5, negative means for ever.
@@ -570,7 +571,8 @@ func (p *Projector[T]) Skipped(ctx context.Context) ([]Skipped, error) {
 }
 
 // Activate lets this revision serve at once, also if a newer one serves or it has not
-// caught up.
+// caught up. Stop the projectors of a newer one, or set their Manual: at their next start they
+// would let it serve again.
 func (p *Projector[T]) Activate(ctx context.Context) error {
 	if _, err := p.models.Activate(ctx, p.ID(), true); err != nil {
 		return fmt.Errorf("eventsource: activate %v: %w", p.ID(), err)

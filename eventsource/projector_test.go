@@ -565,6 +565,21 @@ func TestStatsAreOfTheShardThatIsLast(t *testing.T) {
 	})
 }
 
+func TestContentionParksNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.fail("1", errors.New("database is locked"))
+		put(t, w.log, w.store, "a", "1")
+		p := w.projector(t, w.projection(1), eventsource.ProjectorConfig{MaxAttempts: 2})
+		stop := start(t, p)
+		time.Sleep(time.Hour)
+		if list, err := p.Parked(t.Context()); err != nil || len(list) > 0 {
+			t.Errorf("Parked = %+v, %v, want none", list, err)
+		}
+		stop()
+	})
+}
+
 func TestAttemptsAreOfOneEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

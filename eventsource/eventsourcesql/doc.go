@@ -55,7 +55,11 @@
 // PostgreSQL: read from the server that is written to. A replica does not show the locks. Two
 // logs in one database whose tables' OIDs are equal modulo 262144 would hold up each
 // other; so would an application's own 64-bit shared advisory lock with the same high bits. Neither
-// loses anything.
+// loses anything. Leave the sequence without a CACHE: its numbers would be taken before the lock.
+//
+// A log that has gone back in time, restored from a backup or failed over to a replica that
+// lacked its end, gives numbers again that checkpoints in another database have passed: build
+// those read models anew.
 //
 // MySQL: names compare without regard to spaces at the end, so streams must not have one.
 //

@@ -447,6 +447,11 @@ func (s *suite) filter() {
 	}
 	s.put("a", 1)
 	space := s.put("a b", 1)
+	// More than a store may write in one statement.
+	s.ok("append", s.append("many", eventsource.None, s.make(1001)...))
+	if v, _, err := s.Store.End(s.ctx, "many"); v != 1001 || err != nil {
+		s.Errorf("End after an append of 1001 events = %d, %v", v, err)
+	}
 	got, _ := s.list(0, eventsource.Filter{Prefix: "a "}, 10)
 	s.same("ReadAll by a prefix with a space at its end", ids(got), space)
 }
