@@ -25,6 +25,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/dovetail-go/dovetail/examples/shop/internal/assembly"
+	"github.com/dovetail-go/dovetail/examples/shop/internal/embedded"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/testserver"
 )
@@ -79,7 +80,9 @@ func TestPages(t *testing.T) {
 		v.shows("#status", "rejected")
 		v.shows("#reason", "The card was declined.")
 		v.until("credit and stock are given back", `document.querySelectorAll('#steps [data-state=undone]').length === 2`)
+		v.until("nothing was held that could be let go", `!document.querySelector('#steps li:nth-child(3)').textContent.includes('let go')`)
 		v.shows("#payment", "declined")
+		v.shows("#shipment", "nothing to send")
 		v.until("it cannot be cancelled any more", `document.querySelector('#cancel').disabled`)
 		v.picture("declined")
 	})
@@ -251,6 +254,45 @@ func TestPages(t *testing.T) {
 		v.arrives("/ops/traces")
 		v.sees("spans over")
 		v.picture("trace")
+		for _, page := range []string{"/orders", "/mails", "/checkout"} {
+			v.open(page)
+			v.sees("This page is for customers")
+			v.until("there is nothing else", `[...document.querySelectorAll('main > :not(h1)')].filter((e) => e.checkVisibility()).length === 1`)
+		}
+	})
+
+	t.Run("a list keeps the focus on what it was on", func(t *testing.T) {
+		v := visit(t, browser, shop.url)
+		v.open("/sign-in")
+		got, err := chromedp.Run(v.ctx, chromedp.Evaluate[string](`import('/assets/js/dom.js').then(({ fill }) => {
+			const list = document.createElement('ul');
+			const section = document.createElement('section');
+			section.append(document.createElement('h2'), list);
+			document.querySelector('main').append(section);
+			const show = (...items) => {
+				fill(list, items, ({ id, text }) => {
+					const row = document.createElement('li');
+					row.innerHTML = '<details data-key="' + id + '"><summary>' + id + text + '</summary></details><button>' + id + '</button>';
+					return row;
+				}, (item) => item.id);
+				return document.activeElement.textContent + [...list.querySelectorAll('details')].map((d) => (d.open ? 'o' : 'c')).join('') + list.textContent;
+			};
+			const item = (id, text = '') => ({ id, text });
+			show(item('a'), item('b'), item('c'));
+			const b = list.children[1];
+			b.querySelector('details').open = true;
+			b.querySelector('button').focus();
+			return [
+				show(item('n'), item('a'), item('b'), item('c')), b.isConnected,
+				show(item('b'), item('n'), item('c')), b.isConnected,
+				show(item('b', '!'), item('n')), b.isConnected,
+				show(item('n')), document.activeElement.tagName,
+				show(),
+			].join(' ');
+		})`, chromedp.EvalAwaitPromise))
+		if want := "bccocnnaabbcc true boccbbnncc true bocb!bnn false cnn H2 "; err != nil || got != want {
+			t.Errorf("focus, unfolded and rows = %q, %v; want %q", got, err, want)
+		}
 	})
 
 	t.Run("a stream is read the same however it is cut", func(t *testing.T) {
@@ -296,6 +338,12 @@ func TestPages(t *testing.T) {
 		v.sees("There is no such page")
 		v.open("/products/p-999")
 		v.sees("There is no such product")
+		v.open("/?page=99")
+		v.sees("There is no page 99.")
+		v.clicks("#previous")
+		v.sees("24 products on page 1")
+		v.open("/?page=abc")
+		v.sees("24 products on page 1")
 	})
 }
 
@@ -303,11 +351,11 @@ func TestPages(t *testing.T) {
 // a phone, nothing may jump, and what assistive technology needs has to be there.
 func TestEveryPageInEveryLook(t *testing.T) {
 	browser := openBrowser(t)
-	shop := openShop(t).stocked()
+	shop := openShopWith(t, embedded.Config{Data: t.TempDir(), Packing: 10 * time.Millisecond}).stocked()
 	email, password := newAccount(shop)
 	customer := shop.as(email, password)
 	order := customer.place("", lineItem{"product_id": "p-001", "quantity": 2}, lineItem{"product_id": "p-089", "quantity": 1})
-	customer.ends(order, "confirmed")
+	customer.ends(order, "dispatched")
 	const operations = "/ops"
 	// What a page loads before it asks the API: the document, styles, scripts and pictures of its own.
 	const small, charts = 100 << 10, 280 << 10
@@ -326,7 +374,7 @@ func TestEveryPageInEveryLook(t *testing.T) {
 		{"not-found", "/nowhere", `true`, "", small},
 		{"checkout", "/checkout", `document.querySelector('#credit').textContent !== ''`, "", small},
 		{"orders", "/orders", `document.querySelectorAll('#orders li').length > 0`, "", small},
-		{"order", "/orders/" + order, `document.querySelectorAll('#steps [data-state=done]').length === 7 && document.querySelectorAll('#mails li').length > 0`, `document.querySelector('#cancel').click()`, small},
+		{"order", "/orders/" + order, `document.querySelectorAll('#steps [data-state=done]').length === 7 && document.querySelectorAll('#mails li').length > 0 && document.querySelector('#shipment').textContent.includes('DV')`, `document.querySelector('#sure').showModal()`, small},
 		{"mails", "/mails", `document.querySelectorAll('#mails li').length > 0`, "", small},
 		{"ops", operations, `document.querySelectorAll('#map .node-box[data-state]').length === 10 && document.querySelector('#verdict').textContent === 'all hold' && document.querySelector('#kind').options.length > 0`, "", charts},
 		{"ops-sagas", "/ops/sagas", `document.querySelectorAll('#sagas tr').length > 0`, "", small},
@@ -393,14 +441,21 @@ func TestEveryPageInEveryLook(t *testing.T) {
 	}
 }
 
-// TestPageOutlivesTheShop kills the shop under an open page: the page says so, waits, and goes on by
-// itself when the shop is back.
+// TestPageOutlivesTheShop kills the shop under a customer's and an operator's page: both say so, wait, and go on by
+// themselves when the shop is back.
 func TestPageOutlivesTheShop(t *testing.T) {
 	browser := openBrowser(t)
 	data, addr := t.TempDir(), freeAddr(t)
 	p := startShop(t, data, addr, "--packing", "24h")
 	p.expect("The shop is open")
 	shop := (&api{t: t, url: "http://" + addr}).stocked()
+
+	console := visit(t, browser, shop.url)
+	console.mayComplain("net::ERR_")
+	console.open("/sign-in?to=/ops")
+	console.signsIn("operator@shop.example", "dovetail-operator")
+	console.arrives("/ops")
+	console.until("the charts have a past", `document.querySelectorAll('#map .node-box[data-state=up]').length === 10`)
 
 	v := visit(t, browser, shop.url).member(shop)
 	v.mayComplain("net::ERR_")
@@ -409,11 +464,20 @@ func TestPageOutlivesTheShop(t *testing.T) {
 	_ = p.end(syscall.SIGKILL)
 	v.sees("The connection is lost")
 	v.picture("lost")
+	console.sees("The connection is lost")
+	console.evaluate(`scrollTo(0, document.body.scrollHeight)`)
+	console.until("that can be read wherever one is", `(({ top, bottom }) => top >= 0 && bottom <= innerHeight)(document.querySelector('#connection').getBoundingClientRect())`)
+	console.evaluate(`window.stopped = document.querySelector('#as-of').textContent`)
+	console.picture("console-lost")
 	startShop(t, data, addr, "--packing", "24h").expect("The shop is open")
 	v.shows("#status", "confirmed")
 	v.until("every step is done", `document.querySelectorAll('#steps [data-state=done]').length === 7`)
 	v.until("the connection is back", `document.querySelector('#connection').hidden`)
 	v.picture("back")
+	console.until("the console goes on", `document.querySelector('#connection').hidden && document.querySelector('#as-of').textContent !== window.stopped`)
+	console.evaluate(`window.stopped = document.querySelector('#as-of').textContent`)
+	console.until("and on", `document.querySelector('#as-of').textContent !== window.stopped`)
+	console.picture("console-back")
 }
 
 // openBrowser starts a headless Chromium that ends with the test.

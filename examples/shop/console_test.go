@@ -87,6 +87,7 @@ func TestPaymentIsKilledFromTheConsole(t *testing.T) {
 	console.until("the map shows payment down", `document.querySelector('[data-service=payment]').dataset.state === 'down'`)
 	console.until("the breaker to payment opens on the map", `document.querySelector('[data-call="order>payment"]').dataset.state !== 'closed'`)
 	console.picture("payment-is-killed")
+	console.checkMap("payment is killed")
 	customer.picture("the-order-waits")
 	if !customer.evaluate(`return document.querySelector('#status').textContent === 'pending'`) {
 		t.Errorf("the order is %s while there is no payment service, want it pending", customer.text("#status"))
@@ -162,6 +163,19 @@ func TestQueuesAndReadersOnTheConsole(t *testing.T) {
 	})()`)
 	v.until("there can be another", `!document.querySelector('#rebuild').disabled`)
 	v.picture("rebuilt")
+
+	// What one service knows can be seen while another one is down.
+	v.mayComplain("status of 503")
+	back := operator.harm("kill", "reporting", 0)
+	v.until("the figures are where they were", reader("figures, build 2", "no answer"))
+	back()
+	v.until("the figures are read again", reader("figures, build 2", "serving"))
+	back = operator.harm("kill", "order", 0)
+	v.open("/ops/messages")
+	v.until("what can be had is shown, and that something cannot", `document.querySelector('#groups').checkVisibility() && document.querySelectorAll('#groups tr').length > 0 && document.querySelector('#connection').checkVisibility()`)
+	v.picture("order-is-killed")
+	back()
+	v.until("the rest comes by itself", `document.querySelectorAll('#events li').length > 0 && !document.querySelector('#connection').checkVisibility()`)
 
 	// Pages that are open are told of what changes.
 	v.open("/ops/sagas")
@@ -282,6 +296,38 @@ func TestConsoleOfAShopThatNobodyControls(t *testing.T) {
 	v.until("the rest is", `document.querySelectorAll('#map .node-box[data-state=up]').length === 10`)
 	v.checkRules("ops without control")
 	v.picture("nobody-controls")
+}
+
+// checkMap holds the map to being legible, wide and on a phone: no text sticks out of its box, and none covers another.
+func (v *visitor) checkMap(when string) {
+	v.t.Helper()
+	for _, width := range []int64{360, 1440} {
+		v.do("set the size", chromedp.EmulateViewport(width, 1000))
+		v.until("the map is laid out", `document.querySelectorAll('#map svg.'+(innerWidth < 600 ? 'narrow' : 'wide')+' .node-box').length === 10`)
+		wrong, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]string](`(() => {
+			const box = (e) => { const { left, right, top, bottom } = e.getBoundingClientRect(); return { left, right, top, bottom, says: e.textContent || e.getAttribute('class') || e.parentNode.getAttribute('class') }; };
+			const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+			const wrong = [];
+			for (const node of document.querySelectorAll('#map .node-box')) {
+				const frame = box(node.querySelector('rect'));
+				const parts = [...node.querySelectorAll('text, circle')].filter((e) => e.tagName === 'circle' || e.textContent).map(box);
+				parts.forEach((p, i) => {
+					if (p.left < frame.left || p.right > frame.right || p.bottom > frame.bottom) wrong.push(p.says + ' sticks out of ' + node.dataset.service);
+					for (const other of parts.slice(i + 1)) if (meet(p, other)) wrong.push(p.says + ' covers ' + other.says + ' of ' + node.dataset.service);
+				});
+			}
+			const said = [...document.querySelectorAll('#map text.edge:is([data-state=open], [data-state=half-open])')].map(box);
+			said.forEach((a, i) => said.slice(i + 1).forEach((b) => { if (meet(a, b)) wrong.push(a.says + ' covers ' + b.says); }));
+			return wrong;
+		})()`))
+		if err != nil {
+			v.fail("%s: map: %v", when, err)
+		}
+		for _, w := range wrong {
+			v.t.Errorf("the map, %d wide, while %s: %s", width, when, w)
+		}
+		v.picture(fmt.Sprintf("map-%d", width))
+	}
 }
 
 // chartsDrawn is true when every chart has a line in the colours of its legend that goes through 20 columns of pixels at

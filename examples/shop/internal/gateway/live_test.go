@@ -98,6 +98,33 @@ func TestGroupThatFinishesNothing(t *testing.T) {
 	}
 }
 
+// TestWhoDoesNotAnswerIsWhereItWas has services that are asked twice and answer once: what the console says of sagas and readers is
+// not that there are none.
+func TestWhoDoesNotAnswerIsWhereItWas(t *testing.T) {
+	con := newConsole(platform.Env{Name: "gateway"}, []string{"order", "reporting"}, nil)
+	if past, _ := con.pastNow(); past == nil {
+		t.Error("before the first look the past is nil, which is null to a page; want it empty")
+	}
+	look := func(answering bool) sample {
+		order, reporting := &answer{service: "order"}, &answer{service: "reporting"}
+		if answering {
+			order.traffic = &platform.Traffic{Service: "order", Gauges: map[string]float64{"sagas": 7, "stuck": 2}}
+			reporting.traffic = &platform.Traffic{Service: "reporting", Readers: []platform.Reader{{Reader: "figures", Status: "serving", Position: 9}}}
+		}
+		var s sample
+		con.sum(&s, []*answer{order, reporting})
+		con.behind(&s, []*answer{order, reporting}, nil)
+		con.publish(s)
+		return s
+	}
+	want := []readerState{{"reporting", platform.Reader{Reader: "figures", Status: "serving", Position: 9}}}
+	for i, answering := range []bool{true, false, false, true} {
+		if s := look(answering); s.Totals.Sagas != 7 || s.Totals.Stuck != 2 || !slices.Equal(s.Readers, want) {
+			t.Errorf("look %d: %v sagas, %v stuck, readers %+v; want 7, 2, %+v", i, s.Totals.Sagas, s.Totals.Stuck, s.Readers, want)
+		}
+	}
+}
+
 func TestWhenPagesReadAgain(t *testing.T) {
 	with := func(change func(s *sample)) sample {
 		s := sample{Totals: totals{Sagas: 1, Stuck: 1}, Flows: []flow{{Topic: "order.placed", Messages: 5}}, Readers: []readerState{{"reporting", platform.Reader{Status: "serving"}}}}

@@ -39,8 +39,8 @@ export async function open(method, path, { headers = {}, body, signal, signIn = 
 }
 
 // api asks and returns the answer. A body that is not a string is sent as JSON. A GET changes nothing, so
-// it is repeated twice when that may help; what to do about a change is the caller's decision.
-export async function api(method, path, { body, ...options } = {}) {
+// it is repeated twice when that may help, unless it is wanted once; what to do about a change is the caller's decision.
+export async function api(method, path, { body, once = method !== 'GET', ...options } = {}) {
   const sent = body === undefined || typeof body === 'string' ? body : JSON.stringify(body);
   for (let n = 1; ; n++) {
     try {
@@ -48,7 +48,7 @@ export async function api(method, path, { body, ...options } = {}) {
       if (response.status === 204) return null;
       return await response.json().catch(() => { throw new Problem(0, { detail: 'The answer of the shop broke off.' }); });
     } catch (err) {
-      if (method !== 'GET' || n === 3 || options.signal?.aborted || !(err instanceof Problem && err.unsure)) throw err;
+      if (once || n === 3 || options.signal?.aborted || !(err instanceof Problem && err.unsure)) throw err;
       await wait(1000 * Math.max(err.retryAfter, n / 4), options.signal);
     }
   }

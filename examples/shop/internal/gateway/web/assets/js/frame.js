@@ -5,7 +5,7 @@
 
 import { onBasket, pieces } from './basket.js';
 import { $, set } from './dom.js';
-import { account, signOut } from './session.js';
+import { account, leaveToSignIn, signOut } from './session.js';
 
 export function frame() {
   const who = account();
@@ -18,6 +18,19 @@ export function frame() {
     if (link.getAttribute('href') === location.pathname) link.setAttribute('aria-current', 'page');
   }
   onBasket(() => set($('basket-count'), String(pieces())));
+}
+
+// customers tells whether a customer is signed in. Who is nobody is sent to sign in; staff is told whose page this is, and
+// sees nothing else of it.
+export function customers() {
+  const who = account();
+  if (!who) leaveToSignIn();
+  else frame();
+  if (!who || who.role === 'customer') return Boolean(who);
+  for (const e of $('main').children) e.hidden = !e.matches('h1');
+  const text = 'This page is for customers: sign in with a customer’s account.';
+  document.querySelector('h1').after(Object.assign(document.createElement('p'), { className: 'notice', textContent: text }));
+  return false;
 }
 
 let gone;

@@ -65,7 +65,7 @@ export function hearTraffic(show) {
   });
   keep(async () => {
     const before = told;
-    const sample = await api('GET', '/ops/api/traffic');
+    const sample = await api('GET', '/ops/api/traffic', { once: true });
     if (told === before) show(sample); // what the stream has told meanwhile is newer
   });
 }
@@ -87,7 +87,13 @@ export function listen() {
         return;
       }
       const value = JSON.parse(data);
-      for (const fn of heard.get(name) ?? []) fn(value);
+      for (const fn of heard.get(name) ?? []) {
+        try {
+          fn(value);
+        } catch (err) {
+          reportError(err); // of one part of the page, which the others do not share
+        }
+      }
     },
     lost() {
       flowing = false;

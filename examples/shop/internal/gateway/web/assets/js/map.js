@@ -82,7 +82,7 @@ export class ServiceMap {
     this.#edges.clear();
     this.#nodes.clear();
     const paths = this.#route(known);
-    for (const c of known) this.#edges.set(`${c.from}>${c.to}`, this.#edge(under, over, paths.get(c), 'call', this.#middle(c), `${c.from}>${c.to}`));
+    for (const c of known) this.#edges.set(`${c.from}>${c.to}`, this.#edge(under, over, paths.get(c), 'call', this.#middle(c), c));
     const bar = svg('g', { class: 'bar' },
       svg('rect', { x: s.rail, y: s.bar, width: s.pitch * lanes - 2 * s.rail, height: s.thick, rx: s.thick / 2 }),
       svg('text', { x: s.rail + 14, y: s.bar + s.thick / 2, 'dominant-baseline': 'central' }, 'events'));
@@ -161,6 +161,14 @@ export class ServiceMap {
     return [0.3, 0.5][tiers] ?? 0.8;
   }
 
+  // crowded tells that what is said of a call has to stand left of it: on the right are the calls of the gateway that come
+  // from above to the same place.
+  #crowded({ from, to }) {
+    const a = this.#places.get(from);
+    const b = this.#places.get(to);
+    return a.lane === b.lane && a.tier === 1 && b.tier === 2;
+  }
+
   // rail is the way of events between a service and the bar: side 1 for what it says, -1 for what it hears.
   #rail(place, side) {
     const s = this.#shape;
@@ -180,13 +188,14 @@ export class ServiceMap {
     under.append(line, flow);
     const edge = { line, flow, settle() {} };
     if (at === undefined) return edge;
-    edge.breaker = svg('circle', { class: 'breaker', r: 4, 'data-state': 'closed', 'data-call': call });
-    edge.label = svg('text', { class: 'edge', 'dominant-baseline': 'central' });
+    edge.breaker = svg('circle', { class: 'breaker', r: 4, 'data-state': 'closed', 'data-call': `${call.from}>${call.to}` });
+    const left = this.#crowded(call);
+    edge.label = svg('text', { class: 'edge', 'dominant-baseline': 'central', 'text-anchor': left ? 'end' : 'start' });
     over.append(edge.breaker, edge.label);
     edge.settle = () => { // only what is in the page has a length
       const { x, y } = line.getPointAtLength(line.getTotalLength() * at);
       put(edge.breaker, { cx: x, cy: y });
-      put(edge.label, { x: x + 9, y });
+      put(edge.label, { x: left ? x - 9 : x + 9, y });
     };
     return edge;
   }
@@ -213,7 +222,7 @@ export class ServiceMap {
     const box = one.outbox;
     put(at.node, { 'data-state': up === 0 ? 'down' : up < one.instances.length ? 'partly' : 'up' });
     const broad = s.name === 'wide';
-    write(at.rate, up === 0 ? 'does not answer' : one.rate === 0 ? (heard ? `hears ${perSecond(heard)}` : 'idle') : broad ? `${perSecond(one.rate)} · p99 ${span(one.p99_seconds)}` : perSecond(one.rate));
+    write(at.rate, up === 0 ? (broad ? 'does not answer' : 'no answer') : one.rate === 0 ? (heard ? `hears ${perSecond(heard)}` : 'idle') : broad ? `${perSecond(one.rate)} · p99 ${span(one.p99_seconds)}` : perSecond(one.rate));
     const troubles = [
       one.errors >= 0.05 && `${perSecond(one.errors)} errors`,
       box?.dead_letters > 0 && `${box.dead_letters} dead`,
@@ -227,7 +236,7 @@ export class ServiceMap {
     if (at.instances.dataset.shown !== signature) {
       at.instances.dataset.shown = signature;
       at.instances.replaceChildren(...one.instances.map((i, n) => svg('circle', {
-        cx: x + s.width / 2 - (broad ? 15 : 9) - n * (broad ? 15 : 9), cy: y + (broad ? 19 : 10), r: broad ? 5 : 3, 'data-up': i.up,
+        cx: x + s.width / 2 - (broad ? 15 : 9) - n * (broad ? 15 : 9), cy: broad ? y + 19 : y + s.height - 10, r: broad ? 5 : 3, 'data-up': i.up,
       })));
     }
   }
@@ -241,7 +250,7 @@ export class ServiceMap {
     put(edge.breaker, { 'data-state': state, r: { open: 9, 'half-open': 7 }[state] ?? 4 });
     put(edge.label, { 'data-state': state });
     const broad = this.#shape.name === 'wide';
-    write(edge.label, state === 'open' ? 'open' : state === 'half-open' ? 'half-open' : broad && c.rate >= 0.05 ? perSecond(c.rate) : '');
+    write(edge.label, state === 'open' ? 'open' : state === 'half-open' ? (broad ? 'half-open' : 'half') : broad && c.rate >= 0.05 ? perSecond(c.rate) : '');
   }
 
   #flows(flows) {

@@ -1,8 +1,7 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What the operators' pages have in common: who may see them, what is wrong, lists that are written anew, and decisions with
-// a reason.
+// What the operators' pages have in common: who may see them, what is wrong, and decisions with a reason.
 
 import { Problem, api } from './api.js';
 import { $, set } from './dom.js';
@@ -40,18 +39,6 @@ export function trouble(what) {
   const text = what instanceof Problem ? sentence(what.message) : what;
   set($('connection'), text);
   $('connection').hidden = !text;
-}
-
-// fill replaces the items only if they differ, so that a selection or the focus survives the next look.
-export function fill(list, items, make) {
-  const signature = JSON.stringify(items);
-  if (list.dataset.shown === signature) return;
-  list.dataset.shown = signature;
-  const focus = list.contains(document.activeElement) ? [...list.querySelectorAll('a, button, summary')].indexOf(document.activeElement) : -1;
-  const open = new Set([...list.querySelectorAll('details[open][data-key]')].map((d) => d.dataset.key));
-  list.replaceChildren(...items.map(make));
-  for (const d of list.querySelectorAll('details[data-key]')) d.open = open.has(d.dataset.key);
-  if (focus >= 0) list.querySelectorAll('a, button, summary')[focus]?.focus();
 }
 
 let decision; // {path, done} of the one that is asked for

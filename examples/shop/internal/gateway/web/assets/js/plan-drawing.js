@@ -45,7 +45,7 @@ export function drawPlan(saga, steps, history) {
     const did = so.get(`do ${s.name}`);
     if (s.pivot) {
       root.append(svg('path', { class: 'pivot', d: `M${x - box.gap / 2} 4V${height - 4}` }),
-        svg('text', { class: 'pivot-text', x: x - box.gap / 2 + 6, y: 14 }, 'pivot: from here on only forward'));
+        svg('text', { class: 'pivot-text', x: x - box.gap / 2 + 6, y: 14 }, 'pivot: once done, only forward'));
     }
     if (i > 0) root.append(svg('path', { d: `M${x - box.gap} ${top + box.height / 2}H${x - 2}`, 'marker-end': 'url(#plan-end)', 'data-taken': Boolean(did) }));
     root.append(node(x, top, s.name, did, ''));

@@ -21,7 +21,9 @@ export function span(s) {
   return `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`;
 }
 
-// clock writes a time of today, to the second or, for what follows close upon another, to the millisecond.
+// clock writes a time to the second or, for what follows close upon another, to the millisecond, and of another day its date.
 export function clock(iso, fine) {
-  return new Date(iso).toLocaleTimeString(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit', hour12: false, ...(fine && { fractionalSecondDigits: 3 }) });
+  const at = new Date(iso);
+  const today = at.toDateString() === new Date().toDateString();
+  return at.toLocaleString(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23', ...(fine && { fractionalSecondDigits: 3 }), ...(!today && { day: 'numeric', month: 'short' }) });
 }

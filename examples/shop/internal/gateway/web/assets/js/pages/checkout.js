@@ -7,8 +7,7 @@ import { lines, remove, worth } from '../basket.js';
 import { $, part, set, stamp } from '../dom.js';
 import { clearProblem, showProblem } from '../fields.js';
 import { money, sentence } from '../format.js';
-import { frame } from '../frame.js';
-import { account, leaveToSignIn } from '../session.js';
+import { customers } from '../frame.js';
 
 const form = $('form');
 const button = $('place');
@@ -69,8 +68,7 @@ async function showCredit() {
   }
 }
 
-if (account()) {
-  frame();
+if (customers()) {
   form.addEventListener('submit', (event) => {
     event.preventDefault();
     place();
@@ -79,6 +77,4 @@ if (account()) {
   show(attempt?.lines ?? lines());
   if (attempt) place(); // this page was left before the answer came
   else showCredit();
-} else {
-  leaveToSignIn();
 }

@@ -4,8 +4,7 @@
 import { Problem, api } from '../api.js';
 import { $, stamp } from '../dom.js';
 import { sentence, when } from '../format.js';
-import { frame } from '../frame.js';
-import { account, leaveToSignIn } from '../session.js';
+import { customers } from '../frame.js';
 
 async function show() {
   try {
@@ -21,9 +20,4 @@ async function show() {
   }
 }
 
-if (account()) {
-  frame();
-  show();
-} else {
-  leaveToSignIn();
-}
+if (customers()) show();

@@ -4,11 +4,11 @@
 // What services tell each other: what waits, what could not be told or understood, and what was told about orders.
 
 import { Problem, api } from '../api.js';
-import { $, part, set, stamp } from '../dom.js';
+import { $, fill, part, set, stamp } from '../dom.js';
 import { sentence, when, whole } from '../format.js';
 import { frame, say } from '../frame.js';
 import { hearTraffic, keep, listen } from '../live.js';
-import { decide, fill, operators, trouble } from '../operator.js';
+import { decide, operators, trouble } from '../operator.js';
 import { clock, figure, span } from '../units.js';
 
 // tables shows what the stream brings.
@@ -16,7 +16,7 @@ function tables({ services, flows, groups, readers }) {
   if (!services) return; // nobody has looked yet
   fill($('boxes'), services.filter((s) => s.outbox), ({ service, outbox }) => stamp('box-row', {
     service, waiting: whole(outbox.waiting), oldest: span(outbox.oldest_seconds), parked: whole(outbox.parked), dead: whole(outbox.dead_letters),
-  }));
+  }), (box) => box.service);
   fill($('groups'), groups, (g) => {
     const row = stamp('group-row', {
       group: g.group, behind: whole(g.behind) + (g.known ? '' : ' or more'), oldest: g.behind ? span(g.oldest_seconds) : '–', delay: span(g.delay_seconds),
@@ -24,21 +24,22 @@ function tables({ services, flows, groups, readers }) {
     });
     row.dataset.state = g.known && g.consumers === 0 ? 'nobody' : g.behind > 0 && g.oldest_seconds > stuck ? 'behind' : 'well';
     return row;
-  });
-  fill($('readers'), readers, (r) => {
+  }, (g) => g.group);
+  const silent = new Set(services.filter((s) => !s.instances.some((i) => i.up)).map((s) => s.service));
+  fill($('readers'), readers.map((r) => (silent.has(r.service) ? { ...r, status: 'no answer', end: 0 } : r)), (r) => {
     const row = stamp('reader-row', {
       stream: `${r.stream} (${r.service})`, reader: r.reader, status: r.status, position: r.position < 0 ? '–' : whole(r.position) + (r.end ? ` of ${whole(r.end)}` : ''),
       applied: r.applied ? whole(r.applied) : '–', behind: behind(r, readers), note: r.note ? sentence(`differs: ${r.note}`) : '',
     });
-    part(row, 'status').dataset.status = r.status;
+    part(row, 'status').dataset.status = r.status === 'no answer' ? 'down' : r.status;
     return row;
-  });
+  }, (r) => `${r.service} ${r.stream} ${r.reader}`);
   $('rebuild').disabled = !readers.some((r) => r.service === 'reporting') || readers.some((r) => r.service === 'reporting' && r.status === 'building');
   const sorted = flows.toSorted((a, b) => a.topic.localeCompare(b.topic) || Number(Boolean(a.group)) - Number(Boolean(b.group)) || a.service.localeCompare(b.service));
   fill($('flows'), sorted, (f) => stamp('flow-row', {
     topic: f.topic, service: f.service, does: f.group ? `hears, as ${f.group}` : 'says', rate: figure(f.rate), failed: f.group ? figure(f.failed) : '–', messages: whole(f.messages),
-  }));
-  ready();
+  }), (f) => `${f.topic} ${f.service} ${f.group}`);
+  ready('tables');
 }
 
 const stuck = 10; // seconds after which what waits catches the eye
@@ -63,7 +64,7 @@ async function rebuild() {
 }
 
 async function waiting() {
-  const [dead, parked] = await Promise.all([api('GET', '/ops/api/dead-letters'), api('GET', '/ops/api/parked')]);
+  const [dead, parked] = await Promise.all([api('GET', '/ops/api/dead-letters', { once: true }), api('GET', '/ops/api/parked', { once: true })]).finally(() => ready('letters'));
   letters('dead', dead.items.flatMap((s) => s.items ?? []), (d) => ({
     what: `${d.message?.Type || 'message'} for ${d.consumer}`, again: 'Replay', reason: sentence(d.reason),
     when: `${d.message_id} · given up ${when(d.at)} after ${d.attempts} ${d.attempts === 1 ? 'attempt' : 'attempts'}`,
@@ -81,15 +82,17 @@ async function waiting() {
     what: `${p.message?.Type || 'message'} of ${p.service}`, reason: `${sentence(p.why)} It could not be published: ${p.reason}`,
     when: `${p.message_id} · given up ${when(p.discarded)}`,
   }));
-  ready();
 }
 
 const pathOf = (p) => `/ops/api/parked/${encodeURIComponent(p.service)}/${encodeURIComponent(p.message_id)}`;
 
-// ready shows the page when every part of it is there, so that nothing moves down.
-function ready() {
-  $('all').hidden = !['boxes', 'dead', 'events'].every((list) => $(list).dataset.shown);
+// ready shows the page when every part of it is there, or cannot be had, so that nothing moves down.
+function ready(part) {
+  answered.add(part);
+  $('all').hidden = answered.size < 3;
 }
+
+const answered = new Set(); // of tables, letters and events
 
 function letters(list, items, words) {
   if ($(`no-${list}`)) $(`no-${list}`).hidden = items.length > 0;
@@ -115,19 +118,20 @@ function letters(list, items, words) {
     const button = part(node, 'again');
     button.setAttribute('aria-label', `${texts.again}: ${texts.what}`);
     button.addEventListener('click', async () => {
-      button.disabled = true;
+      if (button.ariaDisabled === 'true') return;
+      button.ariaDisabled = 'true'; // unlike disabled, it keeps the focus
       try {
         await api('POST', path);
         say(done);
       } catch (err) {
         if (!(err instanceof Problem)) throw err;
-        button.disabled = false;
+        button.ariaDisabled = null;
         set(part(node, 'reason'), sentence(err.message));
       }
       lookNow();
     });
     return node;
-  });
+  }, (item) => `${item.consumer ?? item.service} ${item.message_id}`);
 }
 
 // readable shows a message's body as the text that it is, and as JSON if it is that, where the API has it as base64.
@@ -149,10 +153,9 @@ let recent = [];
 
 async function events() {
   const order = $('order').value.trim();
-  ({ items: recent } = await api('GET', `/ops/api/events${order && `?order=${encodeURIComponent(order)}`}`));
+  ({ items: recent } = await api('GET', `/ops/api/events${order && `?order=${encodeURIComponent(order)}`}`, { once: true }).finally(() => ready('events')));
   $('more').hidden = Boolean(order) || recent.length < page || older.length > 0;
   showEvents();
-  ready();
 }
 
 function showEvents() {
@@ -164,7 +167,7 @@ function showEvents() {
     node.querySelector('details').dataset.key = e.id;
     part(node, 'trace').href = `/ops/traces?order=${encodeURIComponent(e.order)}`;
     return node;
-  });
+  }, (e) => e.id);
 }
 
 let lookNow = () => {};

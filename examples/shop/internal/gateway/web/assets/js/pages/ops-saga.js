@@ -5,11 +5,11 @@
 
 import { api } from '../api.js';
 import { bar } from '../bars.js';
-import { $, part, set, stamp } from '../dom.js';
+import { $, fill, part, set, stamp } from '../dom.js';
 import { sentence, when } from '../format.js';
 import { frame, say } from '../frame.js';
 import { keep, listen } from '../live.js';
-import { decide, fill, operators } from '../operator.js';
+import { decide, operators } from '../operator.js';
 import { drawPlan } from '../plan-drawing.js';
 import { account } from '../session.js';
 import { clock, span } from '../units.js';
@@ -18,7 +18,7 @@ const id = decodeURIComponent(location.pathname.split('/').pop());
 const order = id.replace(/^cancel-/, '');
 
 async function look() {
-  const { saga, steps, history, data } = await api('GET', `/ops/api/sagas/${encodeURIComponent(id)}`);
+  const { saga, steps, history, data } = await api('GET', `/ops/api/sagas/${encodeURIComponent(id)}`, { once: true });
   const status = saga.stuck ? 'stuck' : saga.status;
   const over = saga.status === 'completed' || saga.status === 'compensated';
   $('known').hidden = $('status').hidden = false;
@@ -32,7 +32,7 @@ async function look() {
   const past = steps.findIndex((s) => s.name === saga.step) >= steps.findIndex((s) => s.pivot) && history.some((e) => e.op === 'do' && steps.find((s) => s.name === e.step)?.pivot);
   $('retry').disabled = $('skip').disabled = !saga.stuck;
   $('cancel').disabled = over || past || saga.status === 'compensating';
-  set($('verbs-note'), over ? 'It has ended: there is nothing to decide.' : saga.stuck ? 'It waits for a decision.' : past ? 'It is past its pivot: it goes on until everything is done.' : 'It goes on by itself; until its pivot it can be compensated.');
+  set($('verbs-note'), over ? 'It has ended: there is nothing to decide.' : saga.parked ? 'It waits for a decision.' : saga.stuck ? 'It has failed often. It goes on trying by itself, and waits for your decision no less.' : past ? 'It is past its pivot: it goes on until everything is done.' : 'It goes on by itself; until its pivot it can be compensated.');
 
   fill($('plan'), [{ saga: [saga.status, saga.step, saga.stuck], steps, history }], () => drawPlan(saga, steps, history));
   const begun = Date.parse(saga.created);

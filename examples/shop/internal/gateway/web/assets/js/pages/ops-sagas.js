@@ -3,12 +3,12 @@
 
 // The list of sagas, kept up to date.
 
-import { api } from '../api.js';
-import { $, part, set, stamp } from '../dom.js';
+import { Problem, api } from '../api.js';
+import { $, fill, part, set, stamp } from '../dom.js';
 import { sentence, whole } from '../format.js';
 import { frame } from '../frame.js';
 import { keep, listen } from '../live.js';
-import { fill, operators } from '../operator.js';
+import { operators, trouble } from '../operator.js';
 import { clock } from '../units.js';
 
 const page = 100; // what the API gives at once
@@ -24,9 +24,9 @@ function query(after) {
 }
 
 async function look() {
-  ({ items } = await api('GET', query()));
-  show();
+  ({ items } = await api('GET', query(), { once: true }));
   $('more').hidden = items.length < page || older.length > 0;
+  show();
 }
 
 function show() {
@@ -34,7 +34,7 @@ function show() {
   const all = [...items, ...older.filter((s) => !first.has(s.id))];
   $('table').hidden = all.length === 0;
   set($('none'), all.length === 0 ? 'There is none such.' : `${whole(all.length)}${$('more').hidden ? '' : ' or more'}, the newest first`);
-  fill($('sagas'), all, row);
+  fill($('sagas'), all, row, (s) => s.id);
 }
 
 function row(s) {
@@ -61,9 +61,14 @@ if (operators()) {
   $('filter').addEventListener('submit', (event) => event.preventDefault());
   $('more').addEventListener('click', async () => {
     const last = [...items, ...older].at(-1);
-    const next = await api('GET', query(last.id));
-    older = [...older, ...next.items];
-    show();
-    $('more').hidden = next.items.length < page;
+    try {
+      const next = await api('GET', query(last.id));
+      older = [...older, ...next.items];
+      $('more').hidden = next.items.length < page;
+      show();
+    } catch (err) {
+      if (!(err instanceof Problem)) throw err;
+      trouble(err);
+    }
   });
 }

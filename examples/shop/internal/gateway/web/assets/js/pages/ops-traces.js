@@ -5,10 +5,10 @@
 
 import { api } from '../api.js';
 import { bar } from '../bars.js';
-import { $, part, set, stamp } from '../dom.js';
+import { $, fill, part, set, stamp } from '../dom.js';
 import { frame } from '../frame.js';
 import { hear, keep, listen } from '../live.js';
-import { fill, operators } from '../operator.js';
+import { operators } from '../operator.js';
 import { clock, span } from '../units.js';
 
 const deepest = 8; // that there is a style for
@@ -27,11 +27,11 @@ async function look() {
     return;
   }
   if (order !== shown) set($('hint'), 'Asking every service …');
-  const { items } = await api('GET', `/ops/api/traces?order=${encodeURIComponent(order)}`);
+  const { items } = await api('GET', `/ops/api/traces?order=${encodeURIComponent(order)}`, { once: true });
   shown = order;
   last = items.length ? Math.max(...items.flatMap(({ spans }) => spans.map((s) => time(s.end)))) : Infinity;
   set($('hint'), items.length ? '' : 'No service remembers a trace of that order. Each keeps the latest only.');
-  fill($('traces'), items, show);
+  fill($('traces'), items, show, (t) => t.trace_id);
 }
 
 function show({ trace_id: trace, spans }) {

@@ -5,26 +5,28 @@
 
 import { Problem, api, wait } from '../api.js';
 import { Charts } from '../charts.js';
-import { $, part, set, stamp } from '../dom.js';
+import { $, fill, part, set, stamp } from '../dom.js';
 import { submitting } from '../fields.js';
 import { sentence, whole } from '../format.js';
 import { frame, say } from '../frame.js';
 import { hear, hearTraffic, keep, listen } from '../live.js';
 import { ServiceMap } from '../map.js';
-import { fill, operators } from '../operator.js';
+import { operators } from '../operator.js';
 import { clock, figure, perSecond, span } from '../units.js';
 
-const pause = $('pause');
-const paused = () => pause.getAttribute('aria-pressed') === 'true';
+let paused = false;
+let ahead = 0; // ms by which this computer's clock is ahead of the shop's
 
 let map;
 let charts;
 
 function traffic(sample) {
+  if (!sample.services) return; // nobody has looked yet
+  ahead = Date.now() - Date.parse(sample.at);
   countDown();
-  if (paused() || !sample.services) return; // nobody has looked yet
-  map.show(sample);
   charts.add(sample);
+  if (paused) return;
+  map.show(sample);
   tables(sample);
   set($('as-of'), `as of ${clock(sample.at)}`);
 }
@@ -39,7 +41,7 @@ function tables({ services, calls }) {
     });
     part(row, 'state').dataset.status = state.replace(' ', '-');
     return row;
-  });
+  }, (s) => s.service);
   fill($('calls'), calls, (c) => {
     const row = stamp('call-row', {
       from: c.from, to: c.to, state: c.breaker.state, rate: figure(c.rate), errors: figure(c.errors), p50: span(c.p50_seconds), p99: span(c.p99_seconds),
@@ -47,7 +49,7 @@ function tables({ services, calls }) {
     });
     part(row, 'state').dataset.status = c.breaker.state;
     return row;
-  });
+  }, (c) => `${c.from}>${c.to}`);
 }
 
 // Invariants
@@ -56,14 +58,14 @@ function invariants({ resting, items }) {
   const broken = items.filter((i) => !i.ok).length;
   set($('verdict'), broken ? `${broken} broken` : 'all hold');
   $('verdict').dataset.status = broken ? 'down' : 'ready';
-  set($('resting'), resting ? 'Nothing is under way.' : 'Orders are under way; what they still hold is counted in.');
+  set($('resting'), resting ? 'Nothing is under way.' : 'Something is under way, or was until just now; what is unfinished is no violation yet.');
   fill($('invariants'), items, (i) => {
     const row = stamp('invariant', { state: i.ok ? 'holds:' : 'broken:', name: sentence(i.name), checked: i.checked });
     row.dataset.ok = i.ok;
     row.querySelector('use').setAttribute('href', `/assets/icons.svg#${i.ok ? 'done' : 'refused'}`);
     part(row, 'violations').append(...(i.violations ?? []).slice(0, 5).map((text) => Object.assign(document.createElement('li'), { textContent: text })));
     return row;
-  });
+  }, (i) => i.number);
 }
 
 // Load
@@ -116,13 +118,13 @@ function chaos(answer) {
     part(row, 'end').setAttribute('aria-label', `End: ${what}`);
     part(row, 'end').addEventListener('click', () => end(`/ops/api/chaos/${f.id}`));
     return row;
-  });
+  }, (f) => f.id);
   countDown();
 }
 
 function countDown() {
   for (const row of $('faults').children) {
-    const left = Math.max(0, Math.ceil((Date.parse(row.dataset.ends) - Date.now()) / 1000));
+    const left = Math.max(0, Math.ceil((Date.parse(row.dataset.ends) + ahead - Date.now()) / 1000));
     set(part(row, 'left'), left ? `${left} s left` : 'ending');
   }
 }
@@ -178,9 +180,9 @@ let look = () => {};
 
 async function desk() {
   try {
-    chaos(await api('GET', '/ops/api/chaos'));
-    load(await api('GET', '/ops/api/load'));
-    invariants(await api('GET', '/ops/api/invariants'));
+    chaos(await api('GET', '/ops/api/chaos', { once: true }));
+    load(await api('GET', '/ops/api/load', { once: true }));
+    invariants(await api('GET', '/ops/api/invariants', { once: true }));
   } catch (err) {
     if (err.status !== 404) throw err;
     for (const sheet of document.querySelectorAll('.desk')) sheet.hidden = true;
@@ -193,10 +195,9 @@ if (operators()) {
   frame();
   map = new ServiceMap($('map'));
   charts = new Charts($('charts'));
-  pause.addEventListener('click', () => {
-    pause.setAttribute('aria-pressed', String(!paused()));
-    map.still = paused();
-    set(pause, paused() ? 'Go on' : 'Pause');
+  $('pause').addEventListener('click', () => {
+    paused = map.still = charts.still = !paused;
+    set($('pause'), paused ? 'Go on' : 'Pause');
   });
   $('rate').addEventListener('input', setLoad);
   $('kind').addEventListener('change', chosen);

@@ -75,7 +75,7 @@ function showSteps(some, steps, stopped) {
     row.querySelector('use').setAttribute('href', `/assets/icons.svg#${state}`);
     set(part(row, 'state'), words(state, s));
     set(part(row, 'when'), s ? `after ${since(s.at)}` : '');
-    set(part(row, 'undo'), undoing(def, undone(def), def === givingBack));
+    set(part(row, 'undo'), state === 'refused' && undone(def)?.state === 'done' ? '' : undoing(def, undone(def), def === givingBack)); // nothing was done
   }
 }
 
@@ -89,8 +89,8 @@ function undoing(def, u, now) {
 
 function words(state, s) {
   switch (state) {
-    case 'done':
-    case 'undone': return s.tries > 1 ? `done at the ${ordinal(s.tries)} attempt` : 'done';
+    case 'undone': return words(s.state, s); // what it was before
+    case 'done': return s.tries > 1 ? `done at the ${ordinal(s.tries)} attempt` : 'done';
     case 'working': return 'at work …';
     case 'again': return `attempt ${s.tries} failed, trying again …`;
     case 'refused': return 'refused';
@@ -126,7 +126,7 @@ async function showRest() {
     if (whole.partial?.includes('payment')) set($('payment'), whole.payment_status ? `${whole.payment_status}, as the payment service said last` : 'not known: the payment service does not answer');
     else set($('payment'), whole.payment ? whole.payment.status : whole.status === 'pending' ? 'not asked yet' : 'not asked for');
     if (whole.partial?.includes('shipment')) set($('shipment'), 'not known: the shipping service does not answer');
-    else set($('shipment'), whole.shipment ? [whole.shipment.status, whole.shipment.tracking].filter(Boolean).join(', ') : 'nothing to send');
+    else set($('shipment'), whole.shipment ? [whole.shipment.status, whole.shipment.recipient && `to ${whole.shipment.recipient}`, whole.shipment.tracking].filter(Boolean).join(', ') : ['rejected', 'cancelled'].includes(whole.status) ? 'nothing to send' : 'not packed yet');
     if (account().role !== 'customer') return;
     const { items } = await api('GET', '/api/me/mails');
     const about = items.filter((m) => m.body.includes(id));
@@ -216,6 +216,12 @@ async function cancel() {
 
 if (account()) {
   frame();
+  if (account().role !== 'customer') { // who looks at somebody's order; what staff decides is decided on the saga's page
+    set(document.querySelector('h1'), 'Order');
+    Object.assign(document.querySelector('.back a'), { href: `/ops/sagas/${id}`, textContent: 'Its saga' });
+    document.querySelector('.back').hidden = account().role !== 'operator';
+    $('cancel').hidden = true;
+  }
   $('cancel').addEventListener('click', () => $('sure').showModal());
   $('sure').addEventListener('close', () => { if ($('sure').returnValue === 'cancel') cancel(); });
   addEventListener('pagehide', () => followed?.abort());

@@ -2,27 +2,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { Problem, api, wait } from '../api.js';
-import { $, part, stamp } from '../dom.js';
+import { $, fill, part, set, stamp } from '../dom.js';
 import { money, sentence, when } from '../format.js';
-import { frame } from '../frame.js';
-import { account, leaveToSignIn } from '../session.js';
+import { customers } from '../frame.js';
+
+const seconds = { pending: 2, confirmed: 10 }; // between two looks, while an order of this status goes on
 
 // show lists the orders, and again while one of them is not finished.
 async function show() {
   for (;;) {
+    let pause = seconds.pending;
     try {
       const { items } = await api('GET', '/api/me/orders');
-      $('orders').replaceChildren(...items.map(row));
+      fill($('orders'), items, row, (o) => o.id);
+      set($('problem'), '');
       $('empty').hidden = items.length > 0;
-      if (!items.some((o) => o.status === 'pending')) return;
+      pause = Math.min(...items.map((o) => seconds[o.status] ?? Infinity));
     } catch (err) {
       if (!(err instanceof Problem)) throw err;
-      $('empty').hidden = false;
-      $('empty').textContent = sentence(err.message);
+      set($('problem'), sentence(err.message));
     } finally {
       $('orders').removeAttribute('aria-busy');
     }
-    await wait(2000);
+    if (pause === Infinity) return;
+    do await wait(1000 * pause); while (document.hidden);
   }
 }
 
@@ -35,9 +38,4 @@ function row(o) {
   return node;
 }
 
-if (account()) {
-  frame();
-  show();
-} else {
-  leaveToSignIn();
-}
+if (customers()) show();

@@ -14,7 +14,11 @@ const blanks = 12;
 let asked = new AbortController();
 
 // wanted is what the address asks for: q, category and page.
-const wanted = () => new URLSearchParams(location.search);
+const wanted = () => {
+  const params = new URLSearchParams(location.search);
+  if (!/^[1-9][0-9]{0,5}$/.test(params.get('page'))) params.delete('page'); // somebody's slip is the first page
+  return params;
+};
 
 function address(changes) {
   const params = wanted();
@@ -65,10 +69,11 @@ function summarise(params, { items, next }) {
   const about = [params.get('q') && `“${params.get('q')}”`, params.get('category')].filter(Boolean).join(' in ');
   const count = items.length === 1 ? '1 product' : `${items.length} products`;
   const place = next || number > 1 ? ` on page ${number}` : '';
-  $('summary').textContent = items.length ? `${count}${place}${about ? ` for ${about}` : ''}` : `Nothing found${about ? ` for ${about}` : ''}.`;
+  const nothing = number > 1 ? `There is no page ${number}` : 'Nothing found';
+  $('summary').textContent = items.length ? `${count}${place}${about ? ` for ${about}` : ''}` : `${nothing}${about ? ` for ${about}` : ''}.`;
   $('paging').hidden = !next && number === 1;
   $('page-number').textContent = `Page ${number}`;
-  turn($('previous'), number > 1 && number - 1);
+  turn($('previous'), number > 1 && (items.length ? number - 1 : 1));
   turn($('next'), next);
 }
 
