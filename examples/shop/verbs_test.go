@@ -239,6 +239,9 @@ func testCompensate(t *testing.T, v *visitor, d *desk) {
 	v.until("the saga has gone back to its beginning", `document.querySelector('#status').textContent === 'compensated'`)
 	v.picture("compensated")
 	d.ends(id, "cancelled")
+	v.open("/orders/" + id) // as the customer sees it, but for the customer's button
+	v.shows("h1", "Order")
+	v.until("an operator cancels elsewhere", `!document.querySelector('#cancel').checkVisibility()`)
 	d.finds("released", "inventory", `SELECT status FROM reservations WHERE order_id = $1`, id)
 	d.finds("released", "customer", `SELECT status FROM credit_reservations WHERE order_id = $1`, id)
 	d.finds("0", "customer", `SELECT credit_reserved FROM customers WHERE id = $1`, customer.me().ID)
@@ -266,15 +269,18 @@ func testReplay(t *testing.T, v *visitor, d *desk) {
 	mended()
 
 	v.open("/ops/messages")
-	v.until("the dead letter is there, with its reason", `[...document.querySelectorAll('#dead .reason')].some((e) => e.textContent.includes('JSON'))`)
-	v.picture("dead letter")
+	v.until("the dead letters of both who hear it are there, with the reason", `document.querySelectorAll('#dead li').length === 2 && [...document.querySelectorAll('#dead .reason')].every((e) => e.textContent.includes('JSON'))`)
+	v.picture("dead letters")
 	// What is wrong with it is still wrong.
-	v.clicks("#dead [data-is=again]")
-	v.until("it has failed again", `!document.querySelector('#dead [data-is=again]').disabled`)
+	replay := func(service string) string {
+		return `#dead [aria-label="Replay: customer.registered.v1 for ` + service + `.customers"]`
+	}
+	v.clicks(replay("notification"))
+	v.until("it has failed again", `document.querySelector(`+quote(replay("notification"))+`).ariaDisabled !== 'true'`)
 	d.finds("1", "notification", `SELECT COUNT(*) FROM dead_letters`)
 	d.finds("0", "notification", mailsOf, customer)
 
-	// Somebody mends the message, as a new version of the consumer would.
+	// Somebody mends the message, as new versions of the consumers would.
 	var m messaging.Message
 	if err := json.Unmarshal([]byte(d.look("notification", `SELECT message FROM dead_letters`)), &m); err != nil {
 		t.Fatal(err)
@@ -284,8 +290,11 @@ func testReplay(t *testing.T, v *visitor, d *desk) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.change("notification", `UPDATE dead_letters SET message = '`+string(whole)+`'`)
-	v.clicks("#dead [data-is=again]")
+	for _, service := range []string{"notification", "shipping"} {
+		d.change(service, `UPDATE dead_letters SET message = '`+string(whole)+`'`)
+		v.clicks(replay(service))
+		v.until("it is dealt with", `!document.querySelector(`+quote(replay(service))+`)`)
+	}
 	v.until("there is no dead letter any more", `document.querySelectorAll('#dead li').length === 0 && !document.querySelector('#no-dead').hidden`)
 	v.picture("replayed")
 	d.finds("0", "notification", `SELECT COUNT(*) FROM dead_letters`)
