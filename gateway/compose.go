@@ -119,7 +119,9 @@ func (c *composition) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f := <-results
 		p := &c.parts[f.part]
 		if f.err != nil && !isAbsence(p, f.err) {
-			c.log(r, p, f.err)
+			if !p.Required || !isRefusal(f.err) {
+				c.log(r, p, f.err)
+			}
 			if p.Required {
 				c.refuse(w, r, p, f.err)
 				return
@@ -233,6 +235,12 @@ func (c *composition) fallback(r *http.Request, p *Part, cause error) json.RawMe
 		return json.RawMessage("null")
 	}
 	return encoded
+}
+
+// isRefusal reports whether a service has told the client that it is at fault. Nothing has failed then.
+func isRefusal(err error) bool {
+	status, ok := errors.AsType[*StatusError](err)
+	return ok && status.Status/100 == 4
 }
 
 // refuse answers for a required part that has failed.

@@ -4,11 +4,13 @@
 package gateway_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -195,6 +197,36 @@ func TestCompose(t *testing.T) {
 type slowJSON struct{}
 
 func (slowJSON) MarshalJSON() ([]byte, error) { time.Sleep(time.Hour); return []byte("1"), nil }
+
+// TestComposeLogsWhatFailed logs failures of services, and not that a client asked for what it may not have.
+func TestComposeLogsWhatFailed(t *testing.T) {
+	fails := func(status int) fetch {
+		return func(context.Context, *http.Request) (any, error) { return nil, &gateway.StatusError{Status: status} }
+	}
+	for _, tt := range []struct {
+		name     string
+		status   int
+		required bool
+		logged   bool
+	}{
+		{"a required part refuses", 403, true, false},
+		{"a required part fails", 500, true, true},
+		{"another part refuses", 403, false, true}, // and the client does not see it
+		{"another part fails", 500, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var log bytes.Buffer
+			h, err := gateway.Compose(gateway.ComposeConfig{Logger: slog.New(slog.NewTextHandler(&log, nil))}, gateway.Part{Name: "part", Fetch: fails(tt.status), Required: tt.required})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.ServeHTTP(httptest.NewRecorder(), page(t))
+			if logged := strings.Contains(log.String(), "part of an answer failed"); logged != tt.logged {
+				t.Errorf("logged = %v (%s), want %v", logged, &log, tt.logged)
+			}
+		})
+	}
+}
 
 func TestGet(t *testing.T) {
 	t.Parallel()

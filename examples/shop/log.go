@@ -42,5 +42,11 @@ func logger(w io.Writer, verbose bool) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
+// alsoTo returns log with a copy of each line in w as JSON, the access log among them, which is too much for a terminal.
+func alsoTo(w io.Writer, log *slog.Logger) *slog.Logger {
+	all := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})
+	return slog.New(slog.NewMultiHandler(log.Handler(), correlated(all)))
+}
+
 // correlated has each line say which trace and which order it is about.
 func correlated(h slog.Handler) slog.Handler { return otelkit.LogHandler(h, platform.OrderMember) }

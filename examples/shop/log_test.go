@@ -29,6 +29,23 @@ func TestLogTellsTraceAndOrder(t *testing.T) {
 	}
 }
 
+// TestLogFile has the access log in the file that is shipped, and not on the terminal.
+func TestLogFile(t *testing.T) {
+	t.Setenv(logVar, "")
+	var terminal, file bytes.Buffer
+	log := alsoTo(&file, logger(&terminal, false))
+	log.Debug("request", "path", "/api/products")
+	log.Info("hello")
+	if got := terminal.String(); strings.Contains(got, "request") || !strings.Contains(got, "hello") {
+		t.Errorf("the terminal has %q, want hello alone", got)
+	}
+	var line struct{ Msg, Path string }
+	first, second, _ := strings.Cut(file.String(), "\n")
+	if err := json.Unmarshal([]byte(first), &line); err != nil || line.Path != "/api/products" || !strings.Contains(second, "hello") {
+		t.Errorf("the file has %q (%v), want the request and hello", file.String(), err)
+	}
+}
+
 func TestLogFlag(t *testing.T) {
 	t.Setenv(logVar, "")
 	cmd := command()

@@ -188,7 +188,7 @@ func (l lines) tell(what event) { _ = json.NewEncoder(l.w).Encode(what) }
 const verboseVar = "SHOP_VERBOSE"
 
 // logFileVar names a file that shop run also logs to, for a process beside it that ships it: a line of JSON for each
-// record. In the name {instance} stands for the instance's, where several share a folder. The file and the one before it have logFileSize at most.
+// record, and for each request. In the name {instance} stands for the instance's, where several share a folder. The file and the one before it have logFileSize at most.
 const (
 	logFileVar  = "SHOP_LOG_FILE"
 	logFileSize = 16 << 20
@@ -241,7 +241,7 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 					return fmt.Errorf("%s: %w", logFileVar, err)
 				}
 				defer func() { _ = file.Close() }()
-				log = slog.New(slog.NewMultiHandler(log.Handler(), correlated(slog.NewJSONHandler(file, nil))))
+				log = alsoTo(file, log)
 			}
 			slog.SetDefault(log)
 			return stack.Run(ctx, stack.Process{
