@@ -164,7 +164,7 @@ func (e clientError) Unwrap() error { return e.error }
 
 func (b clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fault.Permanent(clientError{err})
 	}
 	return n, err
