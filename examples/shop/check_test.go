@@ -205,6 +205,14 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 			before = all
 		}
 	})
+	t.Run("an older shop's data", func(t *testing.T) {
+		for _, older := range []harms{{"notification": `DELETE FROM hears; DROP TABLE hears; CREATE TABLE other AS SELECT 1; INSERT INTO other VALUES (1)`},
+			{"notification": `ALTER TABLE mails DROP COLUMN topic; UPDATE mails SET subject = subject`}} {
+			if _, err := check.Run(t.Context(), harmed(t, data, older), nil, 0, nil); err == nil || !strings.Contains(err.Error(), "start the shop on it once") {
+				t.Errorf("%v: %v, want an error that says what to do", older, err)
+			}
+		}
+	})
 	t.Run("no data is an error", func(t *testing.T) {
 		if _, err := check.Run(t.Context(), check.Files(t.TempDir()), nil, time.Second, nil); err == nil {
 			t.Error("check of an empty folder = nil, want an error")

@@ -191,7 +191,7 @@ func welcome(w io.Writer, url string) {
 	for _, a := range embedded.DemoAccounts {
 		fmt.Fprintf(w, "  %-22s %-20s %s\n", a.Email, a.Password, a.Role)
 	}
-	fmt.Fprintf(w, "\nThe interface is described at %s/openapi.yaml. Ctrl-C stops the shop.\n", url)
+	fmt.Fprintf(w, "\nThe operator's console is at %s/ops; the interface is described at %s/openapi.yaml. Ctrl-C stops the shop.\n", url, url)
 }
 
 // helpCommand is cobra's, but that it has not understood who asks for help with what there is not.

@@ -106,7 +106,7 @@ func Run(ctx context.Context, open func(service string) (*sql.DB, error), accept
 	for {
 		invariants, err := c.check(ctx, accepted)
 		if err != nil {
-			return nil, fmt.Errorf("check: %w", err)
+			return nil, fmt.Errorf("check: %w%s", err, hint(err))
 		}
 		for i := range invariants {
 			invariants[i] = invariants[i].atRest()
@@ -123,6 +123,16 @@ func Run(ctx context.Context, open func(service string) (*sql.DB, error), accept
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// hint says what to do about tables that are not as this program makes them.
+func hint(err error) string {
+	for _, missing := range []string{"no such table", "no such column", "SQLSTATE 42P01", "SQLSTATE 42703"} {
+		if strings.Contains(err.Error(), missing) {
+			return ": the data is an older shop's; start the shop on it once"
+		}
+	}
+	return ""
 }
 
 type checker struct{ db map[string]*sql.DB }
@@ -209,7 +219,10 @@ func (c *checker) terminal(ctx context.Context, orders []order, accepted []strin
 			return i, err
 		}
 	}
-	i.Checked = fmt.Sprintf("%s (%s), %d promised", things(len(orders), "order"), counts(states), len(accepted))
+	i.Checked = fmt.Sprintf("%s (%s)", things(len(orders), "order"), counts(states))
+	if len(accepted) > 0 {
+		i.Checked += fmt.Sprintf(", %d promised", len(accepted))
+	}
 	return i, nil
 }
 

@@ -102,7 +102,7 @@ func (c *checker) money(ctx context.Context, orders []order) (Invariant, error) 
 			i.unsettled("%s: orders are worth %d, payment has %d, the provider %d", s.what, s.orders, s.payments, s.charges)
 		}
 	}
-	i.Checked = fmt.Sprintf("%s, %s, %d captured, %d refunded", things(len(payments), "payment"), things(len(charges), "charge"), captured.payments, refunded.payments)
+	i.Checked = fmt.Sprintf("%s, %s, %v captured, %v refunded", things(len(payments), "payment"), things(len(charges), "charge"), kernel.Money(captured.payments), kernel.Money(refunded.payments))
 	return i, nil
 }
 

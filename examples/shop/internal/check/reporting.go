@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
 )
 
 // reporting looks for readings of the stream that did not come to the figures that serve, and compares these with
@@ -38,7 +40,7 @@ func (c *checker) reporting(ctx context.Context, orders []order) (Invariant, err
 	if err != nil {
 		return i, err
 	}
-	i.Checked = fmt.Sprintf("%s placed, %d in revenue, read %s", things(placed, "order"), revenue, things(builds, "time"))
+	i.Checked = fmt.Sprintf("%s placed, %v in revenue, read %s", things(placed, "order"), kernel.Money(revenue), things(builds, "time"))
 	return i, nil
 }
 

@@ -165,9 +165,9 @@ func letterOf(m *messaging.Message) (letter, error) {
 	l := letter{customer: e.CustomerID, order: e.OrderID}
 	switch m.Topic {
 	case kernel.TopicOrderPlaced:
-		l.subject, l.text = "We have received your order", fmt.Sprintf("thank you for your order of %d article(s) over %v. You hear from us as soon as it is confirmed.", len(e.Lines), e.Total)
+		l.subject, l.text = "We have received your order", fmt.Sprintf("thank you for your order of %s over %v. You hear from us as soon as it is confirmed.", articles(e.Lines), e.Total)
 	case kernel.TopicOrderConfirmed:
-		l.subject, l.text = "Your order is confirmed", fmt.Sprintf("we have received %v and are packing %d article(s).", e.Total, len(e.Lines))
+		l.subject, l.text = "Your order is confirmed", fmt.Sprintf("we have received %v and are packing %s.", e.Total, articles(e.Lines))
 	case kernel.TopicOrderRejected:
 		l.subject, l.text = "We could not take your order", fmt.Sprintf("your order over %v was not accepted: %s. You have not been charged.", e.Total, e.Reason)
 	case kernel.TopicOrderCancelled:
@@ -178,6 +178,17 @@ func letterOf(m *messaging.Message) (letter, error) {
 		return l, fmt.Errorf("there is no mail for %s", m.Topic)
 	}
 	return l, nil
+}
+
+func articles(lines []kernel.OrderLine) string {
+	var n int64
+	for _, l := range lines {
+		n += l.Quantity
+	}
+	if n == 1 {
+		return "1 article"
+	}
+	return fmt.Sprintf("%d articles", n)
 }
 
 // invoice lists what was sent. It is due when the goods have left.

@@ -103,7 +103,7 @@ func TestMails(t *testing.T) {
 		want  []string // parts of the mail; none for no mail
 	}{
 		{kernel.CustomerRegistered{CustomerID: "c-1", Name: "Ann", Email: "ann@shop.example"}, []string{"ann@shop.example: Welcome", "Dear Ann,"}},
-		{order(kernel.TopicOrderPlaced), []string{"ann@shop.example: We have received your order", "Dear Ann,", "1 article(s) over 59.98 EUR", "Order o-1"}},
+		{order(kernel.TopicOrderPlaced), []string{"ann@shop.example: We have received your order", "Dear Ann,", "2 articles over 59.98 EUR", "Order o-1"}},
 		{order(kernel.TopicOrderConfirmed), []string{"ann@shop.example: Your order is confirmed", "59.98 EUR", "Order o-1"}},
 		{order(kernel.TopicOrderRejected), []string{"ann@shop.example: We could not take your order", "stock is short", "Order o-1"}},
 		{order(kernel.TopicOrderCancelled), []string{"ann@shop.example: Your order is cancelled", "59.98 EUR", "Order o-1"}},

@@ -6,8 +6,11 @@ package platform
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -36,7 +39,8 @@ func DialectOf(db *sql.DB) Dialect {
 	return SQLite
 }
 
-// OpenSQLite opens, and creates if need be, a database file for one service.
+// OpenSQLite opens, and creates if need be, a database file for one service, which only the user of
+// this process may read.
 //
 // The pool is one connection: SQLite has one writer anyway, and waiting for the
 // connection in Go is fair where SQLite's own busy loop is not. So code that holds
@@ -48,6 +52,15 @@ func OpenSQLite(path string) (*sql.DB, error) { return OpenSQLiteBehind(path, ni
 
 // OpenSQLiteBehind is OpenSQLite with a gate before every statement. Nil is none.
 func OpenSQLiteBehind(path string, gate *Gate) (*sql.DB, error) {
+	// SQLite would make it readable for everybody. Its other files take the mode of this one. One that exists is not
+	// touched: to close it here would let go what other connections of this process have locked.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // the caller's path
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
 	return openSQLite(path, "_txlock=immediate", gate)
 }
 

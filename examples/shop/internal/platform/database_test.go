@@ -36,6 +36,31 @@ func TestAddColumn(t *testing.T) {
 	})
 }
 
+// TestDatabaseIsPrivate looks at the files of a database in a folder that everybody can look into.
+func TestDatabaseIsPrivate(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the point of the test
+		t.Fatal(err)
+	}
+	db, err := OpenSQLite(filepath.Join(dir, "private.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	if err := CreateTables(t.Context(), db, "CREATE TABLE t (id BIGINT PRIMARY KEY)"); err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) < 2 {
+		t.Fatalf("%v, %v; want the database and its log", files, err)
+	}
+	for _, f := range files {
+		if info, err := f.Info(); err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v (%v), want nobody else to read it", f.Name(), info.Mode(), err)
+		}
+	}
+}
+
 // onBoth runs a test on an empty database of each kind that the shop can have.
 func onBoth(t *testing.T, test func(t *testing.T, db *sql.DB)) {
 	t.Helper()
