@@ -681,6 +681,11 @@ func TestRunSaysWhatIsMissing(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a service token that no header can carry", func(t *testing.T) {
+		if out := run(t, 1, "order", append(good, "SHOP_SERVICE_TOKEN="+strings.Repeat("hidden'", 6))); !strings.Contains(out, "SHOP_SERVICE_TOKEN") || !strings.Contains(out, "letters") {
+			t.Errorf("said %q, want the variable named and what it may have", out)
+		}
+	})
 	t.Run("nobody is there", func(t *testing.T) {
 		if out := run(t, 1, "order", good); !strings.Contains(out, "SHOP_CONSUL_ADDR") {
 			t.Errorf("said %q, want the variable of the server that does not answer", out)

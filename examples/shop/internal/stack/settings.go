@@ -23,6 +23,9 @@ import (
 	"github.com/dovetail-go/dovetail/examples/shop/internal/platform"
 )
 
+// bearer is what a header can carry as a token (RFC 6750, section 2.1).
+var bearer = regexp.MustCompile(`^[A-Za-z0-9._~+/-]+=*$`)
+
 // Names of the variables that configure a process of the stack.
 const (
 	NameVar             = "SHOP_NAME"
@@ -133,9 +136,12 @@ var variables = []variable{
 		}, func(s *Settings, v string) { s.PublicURL = v },
 	},
 	{
-		ServiceTokenVar, everybody, "a secret of at least 32 bytes, the same for all processes", func(v string) error {
+		ServiceTokenVar, everybody, "a secret of at least 32 letters, digits and -._~+/=, the same for all processes", func(v string) error {
 			if len(v) < 32 {
 				return fmt.Errorf("has %d bytes", len(v))
+			}
+			if !bearer.MatchString(v) {
+				return errors.New("has a character that cannot be in a token")
 			}
 			return nil
 		}, func(s *Settings, v string) { s.ServiceToken = v },
