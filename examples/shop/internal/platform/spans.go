@@ -5,6 +5,7 @@ package platform
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -15,11 +16,25 @@ import (
 	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/codes"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 )
 
-// keptSpans is how many spans a service keeps: some megabytes, and the last few hundred orders.
-const keptSpans = 4096
+// keptSpans is how many spans a service keeps, a megabyte or two: those of the last sixty orders or more. keptReads is
+// how many there are beside them of requests that only read, and that no order is known of: they are most of all, and
+// would leave no room for the others.
+const (
+	keptSpans = 1536
+	keptReads = 512
+)
+
+// keptSpan is what a span is found by, and all of it as JSON, which takes a fourth of the memory.
+type keptSpan struct {
+	trace  trace.TraceID
+	linked []trace.TraceID
+	about  []string // keys, one of which may be the order's
+	whole  []byte
+}
 
 // Span is one span as an operator sees it.
 type Span struct {
@@ -58,9 +73,23 @@ type SpanEvent struct {
 type SpanStore struct {
 	service, instance string
 
-	mu   sync.Mutex
-	kept []sdktrace.ReadOnlySpan // a ring, once it is full
-	next int
+	mu          sync.Mutex
+	kept, reads ring
+}
+
+// ring has the last of what was put into it.
+type ring struct {
+	spans []keptSpan
+	next  int
+}
+
+func (r *ring) put(k keptSpan, size int) {
+	if len(r.spans) < size {
+		r.spans = append(r.spans, k)
+		return
+	}
+	r.spans[r.next] = k
+	r.next = (r.next + 1) % size
 }
 
 // NewSpanStore returns an empty store.
@@ -80,14 +109,19 @@ func (s *SpanStore) OnStart(parent context.Context, span sdktrace.ReadWriteSpan)
 
 // OnEnd implements [sdktrace.SpanProcessor].
 func (s *SpanStore) OnEnd(span sdktrace.ReadOnlySpan) {
+	k := s.keep(span)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.kept) < keptSpans {
-		s.kept = append(s.kept, span)
-		return
+	if len(k.about) == 0 && slices.ContainsFunc(span.Attributes(), reads) {
+		s.reads.put(k, keptReads)
+	} else {
+		s.kept.put(k, keptSpans)
 	}
-	s.kept[s.next] = span
-	s.next = (s.next + 1) % keptSpans
+}
+
+// reads reports whether a span with this attribute is of a request that changes nothing.
+func reads(a attribute.KeyValue) bool {
+	return a.Key == semconv.HTTPRequestMethodKey && a.Value.AsString() == http.MethodGet
 }
 
 // Shutdown implements [sdktrace.SpanProcessor].
@@ -96,13 +130,35 @@ func (s *SpanStore) Shutdown(context.Context) error { return nil }
 // ForceFlush implements [sdktrace.SpanProcessor].
 func (s *SpanStore) ForceFlush(context.Context) error { return nil }
 
-func (s *SpanStore) snapshot() []sdktrace.ReadOnlySpan {
+func (s *SpanStore) keep(span sdktrace.ReadOnlySpan) keptSpan {
+	k := keptSpan{trace: span.SpanContext().TraceID()}
+	for _, l := range span.Links() {
+		k.linked = append(k.linked, l.SpanContext.TraceID())
+	}
+	for _, a := range span.Attributes() {
+		switch a.Key {
+		case orderKey, "dovetail.message.key", "dovetail.saga.id":
+			if about := a.Value.AsString(); !slices.Contains(k.about, about) {
+				k.about = append(k.about, about)
+			}
+		}
+	}
+	v := s.view(span)
+	var err error
+	if k.whole, err = json.Marshal(v); err != nil { // a number that JSON has no word for
+		v.Attributes, v.Events = map[string]any{"not shown": err.Error()}, nil
+		k.whole, _ = json.Marshal(v)
+	}
+	return k
+}
+
+func (s *SpanStore) snapshot() []keptSpan {
 	if s == nil {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.kept)
+	return slices.Concat(s.kept.spans, s.reads.spans)
 }
 
 // TracesOf returns the IDs of the traces with a span about an order: one that says so, or that carried a message
@@ -110,13 +166,8 @@ func (s *SpanStore) snapshot() []sdktrace.ReadOnlySpan {
 func (s *SpanStore) TracesOf(order string) []string {
 	found := map[trace.TraceID]bool{}
 	for _, span := range s.snapshot() {
-		for _, a := range span.Attributes() {
-			switch a.Key {
-			case orderKey, "dovetail.message.key", "dovetail.saga.id":
-				if a.Value.AsString() == order {
-					found[span.SpanContext().TraceID()] = true
-				}
-			}
+		if slices.Contains(span.about, order) {
+			found[span.trace] = true
 		}
 	}
 	ids := []string{}
@@ -137,8 +188,11 @@ func (s *SpanStore) Of(traces ...string) []Span {
 	}
 	out := []Span{}
 	for _, span := range s.snapshot() {
-		if wanted[span.SpanContext().TraceID()] || slices.ContainsFunc(span.Links(), func(l sdktrace.Link) bool { return wanted[l.SpanContext.TraceID()] }) {
-			out = append(out, s.view(span))
+		if wanted[span.trace] || slices.ContainsFunc(span.linked, func(id trace.TraceID) bool { return wanted[id] }) {
+			var v Span
+			if json.Unmarshal(span.whole, &v) == nil { // it was made here
+				out = append(out, v)
+			}
 		}
 	}
 	return out
