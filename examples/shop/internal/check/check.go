@@ -219,7 +219,10 @@ func (c *checker) terminal(ctx context.Context, orders []order, accepted []strin
 			return i, err
 		}
 	}
-	i.Checked = fmt.Sprintf("%s (%s)", things(len(orders), "order"), counts(states))
+	i.Checked = things(len(orders), "order")
+	if len(orders) > 0 {
+		i.Checked += " (" + counts(states) + ")"
+	}
 	if len(accepted) > 0 {
 		i.Checked += fmt.Sprintf(", %d promised", len(accepted))
 	}
