@@ -274,20 +274,13 @@ func (e errorString) Error() string { return string(e) }
 // TestOpenTells reads the line of JSON by which a program learns that the shop is open, and who may sign in.
 func TestOpenTells(t *testing.T) {
 	cmd := exec.Command(buildShop(t), "--json", "--data", t.TempDir(), "--listen", "127.0.0.1:0")
-	cmd.Stderr = t.Output()
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	said := tells(t, cmd)
 	var open struct {
 		Event, URL string
 		ReadyIn    int64 `json:"ready_in_ms"`
 		Accounts   []struct{ Email, Password, Role string }
 	}
-	err = json.NewDecoder(out).Decode(&open)
+	err := said.Decode(&open)
 	if err != nil || open.Event != "open" || open.ReadyIn < 1 || len(open.Accounts) != len(embedded.DemoAccounts) {
 		t.Errorf("said %+v (%v), want where it is, after how long, and the demo accounts", open, err)
 	}
@@ -299,7 +292,8 @@ func TestOpenTells(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	if rest, err := io.ReadAll(out); err != nil || len(rest) > 0 {
+	var rest json.RawMessage
+	if err := said.Decode(&rest); !errors.Is(err, io.EOF) {
 		t.Errorf("said %s too (%v), want one line", rest, err)
 	}
 	if err := cmd.Wait(); err != nil {

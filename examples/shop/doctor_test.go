@@ -350,16 +350,8 @@ func TestUpTells(t *testing.T) {
 	}
 	noSettings(t)
 	cmd := exec.Command(buildShop(t), append(args, "--json", "--listen", "127.0.0.1:0", "--env-file", file)...)
-	cmd.Stderr = t.Output()
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	said := tells(t, cmd)
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	said := json.NewDecoder(out)
 	said.DisallowUnknownFields()
 	pids := map[string]int{}
 	// next reads what happens until something of a kind does.

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -100,18 +99,11 @@ func TestWithoutTheAgentsLook(t *testing.T) {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
 	cmd.Env = append(cmd.Env, stack.PostgresVar+"="+at.String())
-	cmd.Stderr = t.Output()
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	out := tells(t, cmd)
 	dead := sync.OnceFunc(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	t.Cleanup(dead)
 	var said stack.Instance
-	if err := json.NewDecoder(out).Decode(&said); err != nil {
+	if err := out.Decode(&said); err != nil {
 		t.Fatal(err)
 	}
 	consul, err := consulapi.NewClient(&consulapi.Config{Address: settings[stack.ConsulVar]})

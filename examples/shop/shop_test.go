@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -243,6 +244,20 @@ func (a *api) ends(id, status string) orderPage {
 		return nil
 	})
 	return page
+}
+
+// tells starts a program and returns what it says on its standard output in JSON.
+func tells(t *testing.T, cmd *exec.Cmd) *json.Decoder {
+	t.Helper()
+	cmd.Stderr = t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return json.NewDecoder(out)
 }
 
 // eventually tries until it works or a minute has passed.

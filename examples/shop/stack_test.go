@@ -514,16 +514,9 @@ func TestRunAlone(t *testing.T) {
 			cmd.Env = append(cmd.Env, name+"="+value)
 		}
 		cmd.Env = append(cmd.Env, env...)
-		cmd.Stderr = t.Output()
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		out := tells(t, cmd)
 		var said stack.Instance
-		if err := json.NewDecoder(out).Decode(&said); err != nil || said.Service != service || said.Instance != instance || said.PID != cmd.Process.Pid {
+		if err := out.Decode(&said); err != nil || said.Service != service || said.Instance != instance || said.PID != cmd.Process.Pid {
 			t.Fatalf("said %+v (%v), want %s and process %d", said, err, instance, cmd.Process.Pid)
 		}
 		a := &api{t: t, url: "http://" + said.Addr}

@@ -280,7 +280,8 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/services", operator, platform.Handle(s.health)},
 		{"GET /openapi.yaml", anyone, static("application/yaml", openAPI)},
 	}
-	return append(all, route{"/api/", anyone, unknown(all)}, route{"/ops/api/", anyone, unknown(all)}, route{"/", anyone, pages()})
+	none := unknown(all)
+	return append(all, route{"/api/", anyone, none}, route{"/ops/api/", anyone, none}, route{"/", anyone, pages()})
 }
 
 // proxy passes a request on to a service, its path without the prefix, or with another
