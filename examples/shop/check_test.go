@@ -125,6 +125,9 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"a receipt too few", 5, harms{"notification": `DELETE FROM mails WHERE subject = 'Your receipt'`}},
 		{"a receipt too much", 5, harms{"notification": `INSERT INTO mails SELECT id || '2', event_id, customer_id, recipient, subject, body, written_at, topic FROM mails WHERE subject = 'Your receipt'`}},
 		{"another customer's receipt", 5, harms{"notification": `UPDATE mails SET customer_id = 'another' WHERE subject = 'Your receipt'`}},
+		{"a mail to another's address", 5, harms{"notification": `UPDATE mails SET recipient = 'x' || recipient WHERE subject = 'Your receipt'`}},
+		{"a mail to somebody unknown", 5, harms{"notification": `INSERT INTO mails SELECT id || '2', event_id, 'nobody', recipient, subject, body, written_at, topic FROM mails WHERE subject = 'Your receipt'`}},
+		{"a mail about nothing", 5, harms{"notification": `INSERT INTO mails SELECT id || '2', event_id || '2', customer_id, recipient, subject, body, written_at, topic FROM mails WHERE subject = 'Your receipt'`}},
 		{"a mail to nobody", 5, harms{"notification": `UPDATE mails SET customer_id = 'nobody'`}},
 		{"an event was never published", 6, harms{"order": `DELETE FROM outbox_archive WHERE topic = 'order.confirmed'`}},
 		{"events were published out of order", 6, harms{"order": `UPDATE outbox_archive SET id = 1000000 - id`}},
@@ -139,6 +142,10 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		{"an event is a dead letter", 6, harms{
 			"shipping": `INSERT INTO dead_letters SELECT consumer, message_id, '{}', 'on purpose', 1, 1 FROM applied WHERE message_key = '` + confirmed + `'; DELETE FROM applied WHERE message_key = '` + confirmed + `'`,
 		}},
+		{"an event was applied that nobody published", 6, harms{"shipping": `INSERT INTO applied SELECT consumer, message_key, position + 100, message_id || '2', topic, replayed, at FROM applied`}},
+		{"a payment's events were applied, and payment published none", 6, harms{"payment": `DELETE FROM outbox_archive`}},
+		{"a customer was heard of, who was never told of", 6, harms{"customer": `DELETE FROM outbox_archive WHERE id = (SELECT MAX(id) FROM outbox_archive)`}},
+		{"an event was published that never happened", 6, harms{"order": `DELETE FROM eventsource_event WHERE event_type = 'order.rejected.v1'`}},
 		{"an event was applied twice", 6, harms{"shipping": `INSERT INTO applied SELECT consumer, message_key, position + 100, message_id, topic, replayed, at FROM applied`}},
 		{"reporting has applied an event twice", 6, harms{"reporting": `INSERT INTO applied SELECT consumer, message_key, position + 100, message_id, topic, replayed, at FROM applied WHERE topic = 'order.rejected'`}},
 		{"a group has applied an order's events out of order", 6, harms{"notification": `UPDATE applied SET position = 100 - position WHERE message_key = '` + refunded + `'`}},
@@ -177,6 +184,14 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 	t.Run("a topic that is heard since today", func(t *testing.T) {
 		verifyWithin(t, harmed(t, data, harms{"notification": `DELETE FROM applied WHERE topic = 'payment.changed'; DELETE FROM mails WHERE topic = 'payment.changed';
 			UPDATE hears SET since = (SELECT MAX(at) + 1 FROM applied) WHERE topic = 'payment.changed'`}), nil, 0)
+	})
+	t.Run("what was heard before the archives begin", func(t *testing.T) {
+		ms := time.Now().Add(-platform.PublishedFor).UnixMilli()
+		old := fmt.Sprintf("%08x-%04x-7000-8000-000000000000", ms>>16, ms&0xffff)
+		verifyWithin(t, harmed(t, data, harms{
+			"shipping":     `INSERT INTO applied SELECT consumer, message_key, 0, '` + old + `', topic, 0, at FROM applied WHERE position = 1 AND message_key = '` + confirmed + `'`,
+			"notification": `INSERT INTO mails SELECT '` + old + `', '` + old + `', customer_id, recipient, subject, body, 1, topic FROM mails WHERE subject = 'Your receipt' LIMIT 1`,
+		}), nil, 0)
 	})
 	t.Run("a build that came to something else, and a later one that did not", func(t *testing.T) {
 		verifyWithin(t, harmed(t, data, harms{"reporting": `UPDATE builds SET status = 'different', differences = '1 rows of days' WHERE status = 'retired'`}), nil, 0)

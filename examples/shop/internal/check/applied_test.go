@@ -16,7 +16,7 @@ func TestCompare(t *testing.T) {
 		for _, id := range ids {
 			e := event{id: id, topic: "t"}
 			if id[0] == '*' {
-				e = event{id: id[1:], topic: "t", replayed: true}
+				e = event{id: id[1:], topic: "t", apart: true}
 			}
 			out = append(out, e)
 		}
@@ -35,6 +35,7 @@ func TestCompare(t *testing.T) {
 		{"one is there twice", events("a", "b"), events("a", "b", "a"), []string{"a twice"}},
 		{"an old one is there twice", events("b"), events("a", "b", "a"), []string{"a twice"}},
 		{"one was replayed when it was too late", events("a", "b", "c"), events("b", "c", "*a"), nil},
+		{"one was parked, and may have been heard at any time", events("a", "*b", "c"), events("b", "a", "c"), nil},
 		{"one was replayed although it had been applied", events("a", "b"), events("a", "b", "*a"), []string{"a twice"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -74,11 +75,12 @@ func TestAlong(t *testing.T) {
 		err           bool
 	}{
 		{record("a", "b", "c"), record("a", "b", "c"), "a+a b+b c+c", false},
-		{record("a", "c", "e"), record("b", "c", "d", "f"), "a c+c e", false},
+		{record("a", "c", "e"), record("b", "c", "d", "f"), "a b+b c+c d+d e f+f", false},
 		{record("", "a"), record("", "a"), "+ a+a", false},
 		{record("", "a"), record("a"), " a+a", false},
 		{record("a", "b"), record(), "a b", false},
-		{record(), record("a"), "", false},
+		{record(), record("a", "b"), "a+a b+b", false},
+		{record(), record("a", "!"), "a+a", true},
 		{record("a", "!"), record("a"), "a+a", true},
 		{record("a", "b"), record("a", "!"), "a+a", true},
 		{record("a"), record("!"), "", true},
