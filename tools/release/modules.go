@@ -73,8 +73,8 @@ func find(ctx context.Context, root string) ([]*mod, error) {
 
 	var modules []*mod
 	for _, name := range names {
-		if path.Base(name) != "go.mod" || strings.HasPrefix(name, "tools/consul/") {
-			continue // tools/consul only builds a server
+		if path.Base(name) != "go.mod" || strings.HasPrefix(path.Dir(name), "tools/") {
+			continue // those below tools only build servers
 		}
 		m := &mod{rel: path.Dir(name), dir: filepath.Join(root, path.Dir(name))}
 		text, err := os.ReadFile(filepath.Join(root, name))

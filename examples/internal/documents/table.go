@@ -7,8 +7,8 @@ package documents
 //
 // Run means run, with another address, size or folder where the shown one would be in the way. There are three exceptions.
 // What takes minutes is run by make test for itself: the test holds the line to that. What would stop the servers of the
-// tests is run in a copy of the scripts, with servers of its own. And there is no container engine and no cluster: the lines for
-// them are parsed, and what they name is read by the libraries of BuildKit, Compose and kustomize.
+// tests is run in a copy of the scripts, with servers of its own. And there is no container engine: the lines for one
+// are parsed, and what they name is read by the libraries of BuildKit and Compose.
 var runs = map[string]string{
 	// The shop in one process.
 	"go run ./examples/shop": "examples/shop TestReadme",
@@ -25,13 +25,15 @@ var runs = map[string]string{
 	"go run ./examples/shop --stack --instances order=2,inventory=2,payment=2": "examples/shop TestUpTells",
 
 	// The shop in containers and elsewhere.
-	"docker build -f examples/shop/deploy/Dockerfile -t dovetail-shop:dev .": "examples/shop TestDockerfile",
-	"dockerfile of docs/deployment.md":                                       "examples/shop TestLambdaGateway",
-	"cd examples/shop/deploy":                                                "examples/shop/deploy TestGuide",
-	"cp shop.env.example shop.env":                                           "examples/shop/deploy TestGuide",
-	"docker compose --env-file shop.env up --build --scale order=2":          "examples/shop/deploy TestGuide",
-	"docker compose --env-file shop.env --profile observability up -d":       "examples/shop/deploy TestGuide",
-	"kubectl apply -k examples/shop/deploy/kubernetes":                       "examples/shop/deploy TestGuide",
+	"docker build -f examples/shop/deploy/Dockerfile -t dovetail-shop:dev .":                            "examples/shop TestDockerfile",
+	"dockerfile of docs/deployment.md":                                                                  "examples/shop TestLambdaGateway",
+	"cd examples/shop/deploy":                                                                           "examples/shop/deploy TestGuide",
+	"cp shop.env.example shop.env":                                                                      "examples/shop/deploy TestGuide",
+	"docker compose --env-file shop.env up --build --scale order=2":                                     "examples/shop/deploy TestGuide",
+	"docker compose --env-file shop.env --profile observability up -d":                                  "examples/shop/deploy TestGuide",
+	"kubectl apply -f examples/shop/deploy/kubernetes/namespace.yaml":                                   "examples/shop/deploy TestCluster",
+	`kubectl -n shop create secret generic shop --from-literal=service-token="$(openssl rand -hex 32)"`: "examples/shop/deploy TestCluster",
+	"kubectl apply -k examples/shop/deploy/kubernetes":                                                  "examples/shop/deploy TestCluster",
 
 	// Somebody else's module.
 	"go get github.com/dovetail-go/dovetail":        "examples/guides TestGet",

@@ -23,8 +23,8 @@ import (
 	"github.com/dovetail-go/dovetail/examples/internal/documents"
 )
 
-// TestGuide follows docs/deployment.md in a copy of this folder. There is neither an engine nor a cluster: what Compose and
-// kubectl are told is read as they read it, and has to be there.
+// TestGuide follows docs/deployment.md in a copy of this folder. There is no engine: what Compose is told is read as it
+// reads it, and has to be there.
 func TestGuide(t *testing.T) {
 	shown := documents.Of(t)
 	here, err := filepath.Abs(".")
@@ -48,19 +48,13 @@ func TestGuide(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s: %v: %s", s.Block, s.Text, err, out)
 			}
-			fillIn(t, filepath.Join(own, words[2]))
+			required, _ := envExample(t)
+			values := filled(required...)
+			values["SHOP_CERTS"] = "certs"
+			fillIn(t, filepath.Join(own, words[2]), values)
 		case "docker":
-			if err := compose(t, own, words); err != nil || folder != here {
+			if _, err := compose(t, own, words); err != nil || folder != here {
 				t.Errorf("%v: %s in %s: %v", s.Block, s.Text, folder, err)
-			}
-		case "kubectl":
-			folder = root // another block, so another beginning
-			if len(words) != 4 || words[1] != "apply" || words[2] != "-k" || filepath.Join(root, words[3]) != filepath.Join(here, manifests) {
-				t.Errorf("%v: %s, want it to apply %s", s.Block, s.Text, manifests)
-				continue
-			}
-			if c := render(t, words[3][strings.LastIndex(words[3], "/")+1:]); len(c.deployments) != len(names()) {
-				t.Errorf("%v: %s makes %d deployments, want one for each service", s.Block, s.Text, len(c.deployments))
 			}
 		default:
 			t.Errorf("%v: nothing runs %s", s.Block, s.Text)
@@ -68,79 +62,113 @@ func TestGuide(t *testing.T) {
 	}
 }
 
-// fillIn gives every name in a copy of shop.env.example a value, and no more.
-func fillIn(t *testing.T, file string) {
+// fillIn gives names in a copy of shop.env.example their values.
+func fillIn(t *testing.T, file string, values map[string]string) {
 	t.Helper()
-	required, _ := envExample(t)
 	text := string(read(t, file))
-	for name, value := range filled(required...) {
-		text = strings.Replace(text, "\n"+name+"=\n", "\n"+name+"="+value+"\n", 1)
+	for name, value := range values {
+		before := text
+		for _, empty := range []string{name + "=", "# " + name + "="} {
+			text = strings.Replace(text, "\n"+empty+"\n", "\n"+name+"="+value+"\n", 1)
+		}
+		if text == before {
+			t.Fatalf("%s has no place for %s", file, name)
+		}
 	}
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// compose reads a docker compose up as the plugin does: its flags, the file of settings, and the project with its profiles.
-func compose(t *testing.T, own string, words []string) error {
+// composed is a docker compose line.
+type composed struct {
+	files    []string
+	command  string         // up, run or down
+	detached bool           // of up
+	scales   map[string]int // of up
+	project  *types.Project // with the profiles that are asked for
+}
+
+// compose reads a docker compose line as the plugin does: its flags, the file of settings, and the project with its profiles.
+func compose(t *testing.T, own string, words []string) (composed, error) {
 	t.Helper()
+	line := composed{scales: map[string]int{}}
 	if len(words) < 2 || words[1] != "compose" {
-		return errors.New("want docker compose")
+		return line, errors.New("want docker compose")
 	}
-	global, up := flag.NewFlagSet("docker compose", flag.ContinueOnError), flag.NewFlagSet("up", flag.ContinueOnError)
-	global.SetOutput(io.Discard)
-	up.SetOutput(io.Discard)
+	silent := func(name string) *flag.FlagSet {
+		flags := flag.NewFlagSet(name, flag.ContinueOnError)
+		flags.SetOutput(io.Discard)
+		return flags
+	}
+	global := silent("docker compose")
 	var profiles []string
-	scales := map[string]int{}
 	settings := global.String("env-file", "", "")
-	global.Func("profile", "", func(name string) error {
-		profiles = append(profiles, name)
-		return nil
-	})
-	build := up.Bool("build", false, "")
-	up.Bool("d", false, "")
-	up.Func("scale", "", func(text string) error {
-		service, number, _ := strings.Cut(text, "=")
-		n, err := strconv.Atoi(number)
-		scales[service] = n
-		return err
-	})
+	for name, all := range map[string]*[]string{"f": &line.files, "profile": &profiles} {
+		global.Func(name, "", func(value string) error {
+			*all = append(*all, value)
+			return nil
+		})
+	}
 	if err := global.Parse(words[2:]); err != nil {
-		return err
+		return line, err
 	}
-	if global.Arg(0) != "up" {
-		return fmt.Errorf("%s, want up", global.Arg(0))
+	if len(line.files) == 0 {
+		line.files = []string{"compose.yaml"}
 	}
-	if err := up.Parse(global.Args()[1:]); err != nil || up.NArg() > 0 {
-		return fmt.Errorf("up %v: %w", up.Args(), err)
+	line.command = global.Arg(0)
+	flags := silent(line.command)
+	build := false
+	switch line.command {
+	case "up":
+		flags.BoolVar(&build, "build", false, "")
+		flags.BoolVar(&line.detached, "d", false, "")
+		flags.Func("scale", "", func(text string) error {
+			service, number, _ := strings.Cut(text, "=")
+			n, err := strconv.Atoi(number)
+			line.scales[service] = n
+			return err
+		})
+	case "run":
+		flags.Bool("rm", false, "")
+		flags.Bool("no-deps", false, "")
+	case "down":
+	default:
+		return line, fmt.Errorf("%s, want up, run or down", line.command)
+	}
+	if err := flags.Parse(global.Args()[1:]); err != nil {
+		return line, err
 	}
 	env, err := dotenv.Read(filepath.Join(own, *settings))
 	if err != nil {
-		return err
+		return line, err
 	}
-	project, err := load(t, env, "compose.yaml") // with every profile
+	project, err := load(t, env, line.files...) // with every profile
 	if err != nil {
-		return err
+		return line, err
 	}
 	for _, profile := range profiles {
 		of := func(s types.ServiceConfig) bool { return slices.Contains(s.Profiles, profile) }
 		if !slices.ContainsFunc(slices.Collect(maps.Values(project.Services)), of) {
-			return fmt.Errorf("no service is of profile %s", profile)
+			return line, fmt.Errorf("no service is of profile %s", profile)
 		}
 	}
-	if project, err = project.WithProfiles(profiles); err != nil {
-		return err
+	if line.project, err = project.WithProfiles(profiles); err != nil {
+		return line, err
 	}
-	for service, n := range scales {
+	for service, n := range line.scales {
 		s, ok := project.Services[service]
 		if !ok || n < 1 || s.ContainerName != "" || len(s.Ports) > 0 {
-			return fmt.Errorf("%d of %s: want a service of which there can be several", n, service)
+			return line, fmt.Errorf("%d of %s: want a service of which there can be several", n, service)
 		}
 	}
-	if *build && !builds(project) {
-		return errors.New("no service is built from a Dockerfile that is there")
+	if build && !builds(project) {
+		return line, errors.New("no service is built from a Dockerfile that is there")
 	}
-	return nil
+	if _, ok := line.project.Services[flags.Arg(0)]; line.command == "run" && (!ok || flags.NArg() < 2) || line.command != "run" && flags.NArg() > 0 {
+		return line, fmt.Errorf("%s %v: want run with a service and its command, and all services otherwise", line.command, flags.Args())
+	}
+	return line, nil
 }
 
 // The check of such a line can fail.
@@ -149,17 +177,21 @@ func TestWrongComposeLines(t *testing.T) {
 	if err := os.CopyFS(own, os.DirFS(".")); err != nil {
 		t.Fatal(err)
 	}
-	const fine = "docker compose --env-file shop.env.example up"
-	fillIn(t, filepath.Join(own, "shop.env.example"))
-	if err := compose(t, own, strings.Fields(fine)); err != nil {
-		t.Errorf("%s: %v, want nil", fine, err)
+	required, _ := envExample(t)
+	fillIn(t, filepath.Join(own, "shop.env.example"), filled(required...))
+	const plugin = "docker compose --env-file shop.env.example "
+	for _, line := range []string{"up", "run --rm order check", "down"} {
+		if got, err := compose(t, own, strings.Fields(plugin+line)); err != nil || !strings.HasPrefix(line, got.command) {
+			t.Errorf("%s%s: %+v and %v, want nil", plugin, line, got, err)
+		}
 	}
 	for _, line := range []string{
 		"docker build", "docker compose up", "docker compose --env-file none.env up", "docker compose --envfile shop.env.example up",
-		"docker compose --env-file shop.env.example down", fine + " --scale order", fine + " --scale orders=2", fine + " --scale gateway=2",
-		fine + " --detach=perhaps", fine + " order", "docker compose --env-file shop.env.example --profile observe up",
+		plugin + "stop", plugin + "up --scale order", plugin + "up --scale orders=2", plugin + "up --scale gateway=2",
+		plugin + "up --detach=perhaps", plugin + "up order", plugin + "--profile observe up", plugin + "-f none.yaml up",
+		plugin + "-f compose.yaml -f compose.tls.yaml up", plugin + "run order", plugin + "run orders check", plugin + "down --all",
 	} {
-		if err := compose(t, own, strings.Fields(line)); err == nil {
+		if _, err := compose(t, own, strings.Fields(line)); err == nil {
 			t.Errorf("%s: nil, want an error", line)
 		}
 	}

@@ -163,9 +163,10 @@ func TestEveryManifestIsUsed(t *testing.T) {
 	}
 }
 
-// TestOtherIssuer adds the component of sign-in by another issuer, as the kustomization says how.
-func TestOtherIssuer(t *testing.T) {
-	dir := t.TempDir()
+// withIssuer copies the manifests and adds the component of sign-in by another issuer, as the kustomization says how.
+func withIssuer(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS(manifests)); err != nil {
 		t.Fatal(err)
 	}
@@ -177,6 +178,12 @@ func TestOtherIssuer(t *testing.T) {
 	if err := os.WriteFile(file, []byte(with), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+// With another issuer, gateway and customer are given its settings, and nobody else is.
+func TestOtherIssuer(t *testing.T) {
+	dir := withIssuer(t)
 	base, c := render(t, manifests), render(t, dir)
 	variables := func(c cluster, service string) map[string]bool {
 		all := map[string]bool{}
