@@ -79,6 +79,11 @@ func (p *process) end(sig syscall.Signal) error {
 	if err := p.cmd.Process.Signal(sig); err != nil {
 		p.t.Fatal(err)
 	}
+	return p.ended()
+}
+
+// ended waits until the process has ended, and returns how.
+func (p *process) ended() error {
 	for range p.said { // until the pipe is closed, then Wait may be called
 	}
 	return p.cmd.Wait()
@@ -140,9 +145,10 @@ func (p *process) memory() (kilobytes int) {
 
 func TestOnlyOneShopPerData(t *testing.T) {
 	data := t.TempDir()
-	startShop(t, data, "127.0.0.1:0").expect("The shop is open")
+	first := startShop(t, data, "127.0.0.1:0")
+	first.expect("The shop is open")
 	second := exec.Command(buildShop(t), "--data", data, "--listen", "127.0.0.1:0")
-	if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "another shop runs on it") {
+	if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "another shop runs on it, process "+strconv.Itoa(first.cmd.Process.Pid)) {
 		t.Errorf("a second shop on the same data ended with %v and said %q, want it to refuse", err, out)
 	}
 }

@@ -64,13 +64,13 @@ func TestReadme(t *testing.T) {
 		case s.Text == goRun:
 			open()
 			shop.stocked()
-		case s.Text == "pkill -9 -x shop":
-			// Of this test's processes, by number: there may be other shops here.
-			out, err := exec.CommandContext(t.Context(), "pgrep", "-P", strconv.Itoa(os.Getpid()), "-x", "shop").Output()
-			if pid := strconv.Itoa(p.cmd.Process.Pid); err != nil || !slices.Contains(strings.Fields(string(out)), pid) {
-				t.Errorf("%v: pgrep finds %q (%v), want the shop, %s", s.Block, out, err, pid)
+		case args[0] == "kill":
+			if out, err := exec.CommandContext(t.Context(), "sh", "-c", s.Text).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s: %v: %s", s.Block, s.Text, err, out)
 			}
-			_ = p.end(syscall.SIGKILL)
+			if err := p.ended(); err == nil || err.Error() != "signal: killed" {
+				t.Errorf("%v: %s: the shop ended with %v, want it killed", s.Block, s.Text, err)
+			}
 			open()
 		case args[0] == "prometheus":
 			m := startPrometheus(t, append([]string{prometheus}, args[1:]...)...)

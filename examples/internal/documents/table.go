@@ -12,8 +12,8 @@ package documents
 var runs = map[string]string{
 	// The shop in one process.
 	"go run ./examples/shop": "examples/shop TestReadme",
-	"go run ./examples/shop load --orders 2000 --report load.json": "examples/shop TestReadme",
-	"pkill -9 -x shop": "examples/shop TestReadme",
+	"go run ./examples/shop load --orders 2000 --report load.json":               "examples/shop TestReadme",
+	`kill -9 "$(cat shop-data/lock)"`:                                            "examples/shop TestReadme",
 	"go run ./examples/shop check --load load.json":                              "examples/shop TestReadme",
 	"go run ./examples/shop chaos --for 2m --seed 42":                            "examples/shop TestReadme",
 	"go run ./examples/shop doctor":                                              "examples/shop TestReadme",
@@ -25,12 +25,15 @@ var runs = map[string]string{
 	"go run ./examples/shop --stack --instances order=2,inventory=2,payment=2": "examples/shop TestUpTells",
 
 	// The shop in containers and elsewhere.
-	"docker build -f examples/shop/deploy/Dockerfile -t dovetail-shop:dev .":                            "examples/shop TestDockerfile",
+	"docker build -f examples/shop/deploy/Dockerfile -t dovetail-shop:dev .":                            "examples/shop TestDockerfile, examples/shop/deploy TestEngine",
 	"dockerfile of docs/deployment.md":                                                                  "examples/shop TestLambdaGateway",
-	"cd examples/shop/deploy":                                                                           "examples/shop/deploy TestGuide",
-	"cp shop.env.example shop.env":                                                                      "examples/shop/deploy TestGuide",
-	"docker compose --env-file shop.env up --build --scale order=2":                                     "examples/shop/deploy TestGuide",
-	"docker compose --env-file shop.env --profile observability up -d":                                  "examples/shop/deploy TestGuide",
+	"cd examples/shop/deploy":                                                                           "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
+	"cp shop.env.example shop.env":                                                                      "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
+	"docker compose --env-file shop.env up --build --scale order=2":                                     "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
+	"docker compose --env-file shop.env --profile observability up -d --scale order=2":                  "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
+	"docker compose --env-file shop.env run --rm --no-deps customer check --stack":                      "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
+	"docker compose --env-file shop.env --profile observability down":                                   "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
+	"docker compose -f compose.yaml -f compose.tls.yaml --env-file shop.env up --build":                 "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
 	"kubectl apply -f examples/shop/deploy/kubernetes/namespace.yaml":                                   "examples/shop/deploy TestCluster",
 	`kubectl -n shop create secret generic shop --from-literal=service-token="$(openssl rand -hex 32)"`: "examples/shop/deploy TestCluster",
 	"kubectl apply -k examples/shop/deploy/kubernetes":                                                  "examples/shop/deploy TestCluster",

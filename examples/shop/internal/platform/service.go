@@ -163,7 +163,7 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 	}
 	for _, c := range s.Consumers() {
 		part(intake, &taking, "group "+c.Subscription.Group, func(ctx context.Context) error {
-			handler := messaging.Chain(c.Handler, env.Tracing().Consumer(), messaging.Recover())
+			handler := messaging.Chain(c.Handler, env.Tracing().Consumer(), messaging.Logging(env.Log), messaging.Recover())
 			if bus != nil {
 				handler = bus.watched(Consumer{c.Subscription, handler})
 			}

@@ -4,12 +4,15 @@
 package platform
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -50,6 +53,7 @@ func (d *diary) shows(t *testing.T, entry string) {
 type fake struct {
 	*diary
 	url     string
+	log     *bytes.Buffer
 	release chan struct{} // ends the request and the message in hand
 	broken  chan error    // ends the worker
 }
@@ -65,7 +69,9 @@ func (f *fake) Handler() http.Handler {
 }
 
 func (f *fake) Consumers() []Consumer {
-	return []Consumer{{Subscription: Group("fake", "a.topic"), Handler: messaging.HandlerFunc(func(context.Context, *messaging.Delivery) error { return nil })}}
+	return []Consumer{{Subscription: Group("fake", "a.topic"), Handler: messaging.HandlerFunc(func(context.Context, *messaging.Delivery) error {
+		return errors.New("printer on fire")
+	})}}
 }
 
 func (f *fake) Run(ctx context.Context) error {
@@ -83,7 +89,8 @@ func (f *fake) Publish(context.Context, ...*messaging.Message) error { return ni
 
 func (f *fake) Declare(context.Context, ...messaging.Subscription) error { return nil }
 
-func (f *fake) Subscribe(ctx context.Context, _ messaging.Subscription, _ messaging.Handler) error {
+func (f *fake) Subscribe(ctx context.Context, sub messaging.Subscription, handler messaging.Handler) error {
+	_ = handler.Handle(ctx, &messaging.Delivery{Group: sub.Group, Attempt: 3, Message: &messaging.Message{ID: "m-1", Topic: "a.topic", Body: []byte("secret")}})
 	<-ctx.Done()
 	f.write("no new messages")
 	<-f.release
@@ -121,10 +128,10 @@ func serve(t *testing.T) (f *fake, stop context.CancelFunc, ended chan error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f = &fake{diary: new(diary), url: "http://" + ln.Addr().String(), release: make(chan struct{}), broken: make(chan error, 1)}
+	f = &fake{diary: new(diary), url: "http://" + ln.Addr().String(), log: new(bytes.Buffer), release: make(chan struct{}), broken: make(chan error, 1)}
 	ctx, stop := context.WithCancel(t.Context())
 	ended = make(chan error, 1)
-	env := Env{Name: "fake", Instance: "fake-1", Broker: f, Registry: f, Caller: &Caller{Client: http.DefaultClient}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	env := Env{Name: "fake", Instance: "fake-1", Broker: f, Registry: f, Caller: &Caller{Client: http.DefaultClient}, Log: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), f.log), nil))}
 	go func() { ended <- Serve(ctx, env, f, ln) }()
 	f.shows(t, "registered as fake-1")
 	return f, stop, ended
@@ -179,4 +186,22 @@ func TestServeEndsWithItsWorker(t *testing.T) {
 		t.Errorf("Serve = %v, want why the worker failed", err)
 	}
 	f.shows(t, "message finished")
+}
+
+// Who looks for why a group is behind finds it in the log before the message is a dead letter.
+func TestServeLogsWhatIsNotHandled(t *testing.T) {
+	f, stop, ended := serve(t)
+	close(f.release)
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("Serve = %v, want nil", err)
+	}
+	for _, want := range []string{"level=WARN", "group=fake", "topic=a.topic", "message_id=m-1", "attempt=3", "printer on fire"} {
+		if !strings.Contains(f.log.String(), want) {
+			t.Errorf("the log does not have %q: %s", want, f.log)
+		}
+	}
+	if strings.Contains(f.log.String(), "secret") {
+		t.Errorf("the log has the message's body: %s", f.log)
+	}
 }
