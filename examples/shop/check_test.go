@@ -55,6 +55,11 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 	verify(t, check.Files(data), []string{confirmed, refunded, voided})
 	operator.rebuilds()
 	verify(t, check.Files(data), []string{confirmed, refunded, voided})
+
+	// What was given up is told again.
+	harm(t, filepath.Join(data, "order.db"), `UPDATE acknowledged_payments SET status = 'authorised', revision = revision - 1 WHERE order_id = '`+confirmed+`'`)
+	operator.want(http.StatusOK, operator.send("POST", "/ops/api/payments/"+confirmed+"/tell", nil, nil), nil)
+	verify(t, check.Files(data), []string{confirmed, refunded, voided})
 	_ = p.end(15)
 
 	of := func(order string) string { return ` WHERE order_id = '` + order + `'` }
@@ -182,8 +187,8 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		})
 	}
 	t.Run("a topic that is heard since today", func(t *testing.T) {
-		verifyWithin(t, harmed(t, data, harms{"notification": `DELETE FROM applied WHERE topic = 'payment.changed'; DELETE FROM mails WHERE topic = 'payment.changed';
-			UPDATE hears SET since = (SELECT MAX(at) + 1 FROM applied) WHERE topic = 'payment.changed'`}), nil, 0)
+		verifyWithin(t, harmed(t, data, harms{"notification": `UPDATE hears SET since = (SELECT MAX(at) + 1 FROM applied) WHERE topic = 'payment.changed';
+			DELETE FROM applied WHERE topic = 'payment.changed'; DELETE FROM mails WHERE topic = 'payment.changed'`}), nil, 0)
 	})
 	t.Run("what was heard before the archives begin", func(t *testing.T) {
 		ms := time.Now().Add(-platform.PublishedFor).UnixMilli()

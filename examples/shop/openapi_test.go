@@ -107,6 +107,9 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{operator, "POST", "/ops/api/parked/order/none/discard", "", map[string]string{"why": "to see"}, 404},
 		{operator, "POST", "/ops/api/parked/order/none/discard", "", map[string]string{"why": " "}, 422},
 		{customer, "POST", "/ops/api/parked/order/none/discard", "", map[string]string{"why": "to see"}, 403},
+		{operator, "POST", "/ops/api/payments/" + rejected + "/tell", "", nil, 200},
+		{operator, "POST", "/ops/api/payments/none/tell", "", nil, 404},
+		{customer, "POST", "/ops/api/payments/" + rejected + "/tell", "", nil, 403},
 		{operator, "GET", "/ops/api/traffic", "", nil, 200},
 		{customer, "GET", "/ops/api/live", "", nil, 403}, // the pages' tests watch it
 		{operator, "GET", "/ops/api/mails", "", nil, 200},

@@ -268,6 +268,7 @@ func (s *Service) routes() []route {
 		{"GET /ops/api/parked", operator, platform.Handle(s.everywhere("/ops/parked"))},
 		{"POST /ops/api/parked/{service}/{message}/retry", operator, s.owner("service")},
 		{"POST /ops/api/parked/{service}/{message}/discard", operator, s.owner("service")},
+		{"POST /ops/api/payments/{order}/tell", operator, s.proxy("payment", "/ops/api", "/ops")},
 		{"GET /ops/api/traffic", operator, platform.Handle(s.console.now)},
 		{"GET /ops/api/live", operator, platform.Handle(s.console.live)},
 		{"GET /ops/api/chaos", operator, s.control()},

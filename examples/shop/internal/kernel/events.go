@@ -111,7 +111,7 @@ func (e OrderChanged) Describe() (topic, key string, version int) {
 // PaymentChanged tells the new state of an order's payment.
 type PaymentChanged struct {
 	OrderID string `json:"order_id"`
-	// Revision counts the states that were told of this payment from 1: of two, the greater is the later.
+	// Revision counts what was told of this payment from 1: of two, the greater is the later.
 	Revision int64  `json:"revision"`
 	Status   string `json:"status"`
 	Amount   Money  `json:"amount"`

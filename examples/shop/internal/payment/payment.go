@@ -9,6 +9,7 @@ package payment
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -67,7 +68,11 @@ func New(ctx context.Context, env platform.Env, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{env: env, bus: bus, provider: &Provider{URL: cfg.Provider, Caller: env.Caller, Reads: reads}}, nil
+	key, err := env.Caller.KeyFor(platform.ProviderKey)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{env: env, bus: bus, provider: &Provider{URL: cfg.Provider, Caller: env.Caller, Key: hex.EncodeToString(key), Reads: reads}}, nil
 }
 
 // Collectors are what the service shows of its blocks, beside what every service does.
@@ -89,6 +94,7 @@ func (s *Service) Handler() http.Handler {
 	auth := s.env.Auth
 	mux := http.NewServeMux()
 	mux.Handle("GET /payments/{order}", auth.Require(platform.Handle(s.get), platform.RoleCustomer, platform.RoleOperator))
+	mux.Handle("POST /ops/payments/{order}/tell", auth.Require(platform.Handle(s.tellAgain), platform.RoleOperator))
 	mux.Handle("POST /internal/payments/authorise", auth.Require(s.step(s.authorise)))
 	mux.Handle("POST /internal/payments/void", auth.Require(s.step(s.void)))
 	mux.Handle("POST /internal/payments/capture", auth.Require(s.step(s.capture)))
@@ -258,8 +264,41 @@ func (s *Service) move(ctx context.Context, order, to, reason, from string) (p p
 		if p, err = s.read(ctx, tx, order); err != nil || moved == 0 {
 			return err
 		}
-		return s.bus.Emit(ctx, tx, kernel.PaymentChanged{OrderID: order, Revision: p.Revision, Status: to, Amount: p.Amount, Currency: p.Currency, CustomerID: p.CustomerID})
+		return s.tell(ctx, tx, p)
 	})
+}
+
+// tellAgain tells everybody once more how far a payment is: after the event that said so was given up, nothing else
+// would. It is a new event, of which the customer is written to as of any.
+func (s *Service) tellAgain(w http.ResponseWriter, r *http.Request) error {
+	ctx, order := r.Context(), r.PathValue("order")
+	var p payment
+	err := s.bus.InTx(ctx, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `UPDATE payments SET revision = revision + 1 WHERE order_id = $1 AND status NOT IN ('authorising', 'voiding')`, order)
+		if err != nil {
+			return err
+		}
+		settled, err := res.RowsAffected()
+		if err != nil {
+			return err
+		}
+		if p, err = s.read(ctx, tx, order); err != nil {
+			return err
+		}
+		if settled == 0 {
+			return &platform.Error{Status: http.StatusConflict, Code: "wrong-state", Detail: "the payment is " + p.Status + "; it tells of itself when the provider has answered"}
+		}
+		return s.tell(ctx, tx, p)
+	})
+	if err != nil {
+		return err
+	}
+	return platform.WriteJSON(w, http.StatusOK, map[string]any{"order_id": order, "status": p.Status, "revision": p.Revision})
+}
+
+// tell tells the others how far a payment is.
+func (s *Service) tell(ctx context.Context, tx *sql.Tx, p payment) error {
+	return s.bus.Emit(ctx, tx, kernel.PaymentChanged{OrderID: p.OrderID, Revision: p.Revision, Status: p.Status, Amount: p.Amount, Currency: p.Currency, CustomerID: p.CustomerID})
 }
 
 func (s *Service) get(w http.ResponseWriter, r *http.Request) error {

@@ -6,7 +6,10 @@ package payment
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -22,6 +25,25 @@ import (
 	"github.com/dovetail-go/dovetail/messaging/messagingmem"
 	"github.com/dovetail-go/dovetail/saga/barrier"
 )
+
+// environment is that of a payment service with a database and a broker of its own.
+func environment(t *testing.T, caller *platform.Caller) platform.Env {
+	t.Helper()
+	db, err := platform.OpenSQLite(filepath.Join(t.TempDir(), "payment.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	broker, err := messagingmem.New(messagingmem.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	auth, err := platform.NewAuth("http://shop.example", "http://shop.example/keys", "secret", http.DefaultClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return platform.Env{Name: "payment", DB: db, Broker: broker, Auth: auth, Log: slog.New(slog.DiscardHandler), Caller: caller}
+}
 
 // TestFinishedForNobody has who asks for an authorisation go away while the provider thinks: the payment is authorised
 // nevertheless, and says so. Asked again, it knows.
@@ -41,26 +63,13 @@ func TestFinishedForNobody(t *testing.T) {
 	}))
 	defer provider.Close()
 
-	db, err := platform.OpenSQLite(filepath.Join(t.TempDir(), "payment.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = db.Close() }()
-	broker, err := messagingmem.New(messagingmem.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	env := environment(t, &platform.Caller{Client: http.DefaultClient})
+	broker := env.Broker
 	hears := platform.Group("order", kernel.TopicPaymentChanged)
 	if err := broker.Declare(t.Context(), hears); err != nil {
 		t.Fatal(err)
 	}
-	auth, err := platform.NewAuth("http://shop.example", "http://shop.example/keys", "secret", http.DefaultClient)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := New(t.Context(), platform.Env{
-		Name: "payment", DB: db, Broker: broker, Auth: auth, Log: slog.New(slog.DiscardHandler), Caller: &platform.Caller{Client: http.DefaultClient},
-	}, Config{Provider: provider.URL})
+	s, err := New(t.Context(), env, Config{Provider: provider.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +188,51 @@ INSERT INTO payments VALUES ('o-1', 'c-1', 1999, 'EUR', 'pm_visa', 'authorised',
 		}
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestTellAgain tells of a payment again as it is, and of none that is about to tell of itself.
+func TestTellAgain(t *testing.T) {
+	env := environment(t, &platform.Caller{Client: http.DefaultClient})
+	s, err := New(t.Context(), env, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tell := func(order, status string) (code string) {
+		t.Helper()
+		if status != "" {
+			if _, err := env.DB.ExecContext(t.Context(), `INSERT INTO payments (order_id, customer_id, amount, currency, method, status, revision, updated_at)
+				VALUES ($1, 'c-1', 1999, 'EUR', 'pm_visa', $2, 2, 1)`, order, status); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/ops/payments/"+order+"/tell", nil)
+		r.SetPathValue("order", order)
+		var refused *platform.Error
+		if err := s.tellAgain(httptest.NewRecorder(), r); errors.As(err, &refused) {
+			return refused.Code
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		return ""
+	}
+	for status, want := range map[string]string{"": "not-found", "authorising": "wrong-state", "voiding": "wrong-state", "captured": "", "declined": ""} {
+		order := "o-" + status
+		if code := tell(order, status); code != want {
+			t.Errorf("of a payment that is %q it tells with %q, want %q", status, code, want)
+		}
+		var body string
+		err := env.DB.QueryRowContext(t.Context(), `SELECT CAST(body AS TEXT) FROM outbox_message WHERE message_key = $1`, order).Scan(&body)
+		if want != "" {
+			if !errors.Is(err, sql.ErrNoRows) {
+				t.Errorf("of a payment that is %q it tells %s, %v; want nothing told", status, body, err)
+			}
+			continue
+		}
+		wants := fmt.Sprintf(`{"order_id":"%s","revision":3,"status":"%s","amount":1999,"currency":"EUR","customer_id":"c-1"}`, order, status)
+		if err != nil || body != wants {
+			t.Errorf("it tells %s, %v; want %s", body, err, wants)
 		}
 	}
 }

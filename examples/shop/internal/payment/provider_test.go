@@ -133,16 +133,20 @@ func TestNothingThatMovesMoneyIsHedged(t *testing.T) {
 // TestProviderIsAStranger looks at what the provider is told of who asks.
 func TestProviderIsAStranger(t *testing.T) {
 	var told []string
-	p := &Provider{URL: "http://provider", Caller: &platform.Caller{Token: "the-service-token", Client: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+	caller := &platform.Caller{Token: "the-service-token", Client: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 		told = append(told, r.Header.Get("Authorization"))
 		w := httptest.NewRecorder()
 		_ = platform.WriteJSON(w, http.StatusOK, struct{}{})
 		return w.Result(), nil
-	})}}}
-	if _, err := p.Authorise(t.Context(), payment{OrderID: "o"}); err != nil {
+	})}}
+	s, err := New(t.Context(), environment(t, caller), Config{Provider: "http://provider"})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Capture(t.Context(), "o"); err != nil {
+	if _, err := s.provider.Authorise(t.Context(), payment{OrderID: "o"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.provider.Capture(t.Context(), "o"); err != nil {
 		t.Fatal(err)
 	}
 	if len(told) != 2 || len(told[0]) < 40 || told[0] != told[1] || strings.Contains(told[0], "the-service-token") {
