@@ -182,7 +182,7 @@ type Rejection struct {
 	Err error
 }
 
-// Error returns the guard's kind and name, its reason, and when to come back.
+// Error returns the guard's kind and name, its reason, and about when to come back.
 func (r *Rejection) Error() string {
 	s := r.By
 	if r.Name != "" {
@@ -192,9 +192,20 @@ func (r *Rejection) Error() string {
 		s += ": " + r.Err.Error()
 	}
 	if r.RetryAfter > 0 {
-		s += " (retry after " + r.RetryAfter.String() + ")"
+		s += " (retry after " + rounded(r.RetryAfter).String() + ")"
 	}
 	return s
+}
+
+// rounded is a duration as people say it: no guard is more exact than that.
+func rounded(d time.Duration) time.Duration {
+	switch {
+	case d >= time.Second:
+		return d.Round(100 * time.Millisecond)
+	case d >= time.Millisecond:
+		return d.Round(time.Millisecond)
+	}
+	return d
 }
 
 // Unwrap returns the guard's sentinel error.

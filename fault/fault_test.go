@@ -104,6 +104,10 @@ func TestRejectionError(t *testing.T) {
 	t.Parallel()
 	for want, r := range map[string]*fault.Rejection{
 		"breaker users: call failed (retry after 1s)": {By: "breaker", Name: "users", RetryAfter: time.Second, Err: errCall},
+		"breaker (retry after 2.6s)":                  {By: "breaker", RetryAfter: 2578552724},
+		"breaker (retry after 1m0s)":                  {By: "breaker", RetryAfter: time.Minute + time.Millisecond},
+		"ratelimit (retry after 53ms)":                {By: "ratelimit", RetryAfter: 52578 * time.Microsecond},
+		"ratelimit (retry after 578ns)":               {By: "ratelimit", RetryAfter: 578},
 		"bulkhead: call failed":                       {By: "bulkhead", Err: errCall},
 		"ratelimit":                                   {By: "ratelimit", RetryAfter: -1},
 	} {
