@@ -98,7 +98,7 @@ func (c *catalogue) answer(w http.ResponseWriter, r *http.Request, key string) e
 	case errors.As(err, &no) && no.Status < http.StatusInternalServerError:
 		return no
 	case err != nil:
-		return unavailable(err)
+		return away(r.Context(), "catalog", err)
 	}
 	w.Header().Set("Cache-Control", "no-cache") // it is everybody's, but this cache alone hears of changes
 	w.Header().Set("Age", strconv.Itoa(int(got.Age.Seconds())))

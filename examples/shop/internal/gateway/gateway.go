@@ -7,12 +7,15 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	_ "embed" // for the interface description
 	"errors"
+	"fmt"
 	"net/http"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -314,13 +317,26 @@ func refuse(w http.ResponseWriter, _ *http.Request, p gateway.Problem, err error
 	case p.Status == http.StatusRequestEntityTooLarge:
 		e.Code = "body-too-large"
 	case p.Status >= http.StatusInternalServerError:
-		e = unavailable(err)
+		if seconds, err := strconv.Atoi(w.Header().Get("Retry-After")); err == nil { // what the service itself said
+			p.RetryAfter = time.Duration(seconds) * time.Second
+		}
+		e = unavailable(p, err)
 	}
 	platform.WriteProblem(w, e)
 }
 
-func unavailable(err error) *platform.Error {
-	return &platform.Error{Status: http.StatusServiceUnavailable, Code: "unavailable", Detail: "the shop is busy; please try again", RetryAfter: time.Second, Err: err}
+// away is the answer when a call to a service ended with err.
+func away(ctx context.Context, service string, err error) *platform.Error {
+	return unavailable(gateway.ProblemOf(ctx, service, err), err)
+}
+
+// unavailable tells which service it is that cannot be had, which is no secret, and when to come back.
+func unavailable(p gateway.Problem, err error) *platform.Error {
+	after := max(p.RetryAfter+time.Second-1, time.Second).Truncate(time.Second)
+	return &platform.Error{
+		Status: http.StatusServiceUnavailable, Code: "unavailable", RetryAfter: after, Err: err,
+		Detail: fmt.Sprintf("%s; please try again in %.0f s", cmp.Or(p.Detail, "the shop did not answer"), after.Seconds()),
+	}
 }
 
 // stock answers by HTTP what inventory answers by gRPC: the state of this moment, where the catalog has
@@ -338,7 +354,7 @@ func (s *Service) stock(w http.ResponseWriter, r *http.Request) error {
 	case errors.As(err, &answer):
 		return answer
 	case err != nil:
-		return unavailable(err)
+		return away(r.Context(), "inventory", err)
 	}
 	return platform.WriteJSON(w, http.StatusOK, struct {
 		ProductID string `json:"product_id"`

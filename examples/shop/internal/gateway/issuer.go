@@ -53,7 +53,7 @@ func (s *Service) exchanged(next http.Handler) http.Handler {
 		case errors.As(err, &no) && no.Status == http.StatusUnauthorized:
 			return platform.NotIdentified(w, oidckit.ErrInvalid)
 		case err != nil:
-			return unavailable(err)
+			return away(r.Context(), "customer", err)
 		}
 		r = r.Clone(r.Context())
 		r.Header.Set("Authorization", "Bearer "+ours)
