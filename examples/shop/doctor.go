@@ -26,8 +26,8 @@ func doctorCommand() *cobra.Command {
 		Short: "Look whether the shop can run here, and how the running one does",
 		Long: `Doctor looks at what the shop needs, and changes nothing: the data folder, its locks and room, the address to listen on, limits
 and clocks; with --stack the settings, the certificates and the servers, their versions and the tables in them. If the shop
-runs already it also asks how that does: services that are not ready, open breakers, events that are held up, messages that
-were given up, sagas that are stuck, and where to read on.
+runs already it also asks how that does: services that are not ready, open breakers, events that are held up on
+their way out or in, messages that were given up, sagas that are stuck, and where to read on.
 
 Each line is ok, warn (it works, but not well or not for long) or FAIL (it does not work, or waits for you), with what was found and what to do. All
 questions are asked at once. No secret is ever shown. It exits with 1 if something failed.

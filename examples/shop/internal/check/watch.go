@@ -30,7 +30,7 @@ func (i Invariant) Item() Item {
 // State is what is true of a shop at a moment.
 type State struct {
 	At time.Time `json:"at"`
-	// Resting is false while orders are under way, and while a fault may hold something up: what is not
+	// Resting is false while orders are under way or messages wait, and while a fault may hold something up: what is not
 	// finished then is no violation.
 	Resting bool   `json:"resting"`
 	Items   []Item `json:"items"`
@@ -40,6 +40,7 @@ type State struct {
 type Watch struct {
 	open  func(service string) (*sql.DB, error)
 	quiet func(d time.Duration) bool
+	late  func(ctx context.Context) bool
 
 	turn  chan struct{} // held by who checks
 	state State
@@ -48,9 +49,14 @@ type Watch struct {
 }
 
 // NewWatch returns a Watch over the databases that open opens. Quiet reports whether nothing has
-// been harmed on purpose for that long.
-func NewWatch(open func(service string) (*sql.DB, error), quiet func(d time.Duration) bool) *Watch {
-	return &Watch{open: open, quiet: quiet, turn: make(chan struct{}, 1)}
+// been harmed on purpose for that long. Late reports whether a message may wait for somebody who hears it, with the broker or
+// to be tried again: then what is not finished is not lost. Nil is for a broker that confirms what all have handled, so that
+// who published it knows.
+func NewWatch(open func(service string) (*sql.DB, error), quiet func(d time.Duration) bool, late func(ctx context.Context) bool) *Watch {
+	if late == nil {
+		late = func(context.Context) bool { return false }
+	}
+	return &Watch{open: open, quiet: quiet, late: late, turn: make(chan struct{}, 1)}
 }
 
 const (
@@ -106,7 +112,7 @@ func (w *Watch) look(ctx context.Context) (State, error) {
 	if err != nil {
 		return State{}, fmt.Errorf("check: %w", err)
 	}
-	resting := w.settled(invariants, before || after || !w.quiet(settling))
+	resting := w.settled(invariants, before || after || w.held(ctx))
 	state := State{At: time.Now().UTC(), Resting: resting, Items: make([]Item, len(invariants))}
 	for n, i := range invariants {
 		if resting {
@@ -116,6 +122,9 @@ func (w *Watch) look(ctx context.Context) (State, error) {
 	}
 	return state, nil
 }
+
+// held reports whether something may hold up what is under way.
+func (w *Watch) held(ctx context.Context) bool { return !w.quiet(settling) || w.late(ctx) }
 
 // settled reports whether the shop is at rest: nothing is unfinished, or nothing is under way and what
 // is unfinished has been so for long.

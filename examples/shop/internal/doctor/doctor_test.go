@@ -175,6 +175,7 @@ func TestRunning(t *testing.T) {
 			"outbox":{"waiting":7,"parked":2,"oldest_seconds":90,"dead_letters":3}},
 			{"service":"payment","instances":[{"instance":"payment-1","up":false}]}],
 		"calls":[{"from":"order","to":"payment","breaker":{"state":"open"}},{"from":"order","to":"customer","breaker":{"state":"closed"}}],
+		"groups":[{"service":"order","group":"order.payments","behind":4,"oldest_seconds":61.5},{"service":"order","group":"order.credit","behind":900,"oldest_seconds":30}],
 		"totals":{"stuck":1}}`
 	mux := http.NewServeMux()
 	say := func(text *string) http.HandlerFunc {
@@ -198,7 +199,7 @@ func TestRunning(t *testing.T) {
 	}
 	want := []string{
 		"fail payment service-down", "warn order instance-down", "warn order outbox-stalled", "fail order outbox-parked", "fail order dead-letters",
-		"warn order breaker-open", "fail order saga-stuck",
+		"warn order consumer-fails", "warn order breaker-open", "fail order saga-stuck",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("found %q, want %q", got, want)

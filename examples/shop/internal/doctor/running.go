@@ -29,11 +29,16 @@ type traffic struct {
 		From, To string
 		Breaker  platform.BreakerState
 	}
+	Groups []struct {
+		Service, Group string
+		Behind         int64
+		OldestSeconds  float64 `json:"oldest_seconds"`
+	}
 	Totals struct{ Stuck float64 }
 }
 
-// slowOutbox is how old the oldest message of an outbox may be; the alert ShopOutboxStalled goes by the same age.
-const slowOutbox = time.Minute
+// slow is how old the oldest message of an outbox, or of a group that hears it, may be; the alert ShopOutboxStalled goes by the same age.
+const slow = time.Minute
 
 // Running looks at how the shop does whose gateway is at url. Token is the services' own. What ends by itself when its
 // cause does is a doubt; what waits for a person has failed.
@@ -76,6 +81,11 @@ func Running(ctx context.Context, url, token string, secure *tls.Config) []Findi
 			found = append(found, box(s.Service, *s.Outbox)...)
 		}
 	}
+	for _, g := range t.Groups {
+		if age := seconds(g.OldestSeconds); age > slow {
+			found = append(found, Doubt("look at its log for what is not handled", "%d messages wait for its group %s, the oldest for %v", g.Behind, g.Group, age).About(g.Service).Runbook("consumer-fails"))
+		}
+	}
 	for _, c := range t.Calls {
 		if c.Breaker.State != "" && c.Breaker.State != "closed" {
 			found = append(found, Doubt("look at "+c.To, "its breaker to %s is %s", c.To, c.Breaker.State).About(c.From).Runbook("breaker-open"))
@@ -90,10 +100,12 @@ func Running(ctx context.Context, url, token string, secure *tls.Config) []Findi
 	return []Finding{Good("%d services, %d instances; no breaker is open, nothing is held up, given up or stuck", len(t.Services), instances)}
 }
 
+func seconds(n float64) time.Duration { return time.Duration(n) * time.Second }
+
 // box judges the outbox of a service and what its consumers have given up.
 func box(service string, o platform.OutboxState) (found []Finding) {
-	if age := time.Duration(o.OldestSeconds * float64(time.Second)); age > slowOutbox {
-		found = append(found, Doubt("look whether the broker answers", "%d events wait to be published, the oldest for %v", o.Waiting, age.Round(time.Second)).About(service).Runbook("outbox-stalled"))
+	if age := seconds(o.OldestSeconds); age > slow {
+		found = append(found, Doubt("look whether the broker answers", "%d events wait to be published, the oldest for %v", o.Waiting, age).About(service).Runbook("outbox-stalled"))
 	}
 	if o.Parked > 0 {
 		found = append(found, Wrong("mend the cause, then retry them on the console", "%d events were refused by the broker and set aside", o.Parked).About(service).Runbook("outbox-parked"))

@@ -179,7 +179,7 @@ func (s *shop) open(ctx context.Context, front net.Listener) (err error) {
 	}
 	entrance.addr = front.Addr().String()
 	s.desk.Control = chaos.New(s)
-	s.desk.Invariants = check.NewWatch(check.Files(s.data), s.desk.Control.Quiet)
+	s.desk.Invariants = check.NewWatch(check.Files(s.data), s.desk.Control.Quiet, nil)
 	if s.desk.Load, err = load.NewGenerator(s.url, s.log); err != nil {
 		return err
 	}

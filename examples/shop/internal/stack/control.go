@@ -37,7 +37,7 @@ const (
 // control serves the desk on loopback, for our own gateways only, until the returned function is called.
 func (u *up) control(ctx context.Context, settings Settings) (stop func(), err error) {
 	u.desk.Control = chaos.New(processes{u})
-	u.desk.Invariants = check.NewWatch(settings.Look, u.desk.Control.Quiet)
+	u.desk.Invariants = check.NewWatch(settings.Look, u.desk.Control.Quiet, func(ctx context.Context) bool { return u.late(ctx, settings) })
 	if u.desk.Load, err = loadgen.NewGenerator(u.local, u.Log); err != nil {
 		return nil, err
 	}
@@ -50,6 +50,28 @@ func (u *up) control(ctx context.Context, settings Settings) (stop func(), err e
 	server := &http.Server{Handler: onlyWith(u.controlToken, u.desk.Handler()), ReadHeaderTimeout: 5 * time.Second}
 	go func() { _ = server.Serve(ln) }() // until Close
 	return func() { _ = server.Close() }, nil
+}
+
+// late reports whether messages wait for anybody, or nobody can tell. What one of our gateways has last seen is a few
+// seconds old; the Watch looks several times before it takes something for lost.
+func (u *up) late(ctx context.Context, settings Settings) bool {
+	caller := settings.toGateway()
+	defer caller.Client.CloseIdleConnections()
+	var seen struct {
+		Groups []struct {
+			Known  bool
+			Behind int64
+		}
+	}
+	if err := caller.Do(ctx, http.MethodGet, u.local+"/ops/api/traffic", nil, nil, &seen); err != nil || len(seen.Groups) == 0 {
+		return true
+	}
+	for _, g := range seen.Groups {
+		if !g.Known || g.Behind > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // onlyWith lets those in who know the token.

@@ -353,8 +353,7 @@ func (u *up) process(ctx context.Context, service, name string) error {
 
 // await returns when every service answers through the gateway.
 func (u *up) await(ctx context.Context, settings Settings) error {
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: settings.ownGateway()}}
-	caller := &platform.Caller{Client: client, Token: settings.ServiceToken}
+	caller := settings.toGateway()
 	defer caller.Client.CloseIdleConnections()
 	for {
 		if u.allUp() {
@@ -379,6 +378,12 @@ func (u *up) await(ctx context.Context, settings Settings) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// toGateway returns what asks the gateway of one's own stack.
+func (s Settings) toGateway() *platform.Caller {
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: s.ownGateway()}}
+	return &platform.Caller{Client: client, Token: s.ServiceToken}
 }
 
 func (u *up) allUp() bool {
