@@ -523,9 +523,9 @@ func TestTokensOfAnotherIssuer(t *testing.T) {
 	bearer := func(t *testing.T, changes map[string]any) *api { return &api{t, shop.url, guild.sign(changes)} }
 
 	t.Run("an access token is as good as a session", func(t *testing.T) {
-		a := bearer(t, map[string]any{"sub": "anna", "username": "anna"})
-		if me := a.account(); me.Name != "anna" || me.Role != "customer" {
-			t.Errorf("account = %+v, want anna, a customer", me)
+		a := bearer(t, map[string]any{"sub": "anna", "username": "Anna"})
+		if me := a.account(); me.Name != "Anna" || me.Role != "customer" {
+			t.Errorf("account = %+v, want Anna, a customer", me)
 		}
 		id := a.place("", lineItem{"product_id": "p-001", "quantity": 1})
 		a.ends(id, "confirmed")
@@ -546,6 +546,29 @@ func TestTokensOfAnotherIssuer(t *testing.T) {
 		a.want(http.StatusOK, a.send("GET", "/ops/api/services", nil, nil), nil)
 		a = bearer(t, map[string]any{"sub": "olga"}) // no more
 		a.wantProblem(403, "forbidden", "", a.send("GET", "/ops/api/services", nil, nil))
+	})
+	t.Run("a username is a name where nobody knows a better one", func(t *testing.T) {
+		for _, tt := range []struct {
+			claims, userinfo map[string]any
+			want             string
+		}{
+			{map[string]any{"sub": "c-1", "username": "google_1"}, map[string]any{"sub": "c-1", "name": "Clara", "email": "clara@guild.example", "email_verified": "true"}, "Clara <clara@guild.example>"},
+			{map[string]any{"sub": "c-2", "username": "google_2"}, map[string]any{"sub": "c-2"}, "google_2 <>"},
+			{map[string]any{"sub": "c-3"}, map[string]any{"sub": "c-3", "username": "google_3"}, "google_3 <>"},
+			{map[string]any{"sub": "c-4", "username": "c-4"}, map[string]any{"sub": "c-4", "username": "c-4"}, "Customer <>"}, // a pool of Cognito, signed in by address
+		} {
+			guild.answers(t, func(path string, body map[string]any) int {
+				if path != "/userinfo" {
+					return 0
+				}
+				clear(body)
+				maps.Copy(body, tt.userinfo)
+				return http.StatusOK
+			})
+			if me := bearer(t, tt.claims).account(); me.Name+" <"+me.Email+">" != tt.want {
+				t.Errorf("token %v, userinfo %v: account = %+v, want %s", tt.claims, tt.userinfo, me, tt.want)
+			}
+		}
 	})
 	t.Run("one of Cognito names the client in place of an audience", func(t *testing.T) {
 		cognito := map[string]any{"sub": "carl", "aud": nil, "client_id": guild.ClientID, "token_use": "access"}

@@ -296,7 +296,7 @@ func (s *Service) admit(ctx context.Context, p platform.Person, accessToken stri
 	}
 	if id == "" {
 		s.other.Complete(ctx, &p, accessToken) // not in a transaction: it asks the issuer
-		p.Name = cmp.Or(p.Name, "Customer")
+		p.Name = cmp.Or(p.Name, p.Username, "Customer")
 	}
 	for range 2 {
 		err = s.bus.InTx(ctx, func(tx *sql.Tx) error {

@@ -4,6 +4,7 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -97,7 +98,10 @@ type Person struct {
 	Subject string
 	// Name and Email may be empty. An Email is one that the issuer has verified.
 	Name, Email string
-	Role        string
+	// Username is what the issuer calls them, for want of a name. It is empty where that is the Subject once more, as in
+	// Cognito's pools whose people sign in by their address.
+	Username string
+	Role     string
 	// Expiry is when the token ends that says so.
 	Expiry time.Time
 }
@@ -185,10 +189,9 @@ func (i *Issuer) person(token *oidckit.Token) (Person, claims, error) {
 
 // profile is a name that fits a customer and an address that may be written to, as far as they are known.
 func (c claims) profile() (p Person) {
-	for _, name := range []string{c.Name, c.PreferredUsername, c.CognitoUsername, c.Username} {
-		if name = strings.TrimSpace(name); p.Name == "" && name != "" && utf8.ValidString(name) {
-			p.Name = string([]rune(name)[:min(utf8.RuneCountInString(name), 100)])
-		}
+	p.Name = firstName(c.Name, c.PreferredUsername)
+	if p.Username = firstName(c.CognitoUsername, c.Username); p.Username == c.Subject {
+		p.Username = ""
 	}
 	email := strings.ToLower(strings.TrimSpace(c.Email))
 	addr, err := mail.ParseAddress(email)
@@ -196,6 +199,16 @@ func (c claims) profile() (p Person) {
 		p.Email = email
 	}
 	return p
+}
+
+// firstName is the first that is a name, as long as a customer's may be.
+func firstName(names ...string) string {
+	for _, name := range names {
+		if name = strings.TrimSpace(name); name != "" && utf8.ValidString(name) {
+			return string([]rune(name)[:min(utf8.RuneCountInString(name), 100)])
+		}
+	}
+	return ""
 }
 
 // role is the shop's for the groups of a person.
@@ -267,10 +280,5 @@ func (i *Issuer) Complete(ctx context.Context, p *Person, accessToken string) {
 		return // another's answer must not be taken for this one's: OpenID Connect Core 1.0, section 5.3.2
 	}
 	more := c.profile()
-	if p.Name == "" {
-		p.Name = more.Name
-	}
-	if p.Email == "" {
-		p.Email = more.Email
-	}
+	p.Name, p.Username, p.Email = cmp.Or(p.Name, more.Name), cmp.Or(p.Username, more.Username), cmp.Or(p.Email, more.Email)
 }
