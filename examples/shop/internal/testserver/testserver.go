@@ -3,9 +3,9 @@
 
 //go:build unix
 
-// Package testserver runs servers that the shared ones cannot stand for, those that speak TLS and nothing else and a
-// database with a standby, each for one test: on a free port of 127.0.0.1, with its data in a folder of its own, gone
-// when the test ends.
+// Package testserver runs servers that the shared ones cannot stand for, those that speak TLS and nothing else, a
+// database with a standby and an emulator of Amazon Cognito, each for one test: on a free port of 127.0.0.1, with its data
+// in a folder of its own, gone when the test ends.
 package testserver
 
 import (
