@@ -15,6 +15,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -126,6 +127,9 @@ func shown(t testing.TB) (all []Snippet) {
 	return all
 }
 
+// tests are those that a snippet is given to.
+func tests(text string) []string { return strings.Split(runs[text], ", ") }
+
 // Of returns the snippets that are given to this test, in the order of the documents and as often as they show them. It has to
 // be asked in the folder of the test, and the test has to fail for a snippet that it does not know.
 func Of(t testing.TB) (given []Snippet) {
@@ -139,7 +143,7 @@ func Of(t testing.TB) (given []Snippet) {
 		t.Fatal(err)
 	}
 	for _, s := range shown(t) {
-		if runs[s.Text] == filepath.ToSlash(dir)+" "+t.Name() {
+		if slices.Contains(tests(s.Text), filepath.ToSlash(dir)+" "+t.Name()) {
 			given = append(given, s)
 		}
 	}

@@ -29,13 +29,15 @@ func TestEverySnippetIsRun(t *testing.T) {
 		t.Errorf("no document shows %q any more: take it out of the table, and out of %s", text, runs[text])
 	}
 	asks := map[string][]string{}
-	for _, test := range runs {
-		dir, name, _ := strings.Cut(test, " ")
-		if asks[dir] == nil {
-			asks[dir] = asking(t, filepath.Join(Root(t), dir))
-		}
-		if !slices.Contains(asks[dir], name) {
-			t.Errorf("%s: no function of this name has documents.Of(t)", test)
+	for text := range runs {
+		for _, test := range tests(text) {
+			dir, name, _ := strings.Cut(test, " ")
+			if asks[dir] == nil {
+				asks[dir] = asking(t, filepath.Join(Root(t), dir))
+			}
+			if !slices.Contains(asks[dir], name) {
+				t.Errorf("%s: no function of this name has documents.Of(t)", test)
+			}
 		}
 	}
 }

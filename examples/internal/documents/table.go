@@ -3,12 +3,13 @@
 
 package documents
 
-// runs says which test runs a snippet: the folder and the name.
+// runs says which test runs a snippet: the folder and the name; of several, with ", " between them.
 //
 // Run means run, with another address, size or folder where the shown one would be in the way. There are three exceptions.
 // What takes minutes is run by make test for itself: the test holds the line to that. What would stop the servers of the
-// tests is run in a copy of the scripts, with servers of its own. And there is no container engine: the lines for one
-// are parsed, and what they name is read by the libraries of BuildKit and Compose.
+// tests is run in a copy of the scripts, with servers of its own. And there may be no container engine: the lines for one are
+// given to two tests, one that parses them and has the libraries of BuildKit and Compose read what they name, and one that
+// runs them where there is an engine.
 var runs = map[string]string{
 	// The shop in one process.
 	"go run ./examples/shop": "examples/shop TestReadme",
@@ -34,6 +35,7 @@ var runs = map[string]string{
 	"docker compose --env-file shop.env run --rm --no-deps customer check --stack":                      "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
 	"docker compose --env-file shop.env --profile observability down":                                   "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
 	"docker compose -f compose.yaml -f compose.tls.yaml --env-file shop.env up --build":                 "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
+	"SHOP_ENGINE=docker go test ./examples/shop/deploy -run TestEngine -v -timeout 90m":                 "examples/shop/deploy TestGuide",
 	"kubectl apply -f examples/shop/deploy/kubernetes/namespace.yaml":                                   "examples/shop/deploy TestCluster",
 	`kubectl -n shop create secret generic shop --from-literal=service-token="$(openssl rand -hex 32)"`: "examples/shop/deploy TestCluster",
 	"kubectl apply -k examples/shop/deploy/kubernetes":                                                  "examples/shop/deploy TestCluster",

@@ -262,7 +262,7 @@ func example(name, file string) string {
 		return "rediss://:secret@redis:6379/0"
 	case name == stack.ConsulVar:
 		return "https://consul:8501"
-	case name == "SHOP_PORT":
+	case strings.HasSuffix(name, "_PORT"):
 		return "8081"
 	case name == stack.OIDCIssuerVar:
 		return "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_Ab1"
