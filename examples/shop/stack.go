@@ -219,7 +219,7 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 			if err != nil {
 				return err
 			}
-			ln, err := stack.Listen(cmd.Context(), listen)
+			ln, shared, err := stack.Listen(cmd.Context(), listen)
 			if err != nil {
 				return fmt.Errorf("listen: %w", err)
 			}
@@ -245,7 +245,7 @@ SIGTERM drains: not ready, out of the registry, nothing new taken in, what is in
 			}
 			slog.SetDefault(log)
 			return stack.Run(ctx, stack.Process{
-				Service: service, Instance: instance, Listener: ln, Advertise: advertise, Settings: settings, Gate: gate, Log: log,
+				Service: service, Instance: instance, Listener: ln, Shared: shared, Advertise: advertise, Settings: settings, Gate: gate, Log: log,
 				Ready: func(addr string) {
 					_ = json.NewEncoder(cmd.OutOrStdout()).Encode(stack.Instance{Service: service, Instance: instance, Addr: addr, PID: os.Getpid()})
 				},

@@ -205,7 +205,8 @@ func (s *stackShop) look(service string) (*sql.DB, error) {
 // SHOP_STACK_ORDERS and SHOP_STACK_ROUNDS make it longer.
 func TestStack(t *testing.T) {
 	exported := receiveTraces(t)
-	shop := openStack(t, map[string]int{"gateway": 2, "customer": 2, "catalog": 2, "order": 2, "inventory": 2, "payment": 2})
+	instances := map[string]int{"gateway": 2, "customer": 2, "catalog": 2, "order": 2, "inventory": 2, "payment": 2}
+	shop := openStack(t, instances)
 	shop.stocked()
 
 	t.Run("what starts twice is made once", func(t *testing.T) {
@@ -233,6 +234,7 @@ func TestStack(t *testing.T) {
 			t.Errorf("%d members of staff (%v), want 2", staff, err)
 		}
 	})
+	t.Run("each instance answers for itself", func(t *testing.T) { testInstances(t, shop, instances) })
 	t.Run("order", func(t *testing.T) { testOrder(t, shop.seenBy(t)) })
 	t.Run("key", func(t *testing.T) { testIdempotencyKey(t, shop.seenBy(t)) })
 	t.Run("bad input", func(t *testing.T) { testBadInput(t, shop.seenBy(t)) })
@@ -255,6 +257,36 @@ func TestStack(t *testing.T) {
 	})
 	t.Run("console", func(t *testing.T) { testStackConsole(t, shop) })
 	t.Run("groups of builds that are over", func(t *testing.T) { testGroupsOfBuilds(t, shop) })
+}
+
+// testInstances sees that each process is asked at an address of its own, gateways too.
+func testInstances(t *testing.T, shop *stackShop, instances map[string]int) {
+	a := shop.seenBy(t).as("operator@shop.example", shop.settings[stack.OperatorPasswordVar])
+	eventually(t, func() error {
+		var sample struct {
+			Services []struct {
+				Service   string
+				Instances []struct {
+					Instance, Addr string
+					Up             bool
+				}
+			}
+		}
+		a.want(http.StatusOK, a.send("GET", "/ops/api/traffic", nil, nil), &sample)
+		seen := map[string]bool{}
+		for _, s := range sample.Services {
+			if want := max(instances[s.Service], 1); len(s.Instances) != want {
+				return fmt.Errorf("%s has %d instances, want %d", s.Service, len(s.Instances), want)
+			}
+			for _, in := range s.Instances {
+				if !in.Up || seen[in.Instance] || seen[in.Addr] {
+					return fmt.Errorf("%s: up %v, seen before %v, its address %s %v", in.Instance, in.Up, seen[in.Instance], in.Addr, seen[in.Addr])
+				}
+				seen[in.Instance], seen[in.Addr] = true, true
+			}
+		}
+		return nil
+	})
 }
 
 // testGroupsOfBuilds sees that RabbitMQ keeps the position of the build that serves, and of no other: the tests before

@@ -97,14 +97,14 @@ type Service interface {
 // drainTimeout bounds how long a stopping service waits for requests in flight.
 const drainTimeout = 10 * time.Second
 
-// Serve serves a service on ln until ctx ends: its routes, its consumers and its
+// Serve serves a service on its listeners, of the first of which others are told, until ctx ends: its routes, its consumers and its
 // background work, beside /livez, /readyz and /metrics. Then it drains, one thing after the other:
 // readiness fails, the registry forgets the service, nothing new is taken in, requests in flight and
 // messages in hand are finished, and only then its workers publish the rest and stop. It returns nil, or why a
 // part of the service failed, which drains it too.
 //
 // A service whose gate is killed does not drain: see [Gate.Kill]. Serve then returns [ErrKilled].
-func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
+func Serve(ctx context.Context, env Env, s Service, listeners ...net.Listener) error {
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	// Requests and messages outlive running until they are drained, and the workers outlive those.
@@ -125,9 +125,6 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(env.Certificates != nil) // gRPC, on the same port
 	protocols.SetUnencryptedHTTP2(env.Certificates == nil)
-	if env.Certificates != nil {
-		ln = tls.NewListener(ln, env.Certificates.Server())
-	}
 	server := &http.Server{
 		Handler:           env.Gate.awake(env.Certificates.Require(routes(running, env, s))),
 		Protocols:         protocols,
@@ -149,12 +146,17 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 		defer die()
 	}
 	var taking, working, registered sync.WaitGroup
-	part(intake, &taking, "serve", func(context.Context) error {
-		if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			return err
+	for _, ln := range listeners {
+		if env.Certificates != nil {
+			ln = tls.NewListener(ln, env.Certificates.Server())
 		}
-		return nil
-	})
+		part(intake, &taking, "serve", func(context.Context) error {
+			if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+	}
 	bus := busOf(s)
 	if bus != nil {
 		if err := bus.hear(running, s.Consumers()); err != nil {
@@ -177,7 +179,7 @@ func Serve(ctx context.Context, env Env, s Service, ln net.Listener) error {
 			return nil
 		})
 	}
-	if err := announce(running, env, ln, &registered); err != nil {
+	if err := announce(running, env, listeners[0], &registered); err != nil {
 		fail(err)
 	}
 

@@ -45,6 +45,8 @@ type Process struct {
 	// the listener's address, which must then be a single one.
 	Listener  net.Listener
 	Advertise string
+	// Shared, if not nil, is another listener, which several processes of the service accept from.
+	Shared net.Listener
 	// Settings are those of the service.
 	Settings Settings
 	// Gate is where harm is done to the service on purpose. Nil does none.
@@ -185,7 +187,11 @@ func Run(ctx context.Context, p Process) error {
 	if p.Ready != nil {
 		p.Ready(addr)
 	}
-	return platform.Serve(ctx, env, service, p.Listener)
+	listeners := []net.Listener{p.Listener}
+	if p.Shared != nil {
+		listeners = append(listeners, p.Shared)
+	}
+	return platform.Serve(ctx, env, service, listeners...)
 }
 
 // addr is where others reach the process.

@@ -78,7 +78,7 @@ const (
 // Then it drains them, the gateway first.
 //
 // All gateways accept from one listener, which is Up's own: a gateway that is started again refuses
-// nobody.
+// nobody. Each has an address of its own beside it, by which its metrics and its health are known.
 func Up(ctx context.Context, cfg UpConfig) error {
 	u := &up{UpConfig: cfg, states: map[string]*state{}}
 	if u.Log == nil {
@@ -309,7 +309,7 @@ func (u *up) process(ctx context.Context, service, name string) error {
 	cmd.Stderr = u.Output
 	cmd.SysProcAttr = ownGroup() // Ctrl-C is for us: we decide who stops when
 	if service == assembly.Gateway {
-		cmd.Args = append(cmd.Args, "--listen", inheritedListener, "--advertise", strings.TrimPrefix(strings.TrimPrefix(u.local, "https://"), "http://"))
+		cmd.Args = append(cmd.Args, "--listen", inheritedListener)
 		cmd.ExtraFiles = []*os.File{u.front}
 	}
 	// A process whose standard input ends knows that we are gone.
@@ -400,12 +400,19 @@ func (u *up) allUp() bool {
 // inheritedListener, as an address to listen on, is the listener that Up has passed on.
 const inheritedListener = "inherited"
 
-// Listen returns the listener at addr, or the one that Up has passed on.
-func Listen(ctx context.Context, addr string) (net.Listener, error) {
-	if addr != inheritedListener {
-		return (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+// Listen returns the listener at addr. For the one that Up has passed on, which others accept from too, it is one of
+// 127.0.0.1 at which this process alone is reached, and shared is the other.
+func Listen(ctx context.Context, addr string) (own, shared net.Listener, err error) {
+	if addr == inheritedListener {
+		f := os.NewFile(3, "listener")
+		defer func() { _ = f.Close() }()
+		if shared, err = net.FileListener(f); err != nil {
+			return nil, nil, err
+		}
+		addr = "127.0.0.1:0"
 	}
-	f := os.NewFile(3, "listener")
-	defer func() { _ = f.Close() }()
-	return net.FileListener(f)
+	if own, err = (&net.ListenConfig{}).Listen(ctx, "tcp", addr); err != nil && shared != nil {
+		_ = shared.Close()
+	}
+	return own, shared, err
 }

@@ -84,7 +84,7 @@ func fakeProcess(at string) error {
 		return err
 	}
 	if service == "gateway" {
-		ln, err := Listen(ctx, inheritedListener)
+		_, ln, err := Listen(ctx, inheritedListener)
 		if err != nil {
 			return err
 		}
