@@ -631,7 +631,7 @@ func testStandby(t *testing.T, a *api, primary, standby string, kill func(), sch
 		}
 		return nil
 	})
-	do(writes, "UPDATE "+schema+".listing_1 SET name = 'Dovetail saw, of today' WHERE id = 'p-001'")
+	do(writes, "UPDATE "+schema+".listing_2 SET name = 'Dovetail saw, of today' WHERE id = 'p-001'")
 	name := func() string {
 		t.Helper()
 		var p product
@@ -653,7 +653,7 @@ func testStandby(t *testing.T, a *api, primary, standby string, kill func(), sch
 	})
 
 	kill()
-	do(writes, "UPDATE "+schema+".listing_1 SET name = 'Dovetail saw, of tomorrow' WHERE id = 'p-001'")
+	do(writes, "UPDATE "+schema+".listing_2 SET name = 'Dovetail saw, of tomorrow' WHERE id = 'p-001'")
 	for range 20 { // the breaker opens on the way
 		if got := name(); got != "Dovetail saw, of tomorrow" {
 			t.Fatalf("without its standby the product is called %q, want what the primary has", got)

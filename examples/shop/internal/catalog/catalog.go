@@ -196,7 +196,7 @@ func (s *Service) categories(w http.ResponseWriter, r *http.Request) error {
 	names, err := read(r.Context(), s.queries, func(row interface{ Scan(dest ...any) error }) (c string, err error) {
 		err = row.Scan(&c)
 		return c, err
-	}, `SELECT DISTINCT category FROM listing_1 ORDER BY category`)
+	}, `SELECT DISTINCT category FROM listing_2 ORDER BY category`)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,9 @@ import (
 	"time"
 	"unicode"
 
+	"golang.org/x/text/cases"
+	"golang.org/x/text/unicode/norm"
+
 	"github.com/dovetail-go/dovetail/eventsource"
 	"github.com/dovetail-go/dovetail/eventsource/eventsourcesql"
 	"github.com/dovetail-go/dovetail/examples/shop/internal/kernel"
@@ -25,39 +28,44 @@ import (
 // revision is the build of the listing. Raise it, and the number in the names of its tables, when
 // they or what fills them change: the new ones are then filled from the first event while the
 // old ones serve.
-const revision = 1
+//
+// The tables of revision 1, listing_1 and listing_1_words, may be dropped when no instance of before is left.
+const revision = 2
 
-// The words of names and categories are found by the database's own full-text index.
+// Words are those of the name and the category as [folded] has them, with a blank between them: the database's own
+// full-text index finds them, and has no view of its own of what a word is.
 const (
 	sqliteSchema = `
-CREATE TABLE IF NOT EXISTS listing_1 (
+CREATE TABLE IF NOT EXISTS listing_2 (
 	n INTEGER PRIMARY KEY,
 	id TEXT NOT NULL UNIQUE,
 	name TEXT NOT NULL,
 	category TEXT NOT NULL,
 	price BIGINT NOT NULL,
-	revision BIGINT NOT NULL
+	revision BIGINT NOT NULL,
+	words TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS listing_1_category ON listing_1 (category, id);
-CREATE VIRTUAL TABLE IF NOT EXISTS listing_1_words USING fts5(name, category, content='listing_1', content_rowid='n', tokenize='unicode61 remove_diacritics 2');
-CREATE TRIGGER IF NOT EXISTS listing_1_added AFTER INSERT ON listing_1 BEGIN INSERT INTO listing_1_words (rowid, name, category) VALUES (new.n, new.name, new.category); END;
-CREATE TRIGGER IF NOT EXISTS listing_1_changed AFTER UPDATE ON listing_1 BEGIN INSERT INTO listing_1_words (listing_1_words, rowid, name, category) VALUES ('delete', old.n, old.name, old.category); INSERT INTO listing_1_words (rowid, name, category) VALUES (new.n, new.name, new.category); END;`
+CREATE INDEX IF NOT EXISTS listing_2_category ON listing_2 (category, id);
+CREATE VIRTUAL TABLE IF NOT EXISTS listing_2_words USING fts5(words, content='listing_2', content_rowid='n', tokenize='ascii');
+CREATE TRIGGER IF NOT EXISTS listing_2_added AFTER INSERT ON listing_2 BEGIN INSERT INTO listing_2_words (rowid, words) VALUES (new.n, new.words); END;
+CREATE TRIGGER IF NOT EXISTS listing_2_changed AFTER UPDATE ON listing_2 BEGIN INSERT INTO listing_2_words (listing_2_words, rowid, words) VALUES ('delete', old.n, old.words); INSERT INTO listing_2_words (rowid, words) VALUES (new.n, new.words); END;`
 
 	postgresSchema = `
-CREATE TABLE IF NOT EXISTS listing_1 (
+CREATE TABLE IF NOT EXISTS listing_2 (
 	id TEXT PRIMARY KEY,
 	name TEXT NOT NULL,
 	category TEXT NOT NULL,
 	price BIGINT NOT NULL,
 	revision BIGINT NOT NULL,
-	words TSVECTOR NOT NULL GENERATED ALWAYS AS (to_tsvector('simple', name || ' ' || category)) STORED
+	words TEXT NOT NULL,
+	lexemes TSVECTOR NOT NULL GENERATED ALWAYS AS (array_to_tsvector(string_to_array(words, ' '))) STORED
 );
-CREATE INDEX IF NOT EXISTS listing_1_category ON listing_1 (category, id);
-CREATE INDEX IF NOT EXISTS listing_1_words ON listing_1 USING GIN (words);`
+CREATE INDEX IF NOT EXISTS listing_2_category ON listing_2 (category, id);
+CREATE INDEX IF NOT EXISTS listing_2_lexemes ON listing_2 USING GIN (lexemes);`
 )
 
 const selectProduct = `SELECT p.id, p.name, p.category, p.price, COALESCE(a.available, 0)
-	FROM listing_1 p LEFT JOIN availability a ON a.product_id = p.id`
+	FROM listing_2 p LEFT JOIN availability a ON a.product_id = p.id`
 
 // listing is the catalogue as everybody sees it.
 type listing struct {
@@ -95,9 +103,9 @@ func newListing(ctx context.Context, env platform.Env, products *products) (*lis
 
 // write puts a product into the listing as it is since an event.
 func write(ctx context.Context, tx *sql.Tx, e changed, _ eventsource.Recorded) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO listing_1 (id, name, category, price, revision) VALUES ($1, $2, $3, $4, $5)
-		ON CONFLICT (id) DO UPDATE SET name = excluded.name, category = excluded.category, price = excluded.price, revision = excluded.revision`,
-		e.ProductID, e.Name, e.Category, e.Price, e.Revision)
+	_, err := tx.ExecContext(ctx, `INSERT INTO listing_2 (id, name, category, price, revision, words) VALUES ($1, $2, $3, $4, $5, $6)
+		ON CONFLICT (id) DO UPDATE SET name = excluded.name, category = excluded.category, price = excluded.price, revision = excluded.revision, words = excluded.words`,
+		e.ProductID, e.Name, e.Category, e.Price, e.Revision, strings.Join(folded(e.Name+" "+e.Category), " "))
 	return err
 }
 
@@ -105,45 +113,100 @@ func write(ctx context.Context, tx *sql.Tx, e changed, _ eventsource.Recorded) e
 // category, or the beginning of a word, and the argument that it needs as number n. Without
 // a word nothing matches.
 func (l *listing) matching(text string, n int) (condition string, arg any) {
-	words := strings.FieldsFunc(text, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) })
+	words := folded(text)
 	switch {
 	case len(words) == 0:
 		return fmt.Sprintf("CAST($%d AS TEXT) <> ''", n), ""
 	case l.dialect == platform.Postgres:
-		return fmt.Sprintf("p.words @@ to_tsquery('simple', $%d)", n), strings.Join(words, ":* & ") + ":*"
+		return fmt.Sprintf("p.lexemes @@ CAST(CAST($%d AS TEXT) AS tsquery)", n), "'" + strings.Join(words, "':* & '") + "':*"
 	default:
-		return fmt.Sprintf("p.n IN (SELECT rowid FROM listing_1_words WHERE listing_1_words MATCH $%d)", n), `"` + strings.Join(words, `"* "`) + `"*`
+		return fmt.Sprintf("p.n IN (SELECT rowid FROM listing_2_words WHERE listing_2_words MATCH $%d)", n), `"` + strings.Join(words, `"* "`) + `"*`
 	}
 }
 
-// fill fills a listing that never was, so that a shop that opens for the first time has something
-// to show.
+// folded returns the words of a text as they are compared: without a difference between upper and lower case, without
+// accents, and in one of the ways in which Unicode can write the same. They have letters, digits and marks in them and
+// nothing else.
+func folded(text string) []string {
+	bare := strings.Map(func(r rune) rune {
+		if unicode.Is(unicode.Mn, r) { // decomposed, an accent is a mark of its own
+			return -1
+		}
+		return r
+	}, norm.NFKD.String(text))
+	return strings.FieldsFunc(norm.NFKC.String(cases.Fold().String(bare)), func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !unicode.IsMark(r)
+	})
+}
+
+// fillFor is how long a service that starts waits for its listing.
+const fillFor = time.Minute
+
+// fill fills a listing that never was, in a new shop or with a new revision, so that a shop that opens has all of
+// it to show.
 func (l *listing) fill(ctx context.Context) error {
-	serves, err := l.models.Active(ctx, l.projector.ID().Name)
-	if err != nil || serves != 0 {
+	id := l.projector.ID()
+	if active, err := l.models.Active(ctx, id.Name); err != nil || active >= id.Revision {
 		return err
 	}
 	horizon, err := l.log.Horizon(ctx)
 	if err != nil {
 		return err
 	}
+	l.again(ctx)
 	run, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- l.projector.Run(run) }()
 	// Another instance may be at it; then this one need not wait for long.
-	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+	wait, cancel := context.WithTimeout(ctx, fillFor)
 	defer cancel()
-	err = eventsource.WaitFor(wait, l.models, l.projector.ID().Name, horizon.Cursor)
+	err = l.serves(wait, id)
+	if err == nil {
+		err = eventsource.WaitFor(wait, l.models, id.Name, horizon.Cursor)
+	}
 	stop()
 	if failed := <-ended; err == nil {
 		err = failed
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("fill %v: %w", id, err)
+	}
+	return nil
 }
 
-// run fills the listing until ctx ends. An event that it stopped at is tried again first: this may be the program in
-// which that has been mended.
+// serves waits until a revision serves, or a later one. It fails at once if that one has stopped at an event.
+func (l *listing) serves(ctx context.Context, id eventsource.ProjectionID) error {
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for {
+		if active, err := l.models.Active(ctx, id.Name); err != nil || active >= id.Revision {
+			return err
+		}
+		shards, err := l.models.Shards(ctx, id)
+		if err != nil {
+			return err
+		}
+		for _, s := range shards {
+			if s.Parked != nil {
+				return &eventsource.StoppedError{Parked: *s.Parked}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-look.C:
+		}
+	}
+}
+
+// run fills the listing until ctx ends.
 func (l *listing) run(ctx context.Context) error {
+	l.again(ctx)
+	return l.projector.Run(ctx)
+}
+
+// again has an event that the listing stopped at tried again: this may be the program in which that has been mended.
+func (l *listing) again(ctx context.Context) {
 	parked, err := l.projector.Parked(ctx)
 	for _, p := range parked {
 		err = errors.Join(err, l.projector.Retry(ctx, p.At))
@@ -151,7 +214,6 @@ func (l *listing) run(ctx context.Context) error {
 	if err != nil && ctx.Err() == nil && !errors.Is(err, eventsource.ErrNotParked) { // which another instance has tried again
 		l.logger.WarnContext(ctx, "the listing may stay where it stopped", "error", err)
 	}
-	return l.projector.Run(ctx)
 }
 
 // shows waits, for a moment, until the listing shows a product as it is.

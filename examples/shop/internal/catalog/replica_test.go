@@ -77,7 +77,7 @@ func TestReplicaThatFails(t *testing.T) {
 		if _, err := db.ExecContext(t.Context(), `VACUUM INTO $1`, copied.path); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := replica.ExecContext(t.Context(), `UPDATE listing_1 SET name = 'as it was' WHERE id = 'p-001'`); err != nil {
+		if _, err := replica.ExecContext(t.Context(), `UPDATE listing_2 SET name = 'as it was' WHERE id = 'p-001'`); err != nil {
 			t.Fatal(err)
 		}
 		get := func(path string, out any) int {
