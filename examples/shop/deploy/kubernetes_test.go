@@ -264,6 +264,8 @@ func example(name, file string) string {
 		return "https://consul:8501"
 	case strings.HasSuffix(name, "_PORT"):
 		return "8081"
+	case name == stack.TrustedProxiesVar:
+		return "10.0.0.0/8"
 	case name == stack.OIDCIssuerVar:
 		return "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_Ab1"
 	case name == stack.OIDCScopesVar:

@@ -19,8 +19,8 @@ import (
 	"github.com/dovetail-go/dovetail/gateway"
 )
 
-// address is where a request comes from. Nothing stands before the gateway, so nobody else is believed. Who has an
-// address of IPv6 has a whole /64 of them, and counts once.
+// address is where a request comes from, which a proxy that is trusted has already been asked. Who has an address of IPv6 has
+// a whole /64 of them, and counts once.
 func address(r *http.Request) string {
 	ip := gateway.ClientIP(r, nil)
 	switch {

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/dovetail-go/dovetail/cache"
 	"github.com/dovetail-go/dovetail/discovery"
+	"github.com/dovetail-go/dovetail/gateway"
 	"github.com/dovetail-go/dovetail/messaging"
 	"github.com/dovetail-go/dovetail/ratelimit"
 )
@@ -71,6 +73,8 @@ type Env struct {
 	Flush time.Duration
 	// Certificates are what the service's listener shows, and what it wants to see. Nil serves without TLS.
 	Certificates *Certificates
+	// Proxies are those through which requests come, and whose word is taken on where from.
+	Proxies []netip.Prefix
 	// Collectors show what the surroundings are made of in the service's metrics.
 	Collectors []prometheus.Collector
 	// Telemetry is what the service tells of its work. Nil tells nothing.
@@ -232,11 +236,25 @@ func announce(ctx context.Context, env Env, ln net.Listener, g *sync.WaitGroup) 
 	return nil
 }
 
+// behind has what comes by one of the proxies come from whom they name.
+func behind(proxies []netip.Prefix, next http.Handler) http.Handler {
+	if len(proxies) == 0 {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ip := gateway.ClientIP(r, proxies); ip.IsValid() {
+			r = r.Clone(r.Context())
+			r.RemoteAddr = netip.AddrPortFrom(ip, 0).String()
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // routes are the service's own and those that every service has. It is ready while running lasts.
 func routes(running context.Context, env Env, s Service) http.Handler {
 	m := newMetrics(env, s)
 	mux := http.NewServeMux()
-	mux.Handle("/", observe(m, env, env.Gate.requests(s.Handler())))
+	mux.Handle("/", behind(env.Proxies, observe(m, env, env.Gate.requests(s.Handler()))))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.Handle("GET /readyz", Handle(func(w http.ResponseWriter, r *http.Request) error {
 		if running.Err() != nil {

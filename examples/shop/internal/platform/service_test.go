@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -203,5 +205,32 @@ func TestServeLogsWhatIsNotHandled(t *testing.T) {
 	}
 	if strings.Contains(f.log.String(), "secret") {
 		t.Errorf("the log has the message's body: %s", f.log)
+	}
+}
+
+// The access log and the limits see who asked, and not the proxy that stands before us; nobody else may say who that is.
+func TestBehindProxies(t *testing.T) {
+	for _, c := range []struct{ trusted, peer, forwarded, want string }{
+		{"", "192.0.2.1:1234", "198.51.100.1", "192.0.2.1:1234"},
+		{"192.0.2.0/24", "192.0.2.1:1234", "198.51.100.1", "198.51.100.1:0"},
+		{"192.0.2.0/24", "192.0.2.1:1234", "203.0.113.9, 198.51.100.1, 192.0.2.7", "198.51.100.1:0"},
+		{"192.0.2.0/24", "192.0.2.1:1234", "", "192.0.2.1:0"},
+		{"192.0.2.0/24", "203.0.113.5:1234", "198.51.100.1", "203.0.113.5:0"},
+		{"2001:db8::/32", "[2001:db8::1]:1234", "2001:db9::7", "[2001:db9::7]:0"},
+	} {
+		var proxies []netip.Prefix
+		if c.trusted != "" {
+			proxies = append(proxies, netip.MustParsePrefix(c.trusted))
+		}
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
+		r.RemoteAddr = c.peer
+		if c.forwarded != "" {
+			r.Header.Set("X-Forwarded-For", c.forwarded)
+		}
+		got := ""
+		behind(proxies, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.RemoteAddr })).ServeHTTP(httptest.NewRecorder(), r)
+		if got != c.want {
+			t.Errorf("trusting %q, %s for %q comes from %s, want %s", c.trusted, c.peer, c.forwarded, got, c.want)
+		}
 	}
 }

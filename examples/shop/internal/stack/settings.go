@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"regexp"
@@ -44,6 +45,7 @@ const (
 	TLSCAVar            = "SHOP_TLS_CA_FILE"
 	PublicTLSCertVar    = "SHOP_PUBLIC_TLS_CERT_FILE"
 	PublicTLSKeyVar     = "SHOP_PUBLIC_TLS_KEY_FILE"
+	TrustedProxiesVar   = "SHOP_TRUSTED_PROXIES"
 	ServersCAVar        = "SHOP_SERVERS_CA_FILE"
 	AdminPasswordVar    = "SHOP_ADMIN_PASSWORD"
 	OperatorPasswordVar = "SHOP_OPERATOR_PASSWORD"
@@ -83,6 +85,8 @@ type Settings struct {
 	// PublicTLSCert and PublicTLSKey are the files of the gateway's certificate for people. Without them it speaks
 	// plain HTTP, to a proxy that does.
 	PublicTLSCert, PublicTLSKey string
+	// Proxies are those before the gateway whose word is taken on where a request comes from.
+	Proxies []netip.Prefix
 	// ServersCA is a file of the authorities of the certificates of RabbitMQ, Redis and Consul. Empty means the
 	// system's. PostgreSQL has its own in the DSN, as sslrootcert.
 	ServersCA string
@@ -188,6 +192,10 @@ var variables = []variable{
 	{TLSCAVar, nil, "a PEM file", file, func(s *Settings, v string) { s.TLSCA = v }},
 	{PublicTLSCertVar, nil, "a PEM file", file, func(s *Settings, v string) { s.PublicTLSCert = v }},
 	{PublicTLSKeyVar, nil, "a PEM file", file, func(s *Settings, v string) { s.PublicTLSKey = v }},
+	{
+		TrustedProxiesVar, nil, "addresses or networks of the proxies before the gateway, such as 10.0.0.0/8, with commas between",
+		func(v string) error { return parsed(prefixes(v)) }, func(s *Settings, v string) { s.Proxies, _ = prefixes(v) },
+	},
 	{ServersCAVar, nil, "a PEM file", file, func(s *Settings, v string) { s.ServersCA = v }},
 	{AdminPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.AdminPassword = v }},
 	{OperatorPasswordVar, withAccounts, "a password of 8 to 72 bytes", password, func(s *Settings, v string) { s.OperatorPassword = v }},
@@ -251,6 +259,21 @@ func list(v string) (out []string) {
 		}
 	}
 	return out
+}
+
+func prefixes(v string) (out []netip.Prefix, err error) {
+	for _, part := range list(v) {
+		p, err := netip.ParsePrefix(part)
+		if err != nil {
+			addr, err := netip.ParseAddr(part)
+			if err != nil {
+				return nil, errors.New("has something else in it")
+			}
+			p = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 func groupRoles(v string) (out []platform.GroupRole, err error) {

@@ -90,6 +90,7 @@ func Run(ctx context.Context, p Process) error {
 		return err
 	}
 	if p.Service == assembly.Gateway {
+		env.Proxies = s.Proxies
 		if env.Control, err = s.controlled(); err != nil {
 			return err
 		}
