@@ -70,16 +70,18 @@ func TestEngine(t *testing.T) {
 			}
 			continue
 		}
+		secure := slices.Contains(words, "compose.tls.yaml")
+		if secure {
+			d.certify()
+		}
 		line, err := compose(t, folder, words)
 		if err != nil {
 			t.Fatalf("%v: %s: %v", s.Block, s.Text, err)
 		}
 		switch {
+		case up == nil && (line.command != "up" || line.detached):
+			t.Fatalf("%v: %s, and the shop is not there", s.Block, s.Text)
 		case line.command == "up" && !line.detached:
-			secure := slices.Contains(line.files, "compose.tls.yaml")
-			if secure {
-				d.certify()
-			}
 			up = d.start(folder, s.Text)
 			d.awaitHealthy(line, up)
 			d.sell(line, up)
@@ -94,7 +96,7 @@ func TestEngine(t *testing.T) {
 			d.observe(line)
 		case line.command == "down":
 			d.line(folder, s.Text)
-			up.wait()
+			up.wait() // it ends with its containers
 			up = nil
 		default:
 			d.line(folder, s.Text)
@@ -642,10 +644,14 @@ func (d *deployment) observe(line composed) {
 
 	d.eventually(patience, func() error {
 		shipped := d.docker("compose", "--env-file", d.settings, "--profile=*", "logs", "--no-log-prefix", "--no-color", "logs")
-		missing := slices.DeleteFunc(names(), func(name string) bool {
-			return strings.Contains(shipped, `"/var/log/shop/`+name+"-")
-		})
-		if len(missing) > 0 || !strings.Contains(shipped, `"node":"compose"`) {
+		missing := names()
+		for line := range strings.Lines(shipped) {
+			var record struct{ Node, File string }
+			if json.Unmarshal([]byte(line), &record) == nil && record.Node == "compose" {
+				missing = slices.DeleteFunc(missing, func(name string) bool { return strings.HasPrefix(record.File, "/var/log/shop/"+name+"-") })
+			}
+		}
+		if len(missing) > 0 {
 			return fmt.Errorf("nothing was shipped of what %v log: %.2000s", missing, shipped)
 		}
 		return nil
