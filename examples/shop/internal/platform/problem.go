@@ -145,7 +145,8 @@ func toError(r *http.Request, err error) *Error {
 }
 
 // Decode reads the JSON body of a request into v. What cannot be read is an
-// [*Error] that says why. So is a text with a NUL character in it, which PostgreSQL would not take.
+// [*Error] that says why. So is an object that has a key twice, of which two readers may take a different one, and a
+// text with a NUL character in it, which PostgreSQL would not take.
 func Decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported-media-type", Detail: "want Content-Type: application/json"}
@@ -165,10 +166,50 @@ func Decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "want one JSON value and nothing after it"}
 	}
+	if key, found := repeated(json.NewDecoder(bytes.NewReader(body))); found {
+		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Field: key, Detail: "is there twice in one object, want it once"}
+	}
 	if field, found := withNUL(reflect.ValueOf(v), ""); found {
 		return Invalid(field, "has a NUL character in it")
 	}
 	return nil
+}
+
+// repeated reads a value, which is valid, and returns a key that an object in it has twice. Keys that differ in upper and
+// lower case alone are the same to encoding/json.
+func repeated(d *json.Decoder) (key string, found bool) {
+	token, _ := d.Token()
+	if token != json.Delim('{') && token != json.Delim('[') {
+		return "", false
+	}
+	keys := map[string]bool{}
+	for d.More() {
+		if token == json.Delim('{') {
+			name, _ := d.Token()
+			key, _ := name.(string)
+			folded := strings.Map(foldedRune, key)
+			if keys[folded] {
+				return key, true
+			}
+			keys[folded] = true
+		}
+		if key, found := repeated(d); found {
+			return key, true
+		}
+	}
+	_, _ = d.Token() // its end
+	return "", false
+}
+
+// foldedRune is the least of the characters that differ in case alone.
+func foldedRune(r rune) rune {
+	for {
+		next := unicode.SimpleFold(r)
+		if next <= r {
+			return next
+		}
+		r = next
+	}
 }
 
 // withNUL returns the path of a text that has a NUL character in it.

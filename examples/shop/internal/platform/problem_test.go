@@ -4,6 +4,8 @@
 package platform
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -40,6 +42,13 @@ func TestDecode(t *testing.T) {
 		{`{"colour":"red"}`, "colour", "is not a known field", 422},
 		{`{"name":"a\u0000"}`, "name", "has a NUL character in it", 422},
 		{`{"lines":[{"product":"a"},{"product":"\u0000"}]}`, "lines[1].product", "has a NUL character in it", 422},
+		{`{"gift":true,"name":"a","gift":false}`, "gift", "is there twice in one object, want it once", 400},
+		{`{"name":"a","Name":"b"}`, "Name", "is there twice in one object, want it once", 400},
+		{`{"gift":true,"gi\u0066t":false}`, "gift", "is there twice in one object, want it once", 400},
+		{`{"lines":[{"product":"a"},{"product":"b","quantity":1,"quantity":2}]}`, "quantity", "is there twice in one object, want it once", 400},
+		{`{"lines":[],"where":{"X":1,"ſ":2,"x":3}}`, "ſ", "is not a known field", 422},
+		{`{"where":{"X":1,"x":3}}`, "x", "is there twice in one object, want it once", 400},
+		{`{"where":{"X":1},"lines":[{"product":"a","quantity":1},{"product":"a","quantity":1}],"name":"product","gift":true}`, "", "", 0},
 		{`{"name":`, "", "the body is not complete, valid JSON", 400},
 		{``, "", "the body is not complete, valid JSON", 400},
 		{"{\"name\":\"\xff\"}", "", "the body is not UTF-8", 400},
@@ -71,6 +80,15 @@ func TestDecode(t *testing.T) {
 			t.Errorf("Decode = %v, want 415", err)
 		}
 	})
+}
+
+func BenchmarkRepeated(b *testing.B) {
+	body := []byte(`{"items":[{"product_id":"p-001","quantity":1},{"product_id":"p-002","quantity":2}],"payment_method":"pm_visa"}`)
+	for b.Loop() {
+		if key, found := repeated(json.NewDecoder(bytes.NewReader(body))); found {
+			b.Fatalf("%s is there twice", key)
+		}
+	}
 }
 
 func TestLine(t *testing.T) {
