@@ -331,6 +331,103 @@ func TestPages(t *testing.T) {
 		}
 	})
 
+	t.Run("a basket is kept in order", func(t *testing.T) {
+		v := visit(t, browser, shop.url)
+		v.mayComplain("status of 404")
+		v.open("/sign-in?to=/basket")
+		v.until("sign-up leads there too", `document.querySelector('#other').search === '?to=/basket'`)
+		v.evaluate(`localStorage.basket = '[{"id":7},null,{"id":"p-001","quantity":0}]'`)
+		v.open("/basket")
+		v.sees("There is nothing in it yet")
+
+		v.fills("p-001", "p-002", "p-999")
+		v.evaluate(`const all = JSON.parse(localStorage.basket); window.price = all[0].price; all[0].price = 1000; localStorage.basket = JSON.stringify(all)`)
+		v.open("/basket")
+		v.shows(".line:nth-child(1) .error", "The price was €10.00 when you put it in.")
+		v.shows(".line:nth-child(3) .error", "This is no longer sold; please remove it.")
+		v.checkRules("basket, changed")
+		const first = `document.querySelector('.line input')`
+		v.evaluate(first + `.focus(); ` + first + `.value = '0'; ` + first + `.dispatchEvent(new Event('input'))`)
+		v.shows(".line:nth-child(1) .error", "A whole number from 1 to 100, please.")
+		v.until("it is called invalid", first+`.ariaInvalid === 'true'`)
+		v.evaluate(first + `.blur()`)
+		v.until("what was not sound is forgotten", first+`.value === '1' && !`+first+`.ariaInvalid`)
+		v.evaluate(`window.before = document.querySelector('#total').textContent`)
+		v.evaluate(first + `.value = '3'; ` + first + `.dispatchEvent(new Event('input'))`)
+		v.shows("#basket-count", "5")
+		v.until("the total is that of all pieces", `(() => {
+			const cents = (e) => Number(e.textContent.replace(/\D/g, ''));
+			return cents(document.querySelector('#total')) === [...document.querySelectorAll('.line > .price')].reduce((sum, e) => sum + cents(e), 0) && document.querySelector('#total').textContent !== window.before;
+		})()`)
+		v.clicks(".line:nth-child(2) button")
+		v.until("the next button has the focus", `document.querySelectorAll('.line').length === 2 && document.activeElement === document.querySelector('.line:nth-child(2) button')`)
+		v.until("it is said, for eyes and ears", `document.querySelector('#toast').textContent.endsWith('is out of your basket.') && document.querySelector('#toast').matches('.shown')`)
+		v.evaluate(`localStorage.basket = '[]'; dispatchEvent(new StorageEvent('storage', { key: 'basket' }))`) // by another tab
+		v.shows("#basket-count", "0")
+		v.sees("There is nothing in it yet")
+
+		v.open("/products/p-003")
+		v.sees("Hand tools")
+		v.clicks("#add button")
+		v.shows("#basket-count", "1")
+		v.clicks("#add button")
+		v.shows("#basket-count", "2")
+		v.evaluate(`document.querySelector('#quantity').value = '0'`)
+		v.clicks("#add button")
+		v.shows("#quantity-error", "Please enter a whole number from 1 to 100.")
+		v.evaluate(`document.querySelector('#quantity').value = '99'`)
+		v.clicks("#add button")
+		v.shows("#quantity-error", "One order takes at most 100 pieces of an article.")
+		v.evaluate(`localStorage.basket = JSON.stringify(Array.from({ length: 50 }, (_, i) => ({ id: 'x-' + i, name: 'x', price: 1, currency: 'EUR', quantity: 1 })))`)
+		v.clicks("#add button")
+		v.shows("#quantity-error", "One order takes at most 50 articles.")
+	})
+
+	t.Run("the shelves go back and forth", func(t *testing.T) {
+		v := visit(t, browser, shop.url)
+		v.open("/?q=saw&category=Measuring")
+		v.until("the category is marked", `document.querySelector('#categories [aria-current]')?.textContent === 'Measuring'`)
+		v.evaluate(`const q = document.querySelector('#q'), find = document.querySelector('#find'); q.value = 'a'; find.requestSubmit(); q.value = 'steel rule'; find.requestSubmit()`)
+		v.until("the last question is answered", `document.querySelector('#summary').textContent.endsWith('for “steel rule” in Measuring')`)
+		v.clicks("#categories a[data-category='Hand tools']")
+		v.until("the other is marked", `document.querySelector('#categories [aria-current]').textContent === 'Hand tools' && document.querySelector('#summary').textContent.endsWith('in Hand tools.')`)
+		v.evaluate(`history.back()`)
+		v.until("back is back", `document.querySelector('#categories [aria-current]').textContent === 'Measuring' && document.querySelector('#q').value === 'steel rule' && document.querySelector('#summary').textContent.endsWith('in Measuring')`)
+
+		v.open("/")
+		v.until("products have pictures of their own", `new Set([...document.querySelectorAll('.card use')].map((u) => u.getAttribute('href'))).size > 3`)
+		v.until("it is shown where one is", `document.querySelector('.top nav [aria-current=page]').textContent === 'Products'`)
+		v.clicks("#next")
+		v.sees("products on page 2")
+		v.until("who turned the page is at its top", `document.activeElement.id === 'summary' && document.querySelector('#page-number').textContent === 'Page 2'`)
+		if !v.evaluate(`let kept; document.addEventListener('click', (e) => { kept = !e.defaultPrevented; e.preventDefault(); }, { once: true });
+			document.querySelector('#next').dispatchEvent(new MouseEvent('click', { ctrlKey: true, bubbles: true, cancelable: true }));
+			return kept`) {
+			t.Error("a click that opens a new tab is taken from the browser")
+		}
+		v.clicks(".card button")
+		v.until("it is said, for eyes and ears", `document.querySelector('#toast').textContent.endsWith('is in your basket.') && document.querySelector('#toast').matches('.shown')`)
+	})
+
+	t.Run("a checkout says what will become of it", func(t *testing.T) {
+		v := visit(t, browser, shop.url).member(shop)
+		v.open("/checkout")
+		v.sees("There is nothing to order.")
+		v.fills("p-001")
+		v.evaluate(`const all = JSON.parse(localStorage.basket); all[0].quantity = 90; localStorage.basket = JSON.stringify(all)`)
+		v.open("/checkout")
+		v.sees("This order is above it, so it will be rejected.")
+		v.fills("p-001", "p-002")
+		v.open("/checkout")
+		v.sees("Your free credit")
+		v.evaluate(`sessionStorage.pages = history.length`)
+		v.clicks("#place")
+		v.arrives("/orders/")
+		v.until("there is no way back to what is done", `String(history.length) === sessionStorage.pages`)
+		v.open("/orders")
+		v.until("there is more in it", `document.querySelector('#orders a').textContent.endsWith(' and 1 more')`)
+	})
+
 	t.Run("a page that does not exist says so", func(t *testing.T) {
 		v := visit(t, browser, shop.url)
 		v.mayComplain("status of 404")
@@ -345,6 +442,9 @@ func TestPages(t *testing.T) {
 		v.open("/?page=abc")
 		v.sees("24 products on page 1")
 	})
+
+	t.Run("in bad times", func(t *testing.T) { testPagesInBadTimes(t, browser, shop.seenBy(t)) })
+	t.Run("an operator in bad times", func(t *testing.T) { testConsoleInBadTimes(t, browser, shop.seenBy(t)) })
 }
 
 // TestEveryPageInEveryLook opens each page wide and narrow, light and dark: nothing may stick out on
@@ -799,6 +899,8 @@ func (v *visitor) checkLook(page, scheme string) {
 		for (const e of document.querySelectorAll('main button, .button, input:not([type=radio], [type=checkbox]), select')) {
 			if (visible(e) && !e.matches('.plain') && e.getBoundingClientRect().height < 44) lacks.push('44 pixels for ' + e.outerHTML);
 		}
+		for (const e of document.querySelectorAll('#connection, #summary, #progress, #problem, #refused, #toast, .error.whole')) if (!e.matches('[role=status], [role=alert]')) lacks.push('a voice for ' + e.outerHTML);
+		for (const e of document.querySelectorAll('[id$=-error]')) if (!document.querySelector('[aria-describedby~="' + e.id + '"]')) lacks.push('a field for ' + e.outerHTML);
 		const body = getComputedStyle(document.body);
 		return { Overflow: document.documentElement.scrollWidth - innerWidth, Shift: shift, Ground: light(body.backgroundColor), Ink: light(body.color), Lacks: lacks };
 	})()`, chromedp.EvalAwaitPromise))

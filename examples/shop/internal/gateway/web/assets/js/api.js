@@ -3,6 +3,7 @@
 
 // How the pages ask the shop's API. Every failure is a Problem, whatever went wrong.
 
+import { sentence } from './format.js';
 import { leaveToSignIn, token } from './session.js';
 
 // Problem is an answer other than success: a body of RFC 9457, or no answer at all.
@@ -18,6 +19,11 @@ export class Problem extends Error {
   // may have been made all the same.
   get unsure() {
     return this.status === 0 || this.status >= 500 || this.status === 409 || this.status === 429;
+  }
+
+  // words are what to tell a person: what is wrong and, if that takes a while, when to come back.
+  get words() {
+    return sentence(this.message) + (this.retryAfter > 1 ? ` Please wait ${this.retryAfter} seconds.` : '');
   }
 }
 
@@ -50,6 +56,21 @@ export async function api(method, path, { body, once = method !== 'GET', ...opti
     } catch (err) {
       if (once || n === 3 || options.signal?.aborted || !(err instanceof Problem && err.unsure)) throw err;
       await wait(1000 * Math.max(err.retryAfter, n / 4), options.signal);
+    }
+  }
+}
+
+const patience = 2000; // ms between two looks of who persists
+
+// persist looks until the answer is sure, and tells of each that is not. Nobody looks while the page cannot be seen.
+export async function persist(look, tell, signal) {
+  for (;;) {
+    try {
+      return await look();
+    } catch (err) {
+      if (signal?.aborted || !(err instanceof Problem && err.unsure)) throw err;
+      tell(`${err.words} Trying again …`);
+      do await wait(Math.max(1000 * err.retryAfter, patience), signal); while (document.hidden && !signal?.aborted);
     }
   }
 }

@@ -45,7 +45,7 @@ export async function finish(attempt, tell) {
         throw err;
       }
       if (n === tries) throw err;
-      tell(`${err.message} Asking again with the same key (${n + 1} of ${tries}) …`);
+      tell(`${err.words} Asking again with the same key (${n + 1} of ${tries}) …`);
       await wait(1000 * Math.max(err.retryAfter, 2 ** (n - 1) / 2));
     }
   }

@@ -17,7 +17,7 @@ export function showProblem(form, err) {
   if (!(err instanceof Problem)) throw err;
   const input = err.field && form.querySelector(`#${CSS.escape(err.field)}`);
   const text = form.querySelector(input ? `#${CSS.escape(err.field)}-error` : '.error.whole');
-  text.textContent = sentence(input || !err.field ? err.message : `${err.field}: ${err.message}`);
+  text.textContent = input || !err.field ? err.words : sentence(`${err.field}: ${err.message}`);
   if (!input) return;
   input.setAttribute('aria-invalid', 'true');
   (input.matches('fieldset') ? input.querySelector('input') : input).focus();

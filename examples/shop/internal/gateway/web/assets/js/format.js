@@ -27,8 +27,12 @@ export function inStock(n) {
   return n < 10 ? `Only ${n} left` : `${whole(n)} in stock`;
 }
 
+// plain writes the spans in a program's text, such as 2.578552724s, without their fractions, the next whole one up.
+export function plain(text) { return text.replace(/(\d+)\.\d+(m?s)\b/g, (_, n, unit) => Number(n) + 1 + unit); }
+
 // sentence makes a sentence of a server's detail.
-export function sentence(text) {
+export function sentence(detail) {
+  const text = plain(detail);
   const s = text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?]$/.test(s) ? s : `${s}.`;
 }

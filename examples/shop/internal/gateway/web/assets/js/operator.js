@@ -6,7 +6,6 @@
 import { Problem, api } from './api.js';
 import { $, set } from './dom.js';
 import { clearProblem, submitting } from './fields.js';
-import { sentence } from './format.js';
 import { frame } from './frame.js';
 import { account, leaveToSignIn } from './session.js';
 
@@ -36,7 +35,7 @@ export function trouble(what) {
     turnAway();
     return;
   }
-  const text = what instanceof Problem ? sentence(what.message) : what;
+  const text = what instanceof Problem ? what.words : what;
   set($('connection'), text);
   $('connection').hidden = !text;
 }

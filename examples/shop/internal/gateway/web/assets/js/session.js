@@ -32,11 +32,16 @@ export function signOut() {
   return home;
 }
 
-// leaveToSignIn goes to sign-in and comes back. It never resolves: the page is left.
+let leaving; // never resolves: the page is left
+
+// leaveToSignIn goes to sign-in, which says so if a session has ended, and comes back.
 export function leaveToSignIn() {
-  signOut();
-  location.replace(`/sign-in?to=${encodeURIComponent(location.pathname + location.search)}`);
-  return new Promise(() => {});
+  leaving ??= new Promise(() => {
+    const ended = sessionStorage.getItem(key) !== null;
+    signOut();
+    location.replace(`/sign-in?to=${encodeURIComponent(location.pathname + location.search)}${ended ? '&ended' : ''}`);
+  });
+  return leaving;
 }
 
 // comeBackTo is where sign-in leads to: a page of this shop, whatever the address says.

@@ -6,7 +6,7 @@ import { begin, finish, pending } from '../attempt.js';
 import { lines, remove, worth } from '../basket.js';
 import { $, part, set, stamp } from '../dom.js';
 import { clearProblem, showProblem } from '../fields.js';
-import { money, sentence } from '../format.js';
+import { money } from '../format.js';
 import { customers } from '../frame.js';
 
 const form = $('form');
@@ -38,7 +38,7 @@ async function place() {
     button.removeAttribute('aria-disabled');
     if (!(err instanceof Problem)) throw err;
     if (err.unsure) {
-      set($('progress'), `${sentence(err.message)} Your order may have been taken or not: ask again, it will not be made twice.`);
+      set($('progress'), `${err.words} Your order may have been taken or not: ask again, it will not be made twice.`);
       button.textContent = 'Ask again';
       return;
     }
@@ -52,7 +52,7 @@ function showProblemAt(err) {
   const n = /^items\[(\d+)\]/.exec(err.field ?? '')?.[1];
   const row = n && $('lines').children[n];
   if (!row) return showProblem(form, err);
-  part(row, 'error').textContent = sentence(err.message);
+  part(row, 'error').textContent = err.words;
   row.tabIndex = -1;
   row.focus();
 }

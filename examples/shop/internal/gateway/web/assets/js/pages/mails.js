@@ -1,20 +1,20 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-import { Problem, api } from '../api.js';
-import { $, stamp } from '../dom.js';
-import { sentence, when } from '../format.js';
+import { Problem, api, persist } from '../api.js';
+import { $, set, stamp } from '../dom.js';
+import { when } from '../format.js';
 import { customers } from '../frame.js';
 
 async function show() {
   try {
-    const { items } = await api('GET', '/api/me/mails');
+    const { items } = await persist(() => api('GET', '/api/me/mails'), (text) => set($('problem'), text));
+    set($('problem'), '');
     $('mails').replaceChildren(...items.map((m) => stamp('mail', { subject: m.subject, when: when(m.at), recipient: m.recipient, body: m.body })));
     $('empty').hidden = items.length > 0;
   } catch (err) {
     if (!(err instanceof Problem)) throw err;
-    $('empty').hidden = false;
-    $('empty').textContent = sentence(err.message);
+    set($('problem'), err.words);
   } finally {
     $('mails').removeAttribute('aria-busy');
   }

@@ -8,7 +8,7 @@ import { $, fill, part, set, stamp } from '../dom.js';
 import { sentence, when, whole } from '../format.js';
 import { frame, say } from '../frame.js';
 import { hearTraffic, keep, listen } from '../live.js';
-import { decide, operators, trouble } from '../operator.js';
+import { decide, operators } from '../operator.js';
 import { clock, figure, span } from '../units.js';
 
 // tables shows what the stream brings.
@@ -59,12 +59,16 @@ async function rebuild() {
   } catch (err) {
     if (!(err instanceof Problem)) throw err;
     $('rebuild').disabled = false;
-    say(sentence(err.message));
+    say(err.words);
   }
 }
 
 async function waiting() {
   const [dead, parked] = await Promise.all([api('GET', '/ops/api/dead-letters', { once: true }), api('GET', '/ops/api/parked', { once: true })]).finally(() => ready('letters'));
+  // Of a service that does not answer nobody knows that it has none.
+  const silent = [...new Set([...dead.items, ...parked.items].filter((s) => s.error).map((s) => s.service))];
+  set($('silent'), silent.length ? `No answer from ${silent.join(', ')}: what could not be told or understood there is not listed.` : '');
+  $('silent').hidden = silent.length === 0;
   letters('dead', dead.items.flatMap((s) => s.items ?? []), (d) => ({
     what: `${d.message?.Type || 'message'} for ${d.consumer}`, again: 'Replay', reason: sentence(d.reason),
     when: `${d.message_id} · given up ${when(d.at)} after ${d.attempts} ${d.attempts === 1 ? 'attempt' : 'attempts'}`,
@@ -95,7 +99,7 @@ function ready(part) {
 const answered = new Set(); // of tables, letters and events
 
 function letters(list, items, words) {
-  if ($(`no-${list}`)) $(`no-${list}`).hidden = items.length > 0;
+  if ($(`no-${list}`)) $(`no-${list}`).hidden = items.length > 0 || !$('silent').hidden;
   fill($(list), items, (item) => {
     const { path, done, giveUp, ...texts } = words(item);
     const node = stamp('letter', { ...texts, discard: giveUp ? 'Discard' : '', body: JSON.stringify(readable(item.message), null, 2) });
@@ -126,7 +130,7 @@ function letters(list, items, words) {
       } catch (err) {
         if (!(err instanceof Problem)) throw err;
         button.ariaDisabled = null;
-        set(part(node, 'reason'), sentence(err.message));
+        set(part(node, 'reason'), err.words);
       }
       lookNow();
     });
@@ -147,20 +151,24 @@ function readable(message) {
 
 // The orders' events
 
-const page = 50; // what the API gives at once
-let older = [];
-let recent = [];
+const page = 50; // what the API gives at once, unless it is asked for all of one order
+let pages = 1; // that are looked at
 
 async function events() {
   const order = $('order').value.trim();
-  ({ items: recent } = await api('GET', `/ops/api/events${order && `?order=${encodeURIComponent(order)}`}`, { once: true }).finally(() => ready('events')));
-  $('more').hidden = Boolean(order) || recent.length < page || older.length > 0;
-  showEvents();
-}
-
-function showEvents() {
-  const seen = new Set(recent.map((e) => e.id));
-  const all = [...recent, ...older.filter((e) => !seen.has(e.id))];
+  const all = [];
+  let more = true;
+  try {
+    while (more && all.length < pages * page) {
+      const before = all.at(-1)?.cursor;
+      const { items } = await api('GET', `/ops/api/events?${new URLSearchParams(order ? { order } : before ? { before } : {})}`, { once: true });
+      all.push(...items);
+      more = !order && items.length === page;
+    }
+  } finally {
+    ready('events');
+  }
+  $('more').hidden = !more;
   set($('no-events'), all.length ? '' : 'There is none.');
   fill($('events'), all, (e) => {
     const node = stamp('event', { cursor: e.cursor, at: clock(e.at, true), type: e.type, order: e.order, body: JSON.stringify({ id: e.id, version: e.version, header: e.header, data: e.data }, null, 2) });
@@ -181,18 +189,12 @@ if (operators()) {
   listen();
   $('rebuild').addEventListener('click', rebuild);
   $('order').addEventListener('input', () => {
-    older = [];
+    pages = 1;
     eventsNow();
   });
   $('filter').addEventListener('submit', (event) => event.preventDefault());
-  $('more').addEventListener('click', async () => {
-    try {
-      const next = await api('GET', `/ops/api/events?before=${[...recent, ...older].at(-1).cursor}`);
-      older = [...older, ...next.items];
-      showEvents();
-      $('more').hidden = next.items.length < page;
-    } catch (err) {
-      trouble(err);
-    }
+  $('more').addEventListener('click', () => {
+    pages++;
+    eventsNow();
   });
 }

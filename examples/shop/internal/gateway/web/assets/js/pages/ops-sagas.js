@@ -3,17 +3,16 @@
 
 // The list of sagas, kept up to date.
 
-import { Problem, api } from '../api.js';
+import { api } from '../api.js';
 import { $, fill, part, set, stamp } from '../dom.js';
 import { sentence, whole } from '../format.js';
 import { frame } from '../frame.js';
 import { keep, listen } from '../live.js';
-import { operators, trouble } from '../operator.js';
+import { operators } from '../operator.js';
 import { clock } from '../units.js';
 
 const page = 100; // what the API gives at once
-let older = []; // what was asked for beyond the first page
-let items = [];
+let pages = 1; // that are looked at
 
 function query(after) {
   const q = new URLSearchParams();
@@ -23,15 +22,16 @@ function query(after) {
   return `/ops/api/sagas?${q}`;
 }
 
+// look reads every page anew: of what was shown before, anything may have changed or moved on to the next page.
 async function look() {
-  ({ items } = await api('GET', query(), { once: true }));
-  $('more').hidden = items.length < page || older.length > 0;
-  show();
-}
-
-function show() {
-  const first = new Set(items.map((s) => s.id));
-  const all = [...items, ...older.filter((s) => !first.has(s.id))];
+  const all = [];
+  let more = true;
+  while (more && all.length < pages * page) {
+    const { items } = await api('GET', query(all.at(-1)?.id), { once: true });
+    all.push(...items);
+    more = items.length === page;
+  }
+  $('more').hidden = !more;
   $('table').hidden = all.length === 0;
   set($('none'), all.length === 0 ? 'There is none such.' : `${whole(all.length)}${$('more').hidden ? '' : ' or more'}, the newest first`);
   fill($('sagas'), all, row, (s) => s.id);
@@ -53,22 +53,14 @@ if (operators()) {
   const now = keep(look, 'changed');
   listen();
   const again = () => {
-    older = [];
+    pages = 1;
     now();
   };
   for (const id of ['name', 'status', 'stuck']) $(id).addEventListener('change', again);
   $('begins').addEventListener('input', again);
   $('filter').addEventListener('submit', (event) => event.preventDefault());
-  $('more').addEventListener('click', async () => {
-    const last = [...items, ...older].at(-1);
-    try {
-      const next = await api('GET', query(last.id));
-      older = [...older, ...next.items];
-      $('more').hidden = next.items.length < page;
-      show();
-    } catch (err) {
-      if (!(err instanceof Problem)) throw err;
-      trouble(err);
-    }
+  $('more').addEventListener('click', () => {
+    pages++;
+    now();
   });
 }

@@ -54,10 +54,14 @@ function tables({ services, calls }) {
 
 // Invariants
 
-function invariants({ resting, items }) {
-  const broken = items.filter((i) => !i.ok).length;
-  set($('verdict'), broken ? `${broken} broken` : 'all hold');
-  $('verdict').dataset.status = broken ? 'down' : 'ready';
+const fresh = 60_000; // ms for which an answer says something about now; a check takes its time
+
+let checked; // the last answer
+
+function invariants(answer) {
+  checked = answer;
+  const { resting, items } = answer;
+  judge();
   set($('resting'), resting ? 'Nothing is under way.' : 'Something is under way, or was until just now; what is unfinished is no violation yet.');
   fill($('invariants'), items, (i) => {
     const row = stamp('invariant', { state: i.ok ? 'holds:' : 'broken:', name: sentence(i.name), checked: i.checked });
@@ -66,6 +70,16 @@ function invariants({ resting, items }) {
     part(row, 'violations').append(...(i.violations ?? []).slice(0, 5).map((text) => Object.assign(document.createElement('li'), { textContent: text })));
     return row;
   }, (i) => i.number);
+}
+
+// judge says what the last answer is worth: nobody knows that still holds what has not been looked at for long.
+function judge() {
+  if (!checked) return;
+  const broken = checked.items.filter((i) => !i.ok).length;
+  const old = Date.now() - ahead - Date.parse(checked.at) > fresh;
+  set($('verdict'), broken ? `${broken} broken` : old ? 'not known' : 'all hold');
+  $('verdict').dataset.status = broken ? 'down' : old ? 'unknown' : 'ready';
+  set($('checked'), old ? `This was so at ${clock(checked.at)}, and has not been looked at since.` : '');
 }
 
 // Load
@@ -91,7 +105,7 @@ async function setLoad() {
       load(now);
     } catch (err) {
       if (!(err instanceof Problem)) throw err;
-      say(sentence(err.message));
+      say(err.words);
       if (err.unsure) await wait(1000);
       else wanted = undefined;
     }
@@ -109,6 +123,7 @@ function chaos(answer) {
     $('kind').append(...kinds.map((k) => new Option(k.title, k.kind)));
     chosen();
   }
+  set($('no-faults'), 'Nothing.');
   $('no-faults').hidden = answer.faults.length > 0;
   $('end-all').hidden = answer.faults.length < 2;
   fill($('faults'), answer.faults, (f) => {
@@ -168,7 +183,7 @@ async function end(path) {
     await api('DELETE', path);
   } catch (err) {
     if (!(err instanceof Problem)) throw err;
-    if (err.status !== 404) say(sentence(err.message)); // otherwise it has ended by itself
+    if (err.status !== 404) say(err.words); // otherwise it has ended by itself
   }
   look();
 }
@@ -186,7 +201,7 @@ async function desk() {
   } catch (err) {
     if (err.status !== 404) throw err;
     for (const sheet of document.querySelectorAll('.desk')) sheet.hidden = true;
-    set($('no-desk-why'), sentence(err.message));
+    set($('no-desk-why'), err.words);
     $('no-desk').hidden = false;
   }
 }
@@ -207,5 +222,6 @@ if (operators()) {
   for (const [name, show] of Object.entries({ faults: chaos, load, invariants })) hear(name, show);
   hearTraffic(traffic);
   look = keep(desk);
+  setInterval(judge, 5000);
   listen();
 }

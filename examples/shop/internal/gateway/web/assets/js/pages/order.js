@@ -5,7 +5,7 @@
 
 import { Problem, api, wait } from '../api.js';
 import { $, part, set, stamp } from '../dom.js';
-import { after, money, sentence, when } from '../format.js';
+import { after, money, plain, sentence, when } from '../format.js';
 import { frame } from '../frame.js';
 import { cancelling, fold, inWords, placing } from '../plan.js';
 import { account, leaveToSignIn } from '../session.js';
@@ -108,7 +108,7 @@ function ordinal(n) {
 function showMoments() {
   if (!order) return;
   set($('moment-count'), String(moments.length));
-  $('moments').replaceChildren(...moments.map((m) => stamp('moment', { after: since(m.at), what: m.what, detail: m.detail ?? '' })));
+  $('moments').replaceChildren(...moments.map((m) => stamp('moment', { after: since(m.at), what: m.what, detail: plain(m.detail ?? '') })));
 }
 
 function showOnce() {
@@ -184,7 +184,7 @@ async function watch() {
   } catch (err) {
     if (!(err instanceof Problem)) throw err;
     $('connection').hidden = false;
-    set($('connection'), err.status === 404 ? 'There is no such order among yours.' : sentence(err.message));
+    set($('connection'), err.status === 404 ? 'There is no such order among yours.' : err.words);
   } finally {
     clearInterval(quiet);
   }
@@ -194,6 +194,7 @@ async function watch() {
 // the attempt needs no other key than this.
 async function cancel() {
   asked = true;
+  set($('refused'), '');
   show();
   watch();
   for (let n = 1; ; n++) {
@@ -205,8 +206,7 @@ async function cancel() {
       if (!err.unsure || n === 5) {
         asked = false;
         show();
-        $('connection').hidden = false;
-        set($('connection'), sentence(err.message));
+        set($('refused'), err.words);
         return;
       }
       await wait(1000 * Math.max(err.retryAfter, n));
@@ -222,7 +222,10 @@ if (account()) {
     document.querySelector('.back').hidden = account().role !== 'operator';
     $('cancel').hidden = true;
   }
-  $('cancel').addEventListener('click', () => $('sure').showModal());
+  $('cancel').addEventListener('click', () => {
+    $('sure').returnValue = ''; // of the time before, which Escape leaves as it is
+    $('sure').showModal();
+  });
   $('sure').addEventListener('close', () => { if ($('sure').returnValue === 'cancel') cancel(); });
   addEventListener('pagehide', () => followed?.abort());
   addEventListener('pageshow', (event) => { if (event.persisted && !settled()) watch(); });

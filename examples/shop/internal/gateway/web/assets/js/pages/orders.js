@@ -3,7 +3,7 @@
 
 import { Problem, api, wait } from '../api.js';
 import { $, fill, part, set, stamp } from '../dom.js';
-import { money, sentence, when } from '../format.js';
+import { money, when } from '../format.js';
 import { customers } from '../frame.js';
 
 const seconds = { pending: 2, confirmed: 10 }; // between two looks, while an order of this status goes on
@@ -20,7 +20,7 @@ async function show() {
       pause = Math.min(...items.map((o) => seconds[o.status] ?? Infinity));
     } catch (err) {
       if (!(err instanceof Problem)) throw err;
-      set($('problem'), sentence(err.message));
+      set($('problem'), `${err.words} Trying again …`);
     } finally {
       $('orders').removeAttribute('aria-busy');
     }

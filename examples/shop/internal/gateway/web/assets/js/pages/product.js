@@ -1,27 +1,34 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-import { Problem, api } from '../api.js';
+import { Problem, api, persist } from '../api.js';
 import { add, limits } from '../basket.js';
-import { $ } from '../dom.js';
+import { $, set } from '../dom.js';
 import { draw } from '../drawing.js';
 import { submitting } from '../fields.js';
-import { inStock, money, sentence } from '../format.js';
+import { inStock, money } from '../format.js';
 import { frame, say } from '../frame.js';
 
 async function show() {
   const id = location.pathname.split('/').pop();
   let p;
   try {
-    p = await api('GET', `/api/products/${id}`);
+    p = await persist(() => api('GET', `/api/products/${id}`), (text) => {
+      $('product').removeAttribute('aria-busy');
+      $('add').hidden = true;
+      set($('problem'), text);
+    });
   } catch (err) {
     if (!(err instanceof Problem)) throw err;
-    $('name').textContent = err.status === 404 ? 'There is no such product' : sentence(err.message);
+    $('name').textContent = 'There is no such product';
     $('add').hidden = true;
+    set($('problem'), err.status === 404 ? '' : err.words);
     return;
   } finally {
     $('product').removeAttribute('aria-busy');
   }
+  set($('problem'), '');
+  $('add').hidden = false;
   document.title = `${p.name} · Dovetail`;
   $('name').textContent = p.name;
   $('category').textContent = p.category;

@@ -3,11 +3,11 @@
 
 // The list of products. The address says what is listed, so reload, back and a bookmark work.
 
-import { Problem, api } from '../api.js';
+import { Problem, api, persist } from '../api.js';
 import { add } from '../basket.js';
-import { $, part, stamp } from '../dom.js';
+import { $, part, set, stamp } from '../dom.js';
 import { draw } from '../drawing.js';
-import { inStock, money, sentence } from '../format.js';
+import { inStock, money } from '../format.js';
 import { frame, say } from '../frame.js';
 
 const blanks = 12;
@@ -38,19 +38,23 @@ async function show() {
   if (!shelf.children.length) shelf.replaceChildren(...Array.from({ length: blanks }, () => stamp('blank')));
   let page;
   try {
-    page = await api('GET', `/api/products?${params}`, { signal });
+    page = await persist(() => api('GET', `/api/products?${params}`, { signal }), unanswered, signal);
   } catch (err) {
     if (signal.aborted) return; // a newer question has replaced this one
     if (!(err instanceof Problem)) throw err;
-    shelf.replaceChildren();
-    $('summary').textContent = sentence(err.message);
-    $('paging').hidden = true;
+    unanswered(err.words);
     return;
   } finally {
     if (!signal.aborted) shelf.removeAttribute('aria-busy');
   }
   shelf.replaceChildren(...page.items.map(card));
   summarise(params, page);
+}
+
+function unanswered(text) {
+  $('products').replaceChildren();
+  set($('summary'), text);
+  $('paging').hidden = true;
 }
 
 function card(p) {

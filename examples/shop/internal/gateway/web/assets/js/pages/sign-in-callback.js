@@ -4,7 +4,6 @@
 import { Problem } from '../api.js';
 import { $ } from '../dom.js';
 import { enterFromIssuer } from '../enter.js';
-import { sentence } from '../format.js';
 import { frame } from '../frame.js';
 
 frame();
@@ -27,6 +26,6 @@ if (answer.has('error')) {
     await enterFromIssuer({ code: answer.get('code') ?? '', state: answer.get('state') ?? '', iss: answer.get('iss') ?? '' });
   } catch (err) {
     if (!(err instanceof Problem)) throw err;
-    failed(sentence(err.message));
+    failed(err.words);
   }
 }

@@ -6,6 +6,7 @@ import { $ } from '../dom.js';
 import { enter, entrance, leaveToIssuer } from '../enter.js';
 import { clearProblem, showProblem } from '../fields.js';
 
+$('ended').hidden = !new URLSearchParams(location.search).has('ended');
 entrance(({ email, password }) => enter(email, password));
 
 $('issuer').addEventListener('click', async () => {
