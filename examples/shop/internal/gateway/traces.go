@@ -29,7 +29,7 @@ func (s *Service) traces(w http.ResponseWriter, r *http.Request) error {
 	order, id := r.URL.Query().Get("order"), r.URL.Query().Get("trace")
 	switch {
 	case (order == "") == (id == ""):
-		return platform.Invalid("order", "or trace is wanted, one of the two")
+		return platform.Invalid("order", "give an order or a trace, and not both: ?order=ID or ?trace=ID")
 	case id != "" && !traceID.MatchString(id):
 		return platform.Invalid("trace", "is %q, want 32 hexadecimal digits", id)
 	}
