@@ -47,8 +47,8 @@ const (
 // a registry that has them.
 //
 // It works in a copy of the repository, in a Compose project of its own, on free ports, with new secrets. What the lines promise
-// is looked at after each: the shop sells while containers die, metrics, traces and logs arrive, services drain, all of it again
-// by TLS. In the end its containers, volumes and networks are gone; images stay, dovetail-shop:dev among them.
+// is looked at after each: the shop sells while containers die, by TLS too, metrics, traces and logs arrive, services drain. In
+// the end its containers, volumes and networks are gone; images stay, dovetail-shop:dev among them.
 func TestEngine(t *testing.T) {
 	if os.Getenv("SHOP_ENGINE") != "docker" {
 		t.Skip("SHOP_ENGINE is not set: run it with SHOP_ENGINE=docker where there is a container engine")
