@@ -278,6 +278,10 @@ func testBadInput(t *testing.T, shop *api) {
 		shop.want(http.StatusCreated, shop.send("POST", "/api/customers", nil, map[string]string{"name": "A", "email": taken, "password": "a-password"}), nil)
 		shop.wantProblem(409, "email-taken", "email", shop.send("POST", "/api/customers", nil, map[string]string{"name": "A", "email": strings.ToUpper(taken), "password": "a-password"}))
 	})
+	t.Run("sign-in", func(t *testing.T) {
+		shop.wantProblem(422, "invalid-input", "email", shop.send("POST", "/api/sessions", nil, map[string]string{"email": " ", "password": "dovetail-ada"}))
+		shop.wantProblem(422, "invalid-input", "password", shop.send("POST", "/api/sessions", nil, map[string]string{"email": "ada@shop.example"}))
+	})
 	t.Run("listing", func(t *testing.T) {
 		shop.wantProblem(422, "invalid-input", "page", shop.send("GET", "/api/products?page=0", nil, nil))
 		shop.wantProblem(422, "invalid-input", "category", shop.send("GET", "/api/products?category=%00", nil, nil))

@@ -114,6 +114,7 @@ func TestExitCodes(t *testing.T) {
 		{"up --listen nowhere", 2, "host:port"},
 		{"up --env-file " + text, 1, "NAME=value"},
 		{"up --listen 127.0.0.1:0 --data " + empty, 1, stack.ServiceTokenVar},
+		{"up --listen 127.0.0.1:0 --data " + empty, 1, "make stack"},
 
 		{"run --help", 0, "SIGTERM"},
 		{"run", 2, "1 arg"},

@@ -195,7 +195,7 @@ func TestDoctorOfNoStack(t *testing.T) {
 		return e
 	}
 	e := look()
-	for _, name := range []string{stack.ServiceTokenVar, stack.PostgresVar, stack.RabbitMQVar, stack.RedisVar, stack.AdminPasswordVar, stack.OperatorPasswordVar} {
+	for _, name := range []string{stack.ServiceTokenVar, stack.PostgresVar, stack.RabbitMQVar, stack.RedisVar, stack.ConsulVar, stack.AdminPasswordVar, stack.OperatorPasswordVar} {
 		e.want(t, "settings", name, doctor.Fail, name+" is not set")
 	}
 	closed := freeAddr(t)

@@ -323,7 +323,8 @@ func TestSignInByAnotherIssuer(t *testing.T) {
 		if ada := shop.ada().account(); mine.ID == ada.ID || mine.Email != ada.Email {
 			t.Errorf("accounts = %+v and Ada's %+v, want two with one address", mine, ada)
 		}
-		shop.wantProblem(401, "bad-credentials", "", shop.send("POST", "/api/sessions", nil, map[string]string{"email": "grete@guild.example", "password": ""}))
+		shop.wantProblem(422, "invalid-input", "password", shop.send("POST", "/api/sessions", nil, map[string]string{"email": "grete@guild.example", "password": ""}))
+		shop.wantProblem(401, "bad-credentials", "", shop.send("POST", "/api/sessions", nil, map[string]string{"email": "grete@guild.example", "password": "grete@guild.example"}))
 	})
 
 	t.Run("an address that the issuer has not verified is not taken over", func(t *testing.T) {

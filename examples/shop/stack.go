@@ -153,8 +153,11 @@ func up(cmd *cobra.Command, o stackOptions, data, listen string, log *slog.Logge
 				url, took.Seconds(), stack.AdminPasswordVar, stack.OperatorPasswordVar, url)
 		},
 	})
-	if err == nil {
+	switch {
+	case err == nil:
 		told.tell(event{Event: "closed"})
+	case getenv(stack.PostgresVar) == "": // then it is about the settings
+		err = fmt.Errorf("%w\nmake stack starts the servers, and writes these settings to shop-data/%s", err, envFile)
 	}
 	return err
 }

@@ -243,7 +243,12 @@ func (s *Service) signIn(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	email := strings.ToLower(strings.TrimSpace(in.Email))
-	if len(email) > platform.MaxEmail {
+	switch {
+	case email == "":
+		return platform.Invalid("email", "is missing")
+	case in.Password == "":
+		return platform.Invalid("password", "is missing")
+	case len(email) > platform.MaxEmail:
 		email = "" // it has no account, and its quota needs no megabyte
 	}
 	if result := s.tries.Allow(r.Context(), email); !result.OK {

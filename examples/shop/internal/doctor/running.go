@@ -105,7 +105,7 @@ func seconds(n float64) time.Duration { return time.Duration(n) * time.Second }
 // box judges the outbox of a service and what its consumers have given up.
 func box(service string, o platform.OutboxState) (found []Finding) {
 	if age := seconds(o.OldestSeconds); age > slow {
-		found = append(found, Doubt("look whether the broker answers", "%d events wait to be published, the oldest for %v", o.Waiting, age).About(service).Runbook("outbox-stalled"))
+		found = append(found, Doubt("look whether the broker answers, and whether consumers fail", "%d events wait to be published, the oldest for %v", o.Waiting, age).About(service).Runbook("outbox-stalled"))
 	}
 	if o.Parked > 0 {
 		found = append(found, Wrong("mend the cause, then retry them on the console", "%d events were refused by the broker and set aside", o.Parked).About(service).Runbook("outbox-parked"))

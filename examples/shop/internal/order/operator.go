@@ -97,6 +97,9 @@ func viewOf(in saga.Instance) sagaView {
 
 func (s *Service) sagas(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
+	if stuck := q.Get("stuck"); stuck != "" && stuck != "true" && stuck != "false" {
+		return platform.Invalid("stuck", "is %.100q, want true or false", stuck)
+	}
 	filter := saga.Filter{Name: q.Get("name"), Prefix: q.Get("id"), Stuck: q.Get("stuck") == "true", After: q.Get("after")}
 	for _, status := range []saga.Status{saga.Running, saga.Compensating, saga.Completed, saga.Compensated} {
 		if q.Get("status") == status.String() {

@@ -94,11 +94,14 @@ func everything(getenv func(name string) string) (s Settings, wrong []error) {
 		loaded, err := Load(service, getenv)
 		s = loaded
 		for _, err := range apart(err) {
-			if !seen[err.Error()] {
+			if !seen[err.Error()] && !errors.Is(err, errNowhere) {
 				seen[err.Error()] = true
 				wrong = append(wrong, err)
 			}
 		}
+	}
+	if s.Consul == "" {
+		wrong = append(wrong, fmt.Errorf("%s is not set, want host:port of the Consul agent: the processes listen where there is room, and have to tell each other", ConsulVar))
 	}
 	return s, wrong
 }

@@ -299,6 +299,9 @@ func LoadEntrance(getenv func(name string) string) (Settings, error) {
 	return s, errors.Join(err, s.together())
 }
 
+// errNowhere says that a service would not find the others.
+var errNowhere = fmt.Errorf("none of %s, %s and %s is set, want one of them", ConsulVar, DiscoveryFileVar, DiscoveryDNSVar)
+
 // Load reads the settings of one service. The error names every variable that is missing or wrong, and what
 // is wanted of it. It never shows a value: many of them are secrets.
 func Load(service string, getenv func(name string) string) (Settings, error) {
@@ -307,7 +310,7 @@ func Load(service string, getenv func(name string) string) (Settings, error) {
 	}
 	s, err := load(getenv, func(v variable) bool { return v.neededBy != nil && v.neededBy(service) })
 	if s.Consul == "" && s.DiscoveryFile == "" && s.DiscoveryDNS == "" {
-		err = errors.Join(err, fmt.Errorf("none of %s, %s and %s is set, want one of them", ConsulVar, DiscoveryFileVar, DiscoveryDNSVar))
+		err = errors.Join(err, errNowhere)
 	}
 	return s, errors.Join(err, s.together())
 }

@@ -192,9 +192,6 @@ func (u *up) getenv(name string) string {
 // settings checks those of every service before anything is started.
 func (u *up) settings() (Settings, error) {
 	s, wrong := everything(u.getenv)
-	if s.Consul == "" && len(wrong) == 0 {
-		wrong = append(wrong, fmt.Errorf("%s is not set: the processes listen where there is room, and have to tell each other", ConsulVar))
-	}
 	return s, errors.Join(wrong...)
 }
 
