@@ -48,7 +48,7 @@ export function leaveToSignIn() {
 export function comeBackTo(wanted = new URLSearchParams(location.search).get('to')) {
   try {
     const to = new URL(wanted || '/', location.origin);
-    if (to.origin === location.origin) return to.pathname + to.search;
+    if (to.origin === location.origin) return to.href; // whole: a path alone may begin with two slashes, and is then another site's
   } catch { /* not an address */ }
   return '/';
 }
