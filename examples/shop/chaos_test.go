@@ -109,6 +109,19 @@ func TestFaults(t *testing.T) {
 		if s := status(t, id); s != "pending" {
 			t.Errorf("order is %s, want it pending", s)
 		}
+		eventually(t, func() error { // the customer hears that it is tried again, and nothing of our addresses and guards
+			var history struct{ Items []struct{ What, Detail string } }
+			a.want(http.StatusOK, a.send("GET", "/api/orders/"+id+"/events", nil, nil), &history)
+			for _, m := range history.Items {
+				if m.What == "reserve-stock failed" {
+					if m.Detail != "" {
+						t.Errorf("the customer is told %q", m.Detail)
+					}
+					return nil
+				}
+			}
+			return fmt.Errorf("the history is %v, want an attempt that failed", history.Items)
+		})
 		end()
 		a.ends(id, "confirmed")
 	})

@@ -216,7 +216,11 @@ func (s *Service) history(ctx context.Context, id string) ([]moment, error) {
 			if e.Op == saga.OpUndo {
 				what = "undo " + what
 			}
-			out = append(out, moment{At: e.At.UTC(), What: what, Detail: e.Text})
+			detail := "" // why an attempt failed, and what an operator wrote, is for operators
+			if e.Outcome == "refused" {
+				detail = e.Text
+			}
+			out = append(out, moment{At: e.At.UTC(), What: what, Detail: detail})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b moment) int { return a.At.Compare(b.At) })
