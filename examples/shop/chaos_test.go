@@ -110,7 +110,9 @@ func TestFaults(t *testing.T) {
 			t.Errorf("order is %s, want it pending", s)
 		}
 		eventually(t, func() error { // the customer hears that it is tried again, and nothing of our addresses and guards
-			var history struct{ Items []struct{ What, Detail string } }
+			var history struct {
+				Items []struct{ What, Detail string }
+			}
 			a.want(http.StatusOK, a.send("GET", "/api/orders/"+id+"/events", nil, nil), &history)
 			for _, m := range history.Items {
 				if m.What == "reserve-stock failed" {
