@@ -144,7 +144,7 @@ func exempt(r *http.Request) bool {
 func tooMuch(status int, after time.Duration) *platform.Error {
 	e := &platform.Error{Status: status, Code: "overloaded", Detail: "the shop has too much to do; please try again", RetryAfter: max(after, time.Second)}
 	if status == http.StatusTooManyRequests {
-		e.Code, e.Detail = "too-many-requests", "that is more than one customer's share; please slow down"
+		e.Code, e.Detail = "too-many-requests", "these are too many requests from one place; please slow down"
 	}
 	return e
 }
