@@ -104,7 +104,7 @@ func report(rounds int, each time.Duration, only string) error {
 		if err != nil {
 			return err
 		}
-		b.Write(text)
+		b.Write(bytes.ReplaceAll(text, []byte("]("+s.name+"-"), []byte("](results/"+s.name+"-"))) // pictures are beside it
 		b.WriteString("\n")
 	}
 	return os.WriteFile("README.md", bytes.TrimRight(b.Bytes(), "\n"), 0o644)

@@ -62,7 +62,7 @@ func (b *bench) growth() error {
 	}
 	fmt.Fprint(b.w, "### Growth\n\nWhat a message costs, in µs on the clock, with a publisher that costs nothing: of 5,000 messages the relay's share, in batches of 100 the inbox's, each batch of another of the groups. "+
 		"The first row of a shard is found by its index, and so is a mark; what was published is appended to the archive. A single key goes one message at a time: at most one of a key is in flight.\n\n"+
-		"![growth](results/outbox-growth.svg)\n\n")
+		"![growth](outbox-growth.svg)\n\n")
 	for _, c := range curves {
 		fmt.Fprintf(b.w, "| %s | µs/msg ", c.name)
 	}

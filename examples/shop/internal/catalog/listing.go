@@ -124,6 +124,10 @@ func (l *listing) matching(text string, n int) (condition string, arg any) {
 	}
 }
 
+// longestWord is how many bytes of a word count. PostgreSQL takes none of 2 KiB, which a name of 200 characters can
+// come to: one that stands for a whole word is spelt out.
+const longestWord = 1 << 10
+
 // folded returns the words of a text as they are compared: without a difference between upper and lower case, without
 // accents, and in one of the ways in which Unicode can write the same. They have letters, digits and marks in them and
 // nothing else.
@@ -134,9 +138,13 @@ func folded(text string) []string {
 		}
 		return r
 	}, norm.NFKD.String(text))
-	return strings.FieldsFunc(norm.NFKC.String(cases.Fold().String(bare)), func(r rune) bool {
+	words := strings.FieldsFunc(norm.NFKC.String(cases.Fold().String(bare)), func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !unicode.IsMark(r)
 	})
+	for n, word := range words {
+		words[n] = strings.ToValidUTF8(word[:min(len(word), longestWord)], "")
+	}
+	return words
 }
 
 // fillFor is how long a service that starts waits for its listing.

@@ -111,7 +111,8 @@ func TestSearch(t *testing.T) {
 		tokyo, seoul      = "東京 plane", "\ud55c\uae00 knife"
 		hindi, wide, turk = "हिन्दी ruler", "ＷＩＤＥ plane", "İstanbul vase"
 	)
-	all := []string{creme, noir, street, rock, gauge, fine, saw, chisel, grit, drill, tokyo, seoul, hindi, wide, turk}
+	long := strings.Repeat("㌖", maxName) // each is six characters, written out
+	all := []string{creme, noir, street, rock, gauge, fine, saw, chisel, grit, drill, tokyo, seoul, hindi, wide, turk, long}
 	eachDatabase(t, func(t *testing.T, env platform.Env) {
 		with(t, env, all...)
 		s, err := New(t.Context(), env)
@@ -127,6 +128,7 @@ func TestSearch(t *testing.T) {
 			"sage no 5": {saw}, "säge nº": {saw}, "probe 1/2": {chisel}, "½ chisel": {chisel}, "1e5": {grit}, "1E5": {grit}, "100000": nil,
 			"hand-held": {drill}, "held hand": {drill}, "handheld": nil, "東京": {tokyo}, "probe 東": {tokyo}, "京": nil,
 			"\ud55c\uae00": {seoul}, "\u1112\u1161\u11ab\u1100\u1173\u11af": {seoul}, "हिन्दी": {hindi}, "wide probe": {wide}, "probe ｗｉｄｅ": {wide},
+			"キロメートル": {long}, long: {long}, long + "x": {long}, // so much of a word does not count
 			"istanbul": {turk}, "İstanbul": {turk}, "ISTANBUL": {turk},
 			"***": nil, "probe' | 'x": nil, `probe" OR "rock`: nil, `probe\' & ruler`: {hindi}, "NOT rock": nil, "probe:rock": {rock}, "oeuvre": nil, "œuvre rock": {rock},
 		} {
