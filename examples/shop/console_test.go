@@ -153,7 +153,7 @@ func TestQueuesAndReadersOnTheConsole(t *testing.T) {
 		return `[...document.querySelectorAll('#readers tr')].some((r) => r.querySelector('[data-is=reader]').textContent === ` + quote(name) +
 			` && r.querySelector('[data-is=status]').textContent === ` + quote(status) + `)`
 	}
-	v.until("the listing is up to date", reader("listing, revision 1", "serving")+` && document.querySelector('#readers [data-is=behind]').textContent === 'nothing'`)
+	v.until("the listing is up to date", reader("listing, revision 2", "serving")+` && document.querySelector('#readers [data-is=behind]').textContent === 'nothing'`)
 	v.until("the first build serves", reader("figures, build 1", "serving"))
 	v.clicks("#rebuild")
 	v.until("the second build serves", reader("figures, build 2", "serving")+" && "+reader("figures, build 1", "retired"))
