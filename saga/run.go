@@ -51,6 +51,9 @@ type run struct {
 	wakes  wakeHeap
 	closed bool // nothing more is taken up
 
+	// hands are full while as many sagas are worked on as may be. A start can take a hand that a claim under way has
+	// counted on: then one of them is held, and waits.
+	hands   chan struct{}
 	freed   chan struct{} // a saga is no longer held
 	sooner  chan struct{} // wakes has a new first
 	workers sync.WaitGroup
@@ -68,7 +71,7 @@ type held struct {
 func newRun(ctx context.Context, e *Engine) *run {
 	r := &run{
 		Engine: e, node: e.newNode(), held: map[string]*held{},
-		freed: make(chan struct{}, 1), sooner: make(chan struct{}, 1),
+		hands: make(chan struct{}, e.cfg.Concurrency), freed: make(chan struct{}, 1), sooner: make(chan struct{}, 1),
 	}
 	r.attempts, r.stop = context.WithCancel(context.WithoutCancel(ctx))
 	r.writing, r.finish = context.WithCancel(context.WithoutCancel(ctx))
@@ -326,7 +329,9 @@ func (r *run) hold(id string) {
 func (r *run) carry(id string, next *Record, woken uint64) {
 	defer r.workers.Done()
 	for ; next != nil; next = r.put(id) {
+		r.hands <- struct{}{}
 		r.work(*next, woken)
+		<-r.hands
 		woken = 0
 	}
 }

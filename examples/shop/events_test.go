@@ -30,12 +30,20 @@ func TestWithoutPayment(t *testing.T) {
 	operator, buyer := shop.as("operator@shop.example", "dovetail-operator"), shop.newcomer()
 	id := buyer.place("", lineItem{"product_id": "p-001", "quantity": 1})
 	buyer.ends(id, "confirmed")
-
-	end := operator.harm(chaos.Kill, "payment", 0)
-	defer end()
 	type order struct {
 		PaymentStatus string `json:"payment_status"`
 	}
+	eventually(t, func() error { // what payment has not told yet, it tells when it is back
+		var list struct{ Items []order }
+		buyer.want(http.StatusOK, buyer.send("GET", "/api/me/orders", nil, nil), &list)
+		if len(list.Items) != 1 || list.Items[0].PaymentStatus != "captured" {
+			return fmt.Errorf("the orders are %+v, want one whose payment is captured", list.Items)
+		}
+		return nil
+	})
+
+	end := operator.harm(chaos.Kill, "payment", 0)
+	defer end()
 	eventually(t, func() error {
 		var page struct {
 			order
