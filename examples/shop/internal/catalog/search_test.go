@@ -194,9 +194,10 @@ func TestListingOfBefore(t *testing.T) {
 		run, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- before.Run(run) }()
+		deadline := time.Now().Add(time.Minute)
 		for active := 0; active == 0; time.Sleep(time.Millisecond) {
-			if active, err = models.Active(t.Context(), "listing"); err != nil {
-				t.Fatal(err)
+			if active, err = models.Active(t.Context(), "listing"); err != nil || time.Now().After(deadline) {
+				t.Fatalf("revision %d serves (%v), want %d", active, err, revision-1)
 			}
 		}
 		stop()
