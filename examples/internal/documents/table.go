@@ -35,7 +35,7 @@ var runs = map[string]string{
 	"docker compose --env-file shop.env run --rm --no-deps customer check --stack":                      "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
 	"docker compose --env-file shop.env --profile observability down":                                   "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
 	"docker compose -f compose.yaml -f compose.tls.yaml --env-file shop.env up --build":                 "examples/shop/deploy TestGuide, examples/shop/deploy TestEngine",
-	"SHOP_ENGINE=docker go test ./examples/shop/deploy -run TestEngine -v -timeout 90m":                 "examples/shop/deploy TestGuide",
+	"go test -tags engine ./examples/shop/deploy -run TestEngine -v -timeout 90m":                       "examples/shop/deploy TestGuide",
 	"kubectl apply -f examples/shop/deploy/kubernetes/namespace.yaml":                                   "examples/shop/deploy TestCluster",
 	`kubectl -n shop create secret generic shop --from-literal=service-token="$(openssl rand -hex 32)"`: "examples/shop/deploy TestCluster",
 	"kubectl apply -k examples/shop/deploy/kubernetes":                                                  "examples/shop/deploy TestCluster",

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The dovetail authors
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build unix
+//go:build unix && engine
 
 package deploy
 
@@ -42,7 +42,7 @@ const (
 	patience = 5 * time.Minute  // for anything else
 )
 
-// TestEngine runs what docs/deployment.md shows for a container engine, line by line, where SHOP_ENGINE=docker says that there is
+// TestEngine runs what docs/deployment.md shows for a container engine, line by line, where the tag says that there is
 // one: the docker command with Compose and Buildx, an engine for Linux that it reaches, and the images that the files name, or
 // a registry that has them.
 //
@@ -50,9 +50,6 @@ const (
 // is looked at after each: the shop sells while containers die, by TLS too, metrics, traces and logs arrive, services drain. In
 // the end its containers, volumes and networks are gone; images stay, dovetail-shop:dev among them.
 func TestEngine(t *testing.T) {
-	if os.Getenv("SHOP_ENGINE") != "docker" {
-		t.Skip("SHOP_ENGINE is not set: run it with SHOP_ENGINE=docker where there is a container engine")
-	}
 	d := newDeployment(t)
 	var up *foreground
 	folder := d.root // in which the reader is

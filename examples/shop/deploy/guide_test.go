@@ -56,7 +56,7 @@ func TestGuide(t *testing.T) {
 			if _, err := compose(t, own, words); err != nil || folder != here {
 				t.Errorf("%v: %s in %s: %v", s.Block, s.Text, folder, err)
 			}
-		case "SHOP_ENGINE=docker":
+		case "go":
 			if ci := string(read(t, filepath.Join(root, ".github", "workflows", "ci.yml"))); !strings.Contains(ci, "- run: "+s.Text+"\n") {
 				t.Errorf("%v: CI, which has an engine, does not run %s", s.Block, s.Text)
 			}
