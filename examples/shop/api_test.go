@@ -255,7 +255,7 @@ func testBadInput(t *testing.T, shop *api) {
 		{"no items", 422, "invalid-input", "items", order()},
 		{"unknown payment method", 422, "invalid-input", "payment_method", map[string]any{"items": []lineItem{good}, "payment_method": "gold"}},
 		{"unknown field", 422, "invalid-input", "colour", map[string]any{"items": []lineItem{good}, "colour": "red"}},
-		{"wrong type", 422, "invalid-input", "items.quantity", `{"items":[{"product_id":"p-001","quantity":"two"}]}`},
+		{"wrong type", 422, "invalid-input", "items[0].quantity", `{"items":[{"product_id":"p-001","quantity":"two"}]}`},
 		{"a text with a NUL character", 422, "invalid-input", "items[0].product_id", order(lineItem{"product_id": "p-\x00", "quantity": 1})},
 		{"no JSON", 400, "malformed-json", "", `{"items":`},
 	} {

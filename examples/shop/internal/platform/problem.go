@@ -161,13 +161,16 @@ func Decode(w http.ResponseWriter, r *http.Request, v any) error {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
+		if wrongType, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+			return Invalid(fieldAt(body, wrongType.Offset), "is %s, want %s", jsonWord(wrongType.Value), typeWord(wrongType.Type))
+		}
 		return decodeError(err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "want one JSON value and nothing after it"}
 	}
-	if key, found := repeated(json.NewDecoder(bytes.NewReader(body))); found {
-		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Field: key, Detail: "is there twice in one object, want it once"}
+	if field, found := repeated(body); found {
+		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Field: field, Detail: "is there twice in one object, want it once"}
 	}
 	if field, found := withNUL(reflect.ValueOf(v), ""); found {
 		return Invalid(field, "has a NUL character in it")
@@ -175,30 +178,56 @@ func Decode(w http.ResponseWriter, r *http.Request, v any) error {
 	return nil
 }
 
-// repeated reads a value, which is valid, and returns a key that an object in it has twice. Keys that differ in upper and
-// lower case alone are the same to encoding/json.
-func repeated(d *json.Decoder) (key string, found bool) {
+// repeated returns the path of a key that an object in body, which is valid, has twice. Keys that differ in upper and lower
+// case alone are the same to encoding/json.
+func repeated(body []byte) (field string, found bool) {
+	walk(json.NewDecoder(bytes.NewReader(body)), "", false, func(path string, again bool) bool {
+		field, found = path, again
+		return !again
+	})
+	return field, found
+}
+
+// fieldAt returns the path of the value in body of which encoding/json had read offset bytes when it refused it.
+func fieldAt(body []byte, offset int64) (field string) {
+	d := json.NewDecoder(bytes.NewReader(body))
+	walk(d, "", false, func(path string, _ bool) bool {
+		field = path
+		return d.InputOffset() < offset
+	})
+	return field
+}
+
+// walk goes through the next value of d, which is valid, and all in it. It calls visit with the path of each, such as
+// "items[0].quantity", and with whether its key was in the same object before, until visit returns false.
+func walk(d *json.Decoder, path string, again bool, visit func(path string, again bool) bool) bool {
 	token, _ := d.Token()
-	if token != json.Delim('{') && token != json.Delim('[') {
-		return "", false
+	if !visit(path, again) {
+		return false
 	}
-	keys := map[string]bool{}
-	for d.More() {
-		if token == json.Delim('{') {
+	switch token {
+	case json.Delim('['):
+		for i := 0; d.More(); i++ {
+			if !walk(d, path+"["+strconv.Itoa(i)+"]", false, visit) {
+				return false
+			}
+		}
+	case json.Delim('{'):
+		keys := map[string]bool{}
+		for d.More() {
 			name, _ := d.Token()
 			key, _ := name.(string)
 			folded := strings.Map(foldedRune, key)
-			if keys[folded] {
-				return key, true
+			if !walk(d, strings.TrimPrefix(path+"."+key, "."), keys[folded], visit) {
+				return false
 			}
 			keys[folded] = true
 		}
-		if key, found := repeated(d); found {
-			return key, true
-		}
+	default:
+		return true
 	}
 	_, _ = d.Token() // its end
-	return "", false
+	return true
 }
 
 // foldedRune is the least of the characters that differ in case alone.
@@ -257,13 +286,10 @@ func Line(s string) bool {
 
 func decodeError(err error) error {
 	var tooLarge *http.MaxBytesError
-	var wrongType *json.UnmarshalTypeError
 	var syntax *json.SyntaxError
 	switch {
 	case errors.As(err, &tooLarge):
 		return BodyTooLarge(tooLarge.Limit)
-	case errors.As(err, &wrongType):
-		return Invalid(wrongType.Field, "is %s, want %s", jsonWord(wrongType.Value), typeWord(wrongType.Type))
 	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "the body is not complete, valid JSON"}
 	}
