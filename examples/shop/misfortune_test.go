@@ -565,8 +565,16 @@ func testConsoleInBadTimes(t *testing.T, browser context.Context, shop *api) {
 		f.says("GET /ops/api/sagas/o-1", saga(`"status":"compensating","step":"reserve"`, entry("pay", "do", "failed", "no money", "")))
 		v.open("/ops/sagas/o-1")
 		v.until("a step that was given up is no failure of now", `document.querySelector('#plan [data-state=given-up] .title').textContent === 'pay' && !document.querySelector('#plan [data-state=failed]')`)
+		// What a look was told stays, though the stream comes and goes.
+		const comesAndGoes = `performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/ops/api/live')).length >= 2`
+		f.says("GET /ops/api/live", ": not for long\n\n")
+		f.refuses(404, 0, "there is no saga o-1", "GET /ops/api/sagas/o-1")
+		v.open("/ops/sagas/o-1")
+		v.until("the stream comes and goes", comesAndGoes)
+		v.shows("#connection", "There is no saga o-1.")
 		f.refuses(403, 0, "this needs another role", "GET /ops/api/sagas/o-1")
 		v.open("/ops/sagas/o-1")
+		v.until("the stream comes and goes", comesAndGoes)
 		v.sees("This page is for operators")
 		v.until("who is none any more sees nothing else", `![...document.querySelectorAll('main *:is(button, input, a, dd)')].some((e) => e.checkVisibility())`)
 	})

@@ -38,12 +38,12 @@ export function keep(look, ...names) {
         due = false;
         try {
           await look();
-          if (failing) trouble('');
+          trouble(now, '');
           failing = false;
         } catch (err) {
           if (!(err instanceof Problem)) throw err;
           failing = true;
-          trouble(err);
+          trouble(now, err);
           if (err.status === 403 || err.status === 404) return;
         }
       }
@@ -81,7 +81,7 @@ export function listen() {
     on({ name, data }) {
       if (name === 'open') {
         flowing = true;
-        trouble('');
+        trouble(listen, '');
         if (!first) wake(); // who knows what was missed
         first = false;
         return;
@@ -97,12 +97,12 @@ export function listen() {
     },
     lost() {
       flowing = false;
-      trouble('The connection is lost; connecting again …');
+      trouble(listen, 'The connection is lost; connecting again …');
     },
     signal: leaving.signal,
   }).catch((err) => {
     if (!(err instanceof Problem)) throw err;
-    trouble(err);
+    trouble(listen, err);
   });
 }
 

@@ -22,22 +22,32 @@ export function operators() {
 }
 
 function turnAway() {
-  trouble('This page is for operators: sign in with an operator’s account.');
   for (const e of $('main').children) {
     if (!e.matches('h1, .heading, #connection')) e.hidden = true;
   }
   for (const e of $('main').querySelectorAll('.heading > :not(h1)')) e.hidden = true;
+  set($('connection'), 'This page is for operators: sign in with an operator’s account.');
+  $('connection').hidden = false;
+  away = true;
 }
 
-// trouble shows what is wrong, a text or a Problem; an empty text takes it away.
-export function trouble(what) {
+const troubles = new Map(); // by the part of the page whose they are, in the order in which they began
+let away = false;
+
+// trouble shows what is wrong with a part of the page, which any object stands for: a text or a Problem. An empty text takes
+// that away, and nothing that is wrong with another part.
+export function trouble(of, what) {
+  if (away) return;
   if (what instanceof Problem && what.status === 403) {
     turnAway();
     return;
   }
   const text = what instanceof Problem ? what.words : what;
-  set($('connection'), text);
-  $('connection').hidden = !text;
+  if (text) troubles.set(of, text);
+  else troubles.delete(of);
+  const [first = ''] = troubles.values();
+  set($('connection'), first);
+  $('connection').hidden = !first;
 }
 
 let decision; // {path, done} of the one that is asked for
