@@ -479,6 +479,29 @@ func testConsoleInBadTimes(t *testing.T, browser context.Context, shop *api) {
 		v.picture("not-known")
 	})
 
+	t.Run("an answer that comes after its successor", func(t *testing.T) {
+		v := v.in(t)
+		f.passes()
+		f.says("GET /ops/api/live", event("past", "[]"))
+		f.says("GET /ops/api/chaos", faults())
+		f.says("GET /ops/api/load", load)
+		f.says("GET /ops/api/invariants", invariants(0, holds))
+		held := v.hold("*/ops/api/load")
+		v.open("/ops")
+		<-held
+		v.evaluate(`window.rates = []; new MutationObserver(() => { rates.push(document.querySelector('#rate-value').textContent); }).observe(document.querySelector('#rate-value'), { childList: true })`)
+		more := strings.Replace(load, `"rate":3`, `"rate":7`, 1)
+		f.says("GET /ops/api/load", more)
+		f.says("GET /ops/api/live", event("load", more))
+		f.CloseClientConnections()
+		v.until("the stream brings the load", `document.querySelector('#rate').value === '7'`)
+		v.release()
+		v.shows("#verdict", "not known") // which is asked for after the load, and was so half an hour ago
+		if !v.evaluate(`return rates.join() === '7'`) {
+			t.Error("the page went back to the load of before, want the one that the stream has told")
+		}
+	})
+
 	t.Run("sagas of many pages", func(t *testing.T) {
 		v := v.in(t)
 		f.passes()

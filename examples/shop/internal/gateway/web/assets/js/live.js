@@ -56,18 +56,24 @@ export function keep(look, ...names) {
   return now;
 }
 
+// hearAndAsk calls show with the data of each event of this name. The returned function asks for the same at this path; an
+// answer during which the stream has told something newer is not shown.
+export function hearAndAsk(name, path, show) {
+  let told = 0;
+  hear(name, (data) => {
+    told++;
+    show(data);
+  });
+  return async () => {
+    const before = told;
+    const answer = await api('GET', path, { once: true });
+    if (told === before) show(answer);
+  };
+}
+
 // hearTraffic calls show with what happens in the shop, as the stream tells it, at first and without a stream as it is asked for.
 export function hearTraffic(show) {
-  let told = 0;
-  hear('traffic', (sample) => {
-    told++;
-    show(sample);
-  });
-  keep(async () => {
-    const before = told;
-    const sample = await api('GET', '/ops/api/traffic', { once: true });
-    if (told === before) show(sample); // what the stream has told meanwhile is newer
-  });
+  keep(hearAndAsk('traffic', '/ops/api/traffic', show));
 }
 
 // listen opens the stream, for as long as the page is open.

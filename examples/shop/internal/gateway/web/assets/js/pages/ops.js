@@ -9,7 +9,7 @@ import { $, fill, part, set, stamp } from '../dom.js';
 import { submitting } from '../fields.js';
 import { sentence, whole } from '../format.js';
 import { frame, say } from '../frame.js';
-import { hear, hearTraffic, keep, listen } from '../live.js';
+import { hear, hearAndAsk, hearTraffic, keep, listen } from '../live.js';
 import { ServiceMap } from '../map.js';
 import { operators } from '../operator.js';
 import { clock, figure, perSecond, span } from '../units.js';
@@ -193,11 +193,9 @@ async function end(path) {
 
 let look = () => {};
 
-async function desk() {
+async function desk(parts) {
   try {
-    chaos(await api('GET', '/ops/api/chaos', { once: true }));
-    load(await api('GET', '/ops/api/load', { once: true }));
-    invariants(await api('GET', '/ops/api/invariants', { once: true }));
+    for (const ask of parts) await ask();
   } catch (err) {
     if (err.status !== 404) throw err;
     for (const sheet of document.querySelectorAll('.desk')) sheet.hidden = true;
@@ -219,9 +217,9 @@ if (operators()) {
   submitting($('chaos'), begin);
   $('end-all').addEventListener('click', () => end('/ops/api/chaos'));
   hear('past', (moments) => charts.past(moments));
-  for (const [name, show] of Object.entries({ faults: chaos, load, invariants })) hear(name, show);
   hearTraffic(traffic);
-  look = keep(desk);
+  const parts = [hearAndAsk('faults', '/ops/api/chaos', chaos), hearAndAsk('load', '/ops/api/load', load), hearAndAsk('invariants', '/ops/api/invariants', invariants)];
+  look = keep(() => desk(parts));
   setInterval(judge, 5000);
   listen();
 }
