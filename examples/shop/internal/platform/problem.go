@@ -154,17 +154,14 @@ func Decode(w http.ResponseWriter, r *http.Request, v any) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
 	switch {
 	case err != nil:
-		return decodeError(err)
+		return decodeError(nil, err)
 	case !utf8.Valid(body): // what is not would be replaced, and two passwords could become one
 		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "the body is not UTF-8"}
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		if wrongType, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return Invalid(fieldAt(body, wrongType.Offset), "is %s, want %s", jsonWord(wrongType.Value), typeWord(wrongType.Type))
-		}
-		return decodeError(err)
+		return decodeError(body, err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "want one JSON value and nothing after it"}
@@ -284,12 +281,16 @@ func Line(s string) bool {
 	return seen
 }
 
-func decodeError(err error) error {
+// decodeError is what to answer when a body could not be read, or what has been read of it not decoded.
+func decodeError(body []byte, err error) error {
 	var tooLarge *http.MaxBytesError
+	var wrongType *json.UnmarshalTypeError
 	var syntax *json.SyntaxError
 	switch {
 	case errors.As(err, &tooLarge):
 		return BodyTooLarge(tooLarge.Limit)
+	case errors.As(err, &wrongType):
+		return Invalid(fieldAt(body, wrongType.Offset), "is %s, want %s", jsonWord(wrongType.Value), typeWord(wrongType.Type))
 	case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return &Error{Status: http.StatusBadRequest, Code: "malformed-json", Detail: "the body is not complete, valid JSON"}
 	}
